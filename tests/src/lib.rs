@@ -1,1 +1,7 @@
-//! Harness shared by the tests.
+//! What the project is tested with: the golden sets that Linux wrote, deterministic writes that can be checked
+//! afterwards, stock kernels in an emulated machine, and the built programs.
+
+pub mod golden;
+pub mod paths;
+pub mod sparse;
+pub mod stamp;

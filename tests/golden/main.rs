@@ -1,0 +1,3 @@
+//! Tests over the golden sets.
+
+mod sets;
