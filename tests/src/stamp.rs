@@ -79,7 +79,7 @@ impl Load {
                 fill(bytes, at + sector as u64, number);
             }
             target.write_all_at(block, at * SECTOR as u64)?;
-            if sync_every != 0 && number % sync_every == 0 {
+            if sync_every != 0 && number.is_multiple_of(sync_every) {
                 sync(&target, ack.as_ref(), number)?;
             }
         }

@@ -1,1 +1,4 @@
-//! Support code of the programs.
+//! The programs' code. Each file in `bin/` only calls into [`cli`], where one module a program or subcommand has its
+//! arguments and prints its answer.
+
+pub mod cli;
