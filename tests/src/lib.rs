@@ -5,3 +5,4 @@ pub mod golden;
 pub mod paths;
 pub mod sparse;
 pub mod stamp;
+pub mod vm;

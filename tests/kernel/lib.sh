@@ -1,0 +1,44 @@
+# Sourced by every job that runs in the emulated machine: what jobs do with the kernel's bcache.
+set -euo pipefail
+
+# Waits up to 30 s for a condition, given as a command.
+await() {
+  local tick
+  for ((tick = 0; tick < 300; tick++)); do
+    if "$@"; then return 0; fi
+    sleep 0.1
+  done
+  echo "waited in vain: $*" >&2
+  dmesg | tail -n 30 >&2
+  return 1
+}
+
+load_bcache() {
+  modprobe bcache
+  await test -e /sys/fs/bcache/register
+}
+
+register() {
+  local device
+  for device in "$@"; do echo "$device" > /sys/fs/bcache/register; done
+}
+
+gone() { ! compgen -G "$1" > /dev/null; }
+
+# Stops every bcache device and cache set, cleanly, and waits until they are gone.
+stop_bcache() {
+  local file
+  for file in /sys/block/bcache*/bcache/stop /sys/fs/bcache/*-*/stop; do
+    [[ ! -e $file ]] || echo 1 > "$file"
+  done
+  await gone '/sys/block/bcache*'
+  await gone '/sys/fs/bcache/*-*'
+}
+
+# Nothing of ours may make the kernel complain.
+no_kernel_complaints() {
+  if dmesg | grep -E 'BUG|WARNING|Oops|bcache:.*(error|corrupt|bad|invalid|fail)'; then
+    echo 'the kernel complained' >&2
+    return 1
+  fi
+}

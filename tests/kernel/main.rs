@@ -1,0 +1,4 @@
+//! Tests against the kernel's bcache, in an emulated machine: `cargo test --test kernel -- --ignored`.
+
+mod golden;
+mod machine;

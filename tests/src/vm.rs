@@ -1,0 +1,113 @@
+//! A stock Debian kernel in an emulated machine, driven through `tests/kernel/vm`.
+//!
+//! A boot takes ten seconds or so: put what belongs together into one job. Tests that boot are `#[ignore]`d, because
+//! they need QEMU and a kernel to download; `./tests/run` runs them where it can.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths;
+
+/// Exit status of a machine that died before its job ended.
+pub const DIED: i32 = 125;
+
+/// A machine to boot.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    kernel: &'static str,
+    disks: Vec<String>,
+    share: Option<PathBuf>,
+    memory: u32,
+    seconds: u32,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The job's exit status, or [`DIED`].
+    pub status: i32,
+    /// What the job printed, both streams.
+    pub output: String,
+    /// What the harness said: failed boots, and the console's end if the machine died.
+    pub console: String,
+}
+
+impl Machine {
+    /// A machine with the kernel series `6.12` or `6.1`.
+    pub fn new(kernel: &'static str) -> Machine {
+        Machine { kernel, disks: Vec::new(), share: None, memory: 2048, seconds: 300 }
+    }
+
+    /// Adds a raw image as the next disk: `/dev/vda`, `/dev/vdb`, ...
+    pub fn disk(self, image: &Path) -> Machine {
+        self.disk_with(image, "")
+    }
+
+    /// Adds a raw image that is not changed by what the machine writes.
+    pub fn snapshot(self, image: &Path) -> Machine {
+        self.disk_with(image, ",snapshot")
+    }
+
+    /// Adds a raw image as a disk with logical blocks of 4096 bytes.
+    pub fn disk_4k(self, image: &Path) -> Machine {
+        self.disk_with(image, ",4k")
+    }
+
+    fn disk_with(mut self, image: &Path, options: &str) -> Machine {
+        self.disks.push(format!("{}{options}", image.display()));
+        self
+    }
+
+    /// Makes a directory writable in the machine, at `/share`, where the job starts.
+    pub fn share(mut self, dir: &Path) -> Machine {
+        self.share = Some(dir.to_path_buf());
+        self
+    }
+
+    /// Memory in MiB instead of 2048.
+    pub fn memory(mut self, mebibytes: u32) -> Machine {
+        self.memory = mebibytes;
+        self
+    }
+
+    /// Seconds that the job may take instead of 300.
+    pub fn seconds(mut self, seconds: u32) -> Machine {
+        self.seconds = seconds;
+        self
+    }
+
+    /// Boots, runs a bash script as root with `tests/kernel/lib.sh` sourced, and waits for its end.
+    pub fn run(&self, script: &str) -> Result<Finished> {
+        let here = paths::repository().join("tests/kernel");
+        let dir = paths::scratch()?;
+        let job = dir.path().join("job");
+        std::fs::write(&job, format!(". '{}'\n{script}\n", here.join("lib.sh").display()))?;
+        let mut command = Command::new(here.join("vm"));
+        command.args(["--kernel", self.kernel]);
+        command.args(["--memory", &self.memory.to_string(), "--timeout", &self.seconds.to_string()]);
+        for disk in &self.disks {
+            command.args(["--disk", disk]);
+        }
+        if let Some(share) = &self.share {
+            command.arg("--share").arg(share);
+        }
+        let output = command.arg(&job).output().context("tests/kernel/vm")?;
+        Ok(Finished {
+            status: output.status.code().unwrap_or(DIED),
+            output: String::from_utf8_lossy(&output.stdout).into_owned(),
+            console: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Like [`Machine::run`], but a job that does not end with success is an error that tells all that was said.
+    pub fn succeed(&self, script: &str) -> Result<String> {
+        let finished = self.run(script)?;
+        if finished.status != 0 {
+            let Finished { status, output, console } = finished;
+            bail!("the job ended with {status}\n--- output\n{output}\n--- machine\n{console}");
+        }
+        Ok(finished.output)
+    }
+}
