@@ -2,3 +2,7 @@
 //! arguments and prints its answer.
 
 pub mod cli;
+pub mod describe;
+pub mod make;
+pub mod signature;
+pub mod target;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Out, Outcome, completions};
+use super::{Out, Outcome, completions, make, show};
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
 #[derive(Debug, Parser)]
@@ -14,12 +14,17 @@ pub struct Bcache {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Make(make::Args),
+    #[command(visible_alias = "show-super")]
+    Show(show::Args),
     Completions(completions::Args),
 }
 
 /// Runs the subcommand that the command line names.
 pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
     match bcache.command {
+        Command::Make(args) => make::run(args, out),
+        Command::Show(args) => show::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }
 }

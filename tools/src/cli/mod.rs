@@ -10,6 +10,8 @@ use clap::Parser;
 
 pub mod bcache;
 pub mod completions;
+pub mod make;
+pub mod show;
 
 /// Standard output.
 pub type Out<'a> = BufWriter<StdoutLock<'a>>;
