@@ -1,1 +1,7 @@
 //! The cache engine.
+
+pub mod dev;
+pub mod env;
+pub mod sim;
+pub mod sync;
+pub mod volume;

@@ -1,0 +1,94 @@
+//! The only door to time, chance and concurrency.
+//!
+//! Engine code takes an [`Env`] and asks it for the clock, random numbers, timers, new tasks and helper threads.
+//! The production [`Runtime`](crate::env::Runtime) answers with the real ones; the simulator's answers follow
+//! from its seed alone.
+
+mod core;
+mod task;
+mod timer;
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use self::core::{Core, Host, Job, MainTask};
+pub use self::task::{Offloaded, Task, YieldNow};
+pub use self::timer::{Elapsed, Sleep, Timeout};
+
+/// A handle to the runtime; clones are cheap and equal.
+#[derive(Clone)]
+pub struct Env {
+    core: Rc<Core>,
+}
+
+impl Env {
+    pub(crate) fn new(core: Rc<Core>) -> Env {
+        Env { core }
+    }
+
+    pub(crate) fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
+    /// Nanoseconds since some fixed moment; never goes back.
+    pub fn now(&self) -> u64 {
+        self.core.host.now()
+    }
+
+    /// Seconds since 1970, as bcache's uuid table and superblocks store them.
+    pub fn wall_secs(&self) -> u32 {
+        self.core.host.wall_secs()
+    }
+
+    /// 64 random bits.
+    pub fn random(&self) -> u64 {
+        self.core.host.random()
+    }
+
+    /// Completes `duration` after its first poll.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        Sleep::new(Rc::clone(&self.core), duration)
+    }
+
+    /// Runs `future` beside all others on this thread. Dropping the [`Task`] detaches it: nothing is ever
+    /// cancelled in the middle of an operation.
+    pub fn spawn<F>(&self, future: F) -> Task<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        self.core.spawn(future)
+    }
+
+    /// Lets every other task that is ready run first.
+    pub fn yield_now(&self) -> YieldNow {
+        YieldNow::default()
+    }
+
+    /// Runs `job`, which is heavy on the processor, on a helper thread.
+    ///
+    /// # Panics
+    ///
+    /// Awaiting it panics if the job did.
+    pub fn offload<T, F>(&self, job: F) -> Offloaded<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (shared, offloaded) = Offloaded::pair();
+        let job: Job = Box::new(move || {
+            let answer = task::Answer(Arc::clone(&shared));
+            let value = job();
+            answer.give(value);
+        });
+        self.core.host.offload(self, job);
+        offloaded
+    }
+
+    /// Gives `future` at most `limit`; it is dropped when that is over.
+    pub fn timeout<F: Future>(&self, limit: Duration, future: F) -> Timeout<F> {
+        Timeout::new(self.sleep(limit), future)
+    }
+}

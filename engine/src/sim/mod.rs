@@ -1,0 +1,39 @@
+//! A world that follows from a seed: scheduler, clock and disks for tests.
+//!
+//! One seed is one run. Everything that is left to chance (which ready task runs next, how long an operation
+//! takes, what of the volatile writes survives a power cut) is drawn from one generator, and
+//! [`Runtime::trace_hash`] tells whether two runs took the same course.
+//!
+//! # Fault model
+//!
+//! What a [`Disk`] may do to its user, each rule with a test of its own in `sim/tests.rs`:
+//!
+//! * **Volatile cache.** A completed write is seen by reads at once and survives a power cut only if a flush
+//!   that began after its completion has completed, or if it was made with FUA.
+//! * **Reordering.** Operations in flight take their own time and complete in any order.
+//! * **Torn writes.** At a power cut every 512-byte sector not yet durable decides for itself: it keeps its last
+//!   durable bytes or takes those of any write since, writes in flight included.
+//! * **Cut at any I/O.** A [`Power`] supply counts starts and ends of operations of all its disks and goes off at
+//!   a chosen count. From then on nothing completes and nothing new begins.
+//! * **Independent fates.** What survives is chosen for each disk alone ([`Survival`]).
+//! * **Errors.** [`Fault`]s make chosen ranges fail, for ever or a number of times. A failed write leaves each of
+//!   its sectors old or new; a failed flush makes nothing durable.
+//! * **Delays.** Latency is drawn from a range for each kind of operation; a fault may add more.
+//! * **Discards** leave a range undefined: zeroes, the old bytes or garbage, as the disk was made.
+
+mod disk;
+mod fault;
+mod image;
+mod power;
+mod rng;
+mod runtime;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use disk::{AfterDiscard, Config, Disk, Stats};
+pub use fault::{Fault, FaultOn};
+pub use image::Image;
+pub use power::{Power, Survival};
+pub use rng::Rng;
+pub use runtime::{Outcome, Runtime};

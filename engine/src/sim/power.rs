@@ -1,0 +1,71 @@
+//! The power supply of simulated disks: where runs are cut.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// Counts the I/O events of all disks connected to it, and fails at a chosen one.
+///
+/// An event is the start or the end of any operation of any connected disk. Once the supply is off, operations
+/// in flight never complete, new ones never begin, and [`Runtime::run`](super::Runtime::run) ends.
+#[derive(Clone, Default)]
+pub struct Power(Rc<State>);
+
+#[derive(Default)]
+struct State {
+    events: Cell<u64>,
+    cut_at: Cell<Option<u64>>,
+    off: Cell<bool>,
+}
+
+impl Power {
+    /// A supply that stays on until told otherwise.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the supply fail at event number `event` (counted from 0 when the supply was made), before its effect.
+    pub fn cut_at(&self, event: u64) {
+        self.0.cut_at.set(Some(event));
+    }
+
+    /// Switches the supply off now.
+    pub fn cut(&self) {
+        self.0.off.set(true);
+    }
+
+    /// Whether the supply is off.
+    pub fn is_off(&self) -> bool {
+        self.0.off.get()
+    }
+
+    /// Events so far: a run that counted this many can be cut at any number below.
+    pub fn events(&self) -> u64 {
+        self.0.events.get()
+    }
+
+    /// Counts an event; false if there is no power for it.
+    pub(super) fn event(&self) -> bool {
+        let event = self.0.events.get();
+        if self.0.cut_at.get().is_some_and(|at| event >= at) {
+            self.0.off.set(true);
+        }
+        if self.0.off.get() {
+            return false;
+        }
+        self.0.events.set(event + 1);
+        true
+    }
+}
+
+/// What becomes of writes that were not yet durable when the power went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survival {
+    /// Each sector chooses, with a bias towards old or new that is itself chosen for the whole disk.
+    Seeded,
+    /// Completed writes survive, those in flight are lost.
+    Completed,
+    /// Everything survives, writes in flight included.
+    All,
+    /// Nothing survives that was not flushed.
+    None,
+}
