@@ -230,7 +230,7 @@ mod tests {
         for len in [0, 1, 512, 4096, 4097, 65536, 3 << 20] {
             let buf = Buf::zeroed(len);
             assert_eq!(buf.len(), len);
-            assert!(len == 0 || buf.as_ptr() as usize % PAGE == 0);
+            assert!(len == 0 || (buf.as_ptr() as usize).is_multiple_of(PAGE));
             assert!(buf.iter().all(|b| *b == 0));
         }
     }

@@ -80,7 +80,7 @@ pub(crate) fn check(dev: &dyn BlockDev, op: DevOp, at: u64, len: u64) -> Result<
     let geometry = dev.geometry();
     let block = u64::from(geometry.logical_block);
     let inside = at.checked_add(len).is_some_and(|end| end <= geometry.bytes);
-    if !inside || at % block != 0 || len % block != 0 {
+    if !inside || !at.is_multiple_of(block) || !len.is_multiple_of(block) {
         return Err(DevError::new(dev.name(), op, at, len, libc::EINVAL));
     }
     if geometry.read_only && !matches!(op, DevOp::Read | DevOp::Flush) {

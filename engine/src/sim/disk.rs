@@ -371,7 +371,7 @@ impl BlockDev for Disk {
             _ if !self.0.config.geometry.discard => None,
             AfterDiscard::Unchanged => None,
             AfterDiscard::Zeroes => Some(Content::Zeroes),
-            AfterDiscard::Garbage => Some(Content::Garbage(self.0.world.rng(|rng| rng.next()))),
+            AfterDiscard::Garbage => Some(Content::Garbage(self.0.world.rng(|rng| rng.bits()))),
         };
         self.start((DevOp::Discard, at, len), content, false, |_, _| ())
     }

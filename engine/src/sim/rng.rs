@@ -18,7 +18,7 @@ impl Rng {
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
@@ -26,7 +26,7 @@ impl Rng {
     /// A number below `bound`, or 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         // The product's high half is uniform enough: bounds here are tiny against 2^64.
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+        ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A number in `low..=high`.
@@ -41,6 +41,6 @@ impl Rng {
 
     /// A generator independent of this one's further course.
     pub fn fork(&mut self) -> Rng {
-        Rng(self.next())
+        Rng(self.bits())
     }
 }

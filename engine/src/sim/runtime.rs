@@ -46,7 +46,7 @@ impl Host for SimHost {
     }
 
     fn random(&self) -> u64 {
-        self.0.rng(Rng::next)
+        self.0.rng(Rng::bits)
     }
 
     fn offload(&self, env: &Env, job: Job) {

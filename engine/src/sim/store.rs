@@ -102,7 +102,7 @@ impl Version {
                 let mut rng = Rng::new(mix(seed ^ (page * SECTORS as u64 + sector as u64)));
                 let mut bytes = [0u8; SECTOR];
                 for word in bytes.chunks_exact_mut(8) {
-                    word.copy_from_slice(&rng.next().to_le_bytes());
+                    word.copy_from_slice(&rng.bits().to_le_bytes());
                 }
                 image.set_sector(page, sector, Some(&bytes));
             }
@@ -149,7 +149,7 @@ impl Store {
         for part in change.parts(&self.current) {
             let mut version = change.version(&part, self.seq);
             if let Some(rng) = &mut torn {
-                version.mask &= rng.next() as u8;
+                version.mask &= rng.bits() as u8;
             }
             version.store_all(&mut self.current, part.page);
             if durable {
