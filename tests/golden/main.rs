@@ -1,3 +1,5 @@
 //! Tests over the golden sets.
 
+#![allow(clippy::unwrap_used)] // a test says what went wrong by failing
+
 mod sets;

@@ -1,4 +1,6 @@
 //! Tests against the kernel's bcache, in an emulated machine: `cargo test --test kernel -- --ignored`.
 
+#![allow(clippy::unwrap_used)] // a test says what went wrong by failing
+
 mod golden;
 mod machine;

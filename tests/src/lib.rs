@@ -1,6 +1,7 @@
 //! What the project is tested with: the golden sets that Linux wrote, deterministic writes that can be checked
 //! afterwards, stock kernels in an emulated machine, and the built programs.
 
+pub mod cmd;
 pub mod golden;
 pub mod paths;
 pub mod sparse;

@@ -24,6 +24,9 @@ pub const BUCKET_DEFAULT: u64 = 512 << 10;
 /// The last sector that the superblock's block covers: a cache's first bucket comes after it.
 const RESERVED_SECTORS: u32 = 23;
 
+/// Bytes of the superblock that are written. The word behind them belongs to the obsolete form of large buckets.
+const CLASSIC_BYTES: usize = std::mem::offset_of!(RawSuperblock, obso_bucket_size_hi);
+
 /// What to format, and how.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -157,6 +160,7 @@ impl Part {
 /// The first reason not to format, of any device.
 pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     check_request(request)?;
+    check_twins(request)?;
     let open =
         |paths: &[PathBuf]| paths.iter().map(|path| open(path, request)).collect::<Result<Vec<_>, _>>();
     let (caches, backing) = (open(&request.caches)?, open(&request.backing)?);
@@ -193,7 +197,8 @@ impl Plan {
             }
             // What stands before the superblock is of the old content: boot sectors, labels, file systems.
             target.write(&[0; SB_OFFSET as usize], 0)?;
-            target.write(raw.as_bytes(), SB_OFFSET)?;
+            let superblock = raw.as_bytes().get(..CLASSIC_BYTES).unwrap_or_default();
+            target.write(superblock, SB_OFFSET)?;
             target.sync()?;
         }
         Ok(())
@@ -218,6 +223,19 @@ fn check_request(request: &Request) -> Result<(), Refusal> {
     }
     if request.set_uuid.is_nil() {
         return Err(Refusal::SetUuid);
+    }
+    Ok(())
+}
+
+/// One device under two names would be formatted twice.
+fn check_twins(request: &Request) -> Result<(), Refusal> {
+    let mut seen = Vec::new();
+    for path in request.caches.iter().chain(&request.backing) {
+        let identity = target::identity(path)?;
+        if let Some((_, twin)) = seen.iter().find(|(earlier, _)| *earlier == identity) {
+            return Err(Refusal::SameDevice(PathBuf::clone(twin), path.clone()));
+        }
+        seen.push((identity, path.clone()));
     }
     Ok(())
 }
@@ -263,11 +281,6 @@ fn open(path: &Path, request: &Request) -> Result<(Target, Vec<(u64, usize)>), R
 
 /// The block size in sectors: the one asked for, or the largest that a device takes by itself.
 fn block_size(request: &Request, targets: &[&Target]) -> Result<u16, Refusal> {
-    for (index, target) in targets.iter().enumerate() {
-        if let Some(twin) = targets[..index].iter().find(|earlier| earlier.is_same(target)) {
-            return Err(Refusal::SameDevice(twin.path().to_path_buf(), target.path().to_path_buf()));
-        }
-    }
     let default = targets.iter().map(|target| u64::from(target.default_block())).max().unwrap_or(SECTOR_SIZE);
     let block = request.block.unwrap_or(default);
     check_size("block", block, SECTOR_SIZE, u64::from(BLOCK_SECTORS_MAX) * SECTOR_SIZE)?;

@@ -35,7 +35,16 @@ pub struct Target {
     bytes: u64,
     logical_block: u32,
     default_block: u32,
-    identity: (u64, u64),
+}
+
+/// What a path leads to, however it is spelled: the device or inode.
+///
+/// # Errors
+/// There is nothing at the path.
+pub fn identity(path: &Path) -> Result<(u64, u64), Error> {
+    let meta = fs::metadata(path).map_err(|error| Error::Open(path.to_path_buf(), error))?;
+    let block = meta.file_type().is_block_device();
+    Ok(if block { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) })
 }
 
 impl Target {
@@ -72,8 +81,7 @@ impl Target {
         let logical_block = sysfs.as_deref().map_or(Ok(512), logical_block).map_err(io)?;
         // Of a file the original takes the file system's block; what is beyond a page no kernel would take.
         let default_block = if block { logical_block } else { (meta.blksize() as u32).clamp(512, 4096) };
-        let identity = if block { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
-        Ok(Target { path: path.to_path_buf(), file, bytes, logical_block, default_block, identity })
+        Ok(Target { path: path.to_path_buf(), file, bytes, logical_block, default_block })
     }
 
     /// Its path, as it was given.
@@ -105,12 +113,6 @@ impl Target {
     #[must_use]
     pub fn default_block(&self) -> u32 {
         self.default_block
-    }
-
-    /// Whether both are the same device or file under two names.
-    #[must_use]
-    pub fn is_same(&self, other: &Target) -> bool {
-        self.identity == other.identity
     }
 
     /// Reads exactly `buffer.len()` bytes at `at`.

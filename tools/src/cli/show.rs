@@ -136,7 +136,7 @@ fn text(device: &Path, force: bool, out: &mut Out) -> io::Result<u8> {
     }
     write!(out, "sb.first_sector\t\t{}", raw.offset)?;
     if raw.offset.get() != SB_SECTOR {
-        writeln!(out, " [expected {SB_SECTOR}]")?;
+        writeln!(out, " [expected {SB_SECTOR}s]")?; // the original says "8s"
         complain(out, "Invalid superblock (bad sector)")?;
         return Ok(BAD);
     }
