@@ -2,6 +2,8 @@
 
 pub mod dev;
 pub mod env;
+pub mod net;
+mod raw;
 pub mod sim;
 pub mod sync;
 pub mod volume;

@@ -5,11 +5,17 @@
 
 mod buf;
 mod error;
+mod file;
 mod io;
+#[cfg(test)]
+mod tests;
+mod wrap;
 
 pub use buf::{Buf, PAGE, Shared};
 pub use error::{DevError, DevOp};
+pub use file::{OpenMode, open};
 pub use io::{Completer, Io};
+pub use wrap::{Counting, Counts, Delay, ReadOnly};
 
 /// Smallest unit a device writes atomically and the unit of bcache's own addresses, in bytes.
 pub const SECTOR: u64 = 512;

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use async_task::Runnable;
 use slab::Slab;
 
-use super::{Env, Task};
+use super::{Env, Reactor, Task};
 
 /// Work for a helper thread.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
@@ -26,6 +26,10 @@ pub(crate) trait Host {
     fn random(&self) -> u64;
     /// Runs `job` off this thread, or at some later moment on it.
     fn offload(&self, env: &Env, job: Job);
+    /// Where real I/O is done; the simulated world has none.
+    fn reactor(&self) -> Option<&Reactor> {
+        None
+    }
 }
 
 /// The part of a runtime that wakers on any thread may touch.
@@ -139,6 +143,11 @@ impl Core {
             let woken = std::mem::take(&mut *self.gate.inbox.lock().unwrap_or_else(PoisonError::into_inner));
             self.ready.borrow_mut().extend(woken);
         }
+    }
+
+    /// Whether other threads woke something since the inbox was drained.
+    pub(crate) fn has_inbox(&self) -> bool {
+        self.gate.filled.load(Ordering::Acquire)
     }
 
     /// Number of tasks that could run now.

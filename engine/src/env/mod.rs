@@ -5,15 +5,28 @@
 //! from its seed alone.
 
 mod core;
+mod reactor;
+mod rng;
+mod runtime;
+mod signal;
 mod task;
+#[cfg(test)]
+mod tests;
 mod timer;
 
 use std::future::Future;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use self::core::{Core, Host, Job, MainTask};
+pub use self::reactor::Backend;
+pub(crate) use self::reactor::{Handle, Op, Reactor};
+pub use self::rng::Rng;
+pub(crate) use self::rng::mix;
+pub use self::runtime::Runtime;
+pub use self::signal::Signals;
 pub use self::task::{Offloaded, Task, YieldNow};
 pub use self::timer::{Elapsed, Sleep, Timeout};
 
@@ -28,8 +41,9 @@ impl Env {
         Env { core }
     }
 
-    pub(crate) fn core(&self) -> &Rc<Core> {
-        &self.core
+    /// Where real I/O is done, if this is the real world.
+    pub(crate) fn reactor(&self) -> io::Result<&Reactor> {
+        self.core.host.reactor().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// Nanoseconds since some fixed moment; never goes back.

@@ -25,15 +25,15 @@ mod disk;
 mod fault;
 mod image;
 mod power;
-mod rng;
+
 mod runtime;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use crate::env::Rng;
 pub use disk::{AfterDiscard, Config, Disk, Stats};
 pub use fault::{Fault, FaultOn};
 pub use image::Image;
 pub use power::{Power, Survival};
-pub use rng::Rng;
 pub use runtime::{Outcome, Runtime};

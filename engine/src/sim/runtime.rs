@@ -8,8 +8,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::Power;
-use super::rng::{Rng, mix};
 use crate::env::{Core, Env, Host, Job, MainTask};
+use crate::env::{Rng, mix};
 
 /// What the host and the runtime share.
 pub(super) struct World {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Survival;
 use super::image::{Image, PAGE, SECTORS};
-use super::rng::{Rng, mix};
 use crate::dev::Shared;
+use crate::env::{Rng, mix};
 
 const SECTOR: usize = 512;
 

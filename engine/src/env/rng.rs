@@ -1,11 +1,11 @@
-//! The generator behind every choice of the simulator.
+//! The generator behind every random choice, in the simulator and outside it.
 
 /// SplitMix64: tiny, fast, and the same on every machine.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
 /// The finaliser of SplitMix64; also mixes the trace hash.
-pub(super) fn mix(mut z: u64) -> u64 {
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
