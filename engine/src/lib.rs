@@ -2,6 +2,7 @@
 
 pub mod dev;
 pub mod env;
+pub mod fsck;
 pub mod net;
 mod raw;
 pub mod sim;

@@ -2,4 +2,5 @@
 
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
+mod export;
 mod sets;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Out, Outcome, completions, make, show};
+use super::{Out, Outcome, completions, export, make, show};
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
 #[derive(Debug, Parser)]
@@ -17,6 +17,7 @@ enum Command {
     Make(make::Args),
     #[command(visible_alias = "show-super")]
     Show(show::Args),
+    Export(export::Args),
     Completions(completions::Args),
 }
 
@@ -25,6 +26,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
     match bcache.command {
         Command::Make(args) => make::run(args, out),
         Command::Show(args) => show::run(args, out),
+        Command::Export(args) => export::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }
 }

@@ -9,7 +9,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub mod bcache;
+pub mod choose;
 pub mod completions;
+pub mod devices;
+pub mod export;
 pub mod make;
 pub mod show;
 

@@ -1,0 +1,144 @@
+//! The set's extents, btree and journal merged, in order.
+
+use super::devices::Cache;
+use super::extent_map::ExtentMap;
+use super::fault::{Fault, What};
+use super::gens::Gens;
+use super::node::NodeRef;
+use super::overlay::{Layer, Overlay};
+use super::tree::{Step, Walk};
+use bcache_format::{Bkey, Pos, Ptr, Structure};
+
+/// Staleness above which generations cannot be compared any more (`BUCKET_GC_GEN_MAX`): the kernel stops the set.
+pub const STALE_MAX: u8 = 96;
+
+/// What an extent's pointer is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The data is on the cache device, at this pointer.
+    Live(Ptr),
+    /// The bucket has been reused, or may have been, this many generations ago: a miss.
+    Stale(u8),
+    /// Without a pointer: it only hides older keys. A miss.
+    Empty,
+    /// Pointer to a device that no set has, such as the placeholder of a cache miss. A miss.
+    NoDevice,
+}
+
+/// One extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its key, cut to what newer ones leave of it.
+    pub key: Bkey,
+    /// What its pointer is worth.
+    pub state: State,
+    /// Whether it is in the btree, or newer and only in the journal.
+    pub layer: Layer,
+}
+
+impl Extent {
+    /// The key's worth (`bch_extent_bad`).
+    #[must_use]
+    pub fn new(key: Bkey, layer: Layer, gens: &Gens) -> Self {
+        let stale = key.ptrs().iter().map(|ptr| gens.stale(*ptr)).max().unwrap_or(0);
+        let state = match key.ptr() {
+            None => State::Empty,
+            Some(_) if key.ptrs().iter().any(|ptr| !ptr.is_device()) => State::NoDevice,
+            Some(_) if stale > 0 => State::Stale(stale),
+            Some(ptr) => State::Live(ptr),
+        };
+        Self { key, state, layer }
+    }
+    /// Where its data is, unless it is a miss.
+    #[must_use]
+    pub const fn live(&self) -> Option<Ptr> {
+        match self.state {
+            State::Live(ptr) => Some(ptr),
+            _ => None,
+        }
+    }
+}
+
+/// Extents of a range, in order. After an error the walk may be continued: what follows is what could be read.
+pub struct Extents<'v> {
+    merged: Overlay<Leaves<'v>, Box<dyn Iterator<Item = Bkey> + 'v>, Fault>,
+    cache: &'v Cache,
+    gens: &'v Gens,
+    from: Pos,
+    to: Pos,
+}
+
+impl<'v> Extents<'v> {
+    /// The extents of `from..to`, cut to it.
+    #[must_use]
+    pub fn new(
+        cache: &'v Cache,
+        root: Option<NodeRef>,
+        gens: &'v Gens,
+        journal: &'v ExtentMap,
+        from: Pos,
+        to: Pos,
+    ) -> Self {
+        let walk = root.map(|root| Walk::new(cache, root, from, to));
+        let leaves = Leaves { walk, gens, keys: Vec::new().into_iter(), faults: Vec::new().into_iter() };
+        let journal = Box::new(journal.from(from).take_while(move |key| key.start_pos() < to));
+        Self { merged: Overlay::new(leaves, journal), cache, gens, from, to }
+    }
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Result<Extent, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (mut key, layer) = match self.merged.next()? {
+                Ok(found) => found,
+                Err(fault) => return Some(Err(fault)),
+            };
+            if !key.cut_front(self.from) || !key.cut_back(self.to) {
+                continue;
+            }
+            let extent = Extent::new(key, layer, self.gens);
+            return Some(match extent.state {
+                State::Stale(stale) if stale > STALE_MAX => {
+                    let what = What::TooStale { key: key.to_string(), stale };
+                    let byte = key.ptr().map_or(0, |ptr| ptr.offset().saturating_mul(512));
+                    Err(self.cache.fault(Structure::Bkey, byte, what))
+                }
+                _ => Ok(extent),
+            });
+        }
+    }
+}
+
+/// The btree's extents alone.
+struct Leaves<'v> {
+    walk: Option<Walk<'v>>,
+    gens: &'v Gens,
+    keys: std::vec::IntoIter<Bkey>,
+    faults: std::vec::IntoIter<Fault>,
+}
+
+impl Iterator for Leaves<'_> {
+    type Item = Result<Bkey, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(fault) = self.faults.next() {
+                return Some(Err(fault));
+            }
+            if let Some(key) = self.keys.next() {
+                return Some(Ok(key));
+            }
+            match self.walk.as_mut()?.step_settled(self.gens)? {
+                Step::Fault(fault) => return Some(Err(fault)),
+                Step::Node(node) => {
+                    self.faults = node.faults.into_iter();
+                    if node.at.level == 0 {
+                        self.keys = node.keys.into_iter();
+                    }
+                }
+            }
+        }
+    }
+}

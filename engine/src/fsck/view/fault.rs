@@ -1,0 +1,139 @@
+//! What is wrong with a set, and where.
+
+use bcache_format::{BucketNr, Error, Problem, Ptr, Structure};
+use std::io;
+use std::sync::Arc;
+use thiserror::Error as ThisError;
+
+/// One thing that cannot be: on which device, in which structure, at which byte of the device.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[error("{device}: {structure} at byte {byte}: {what}")]
+pub struct Fault {
+    /// Name of the device.
+    pub device: Arc<str>,
+    /// The structure.
+    pub structure: Structure,
+    /// Where, from the start of the device.
+    pub byte: u64,
+    /// What is wrong.
+    pub what: What,
+}
+
+/// What is wrong at a place.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+pub enum What {
+    /// The device could not be read there.
+    #[error("cannot be read: {message}")]
+    Io {
+        /// The kind of error.
+        kind: io::ErrorKind,
+        /// The device's words.
+        message: String,
+    },
+    /// The bytes are not what the format asks for.
+    #[error("{0}")]
+    Format(Problem),
+    /// The cache has no valid journal entry at all.
+    #[error("the journal holds no valid entry")]
+    JournalEmpty,
+    /// Entries that must be replayed are not there.
+    #[error("journal entries {from} to {to} are missing, those from {last_seq} to {newest} are needed")]
+    JournalMissing {
+        /// First that is missing.
+        from: u64,
+        /// Last that is missing.
+        to: u64,
+        /// First that is needed.
+        last_seq: u64,
+        /// Newest there is.
+        newest: u64,
+    },
+    /// The chain of prio sets comes back to a bucket.
+    #[error("the chain of prio sets comes back to bucket {0}")]
+    PrioLoop(BucketNr),
+    /// The chain of prio sets names a bucket that cannot hold one.
+    #[error("the chain of prio sets goes to bucket {0}, which cannot hold one")]
+    PrioBucket(BucketNr),
+    /// A pointer that cannot be followed.
+    #[error("{key}: {why}")]
+    Pointer {
+        /// The key, as text.
+        key: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Keys of a bset are not in their order, so that lookups in it go wrong.
+    #[error("{key} comes after {before}: keys out of order")]
+    KeyOrder {
+        /// The key.
+        key: String,
+        /// The one before it.
+        before: String,
+    },
+    /// A key outside the range that the node's parent gives it.
+    #[error("{key} is outside the node's range {lower} to {upper}")]
+    KeyRange {
+        /// The key.
+        key: String,
+        /// The node's range starts here.
+        lower: String,
+        /// The node's range ends here.
+        upper: String,
+    },
+    /// An extent that is longer than its end is far from the start of the device.
+    #[error("{0}: longer than its end allows")]
+    KeySize(String),
+    /// A node is reached twice: a cycle, or levels that do not descend, or two parents.
+    #[error("node {0} is reached a second time")]
+    NodeTwice(Ptr),
+    /// The level of the root is more than any btree needs.
+    #[error("a btree of {0} levels")]
+    TooDeep(u16),
+    /// An interior node without a live child.
+    #[error("interior node without a live child")]
+    NoChild,
+    /// The children of a node end before the node does.
+    #[error("the children end at {end}, the node at {upper}")]
+    ChildrenEnd {
+        /// End of the last live child.
+        end: String,
+        /// End of the node.
+        upper: String,
+    },
+    /// A child that is stale although the node never freed it.
+    #[error("child {key} is stale by {stale} but was never freed: the bucket's generation is ahead")]
+    ChildLost {
+        /// Its key.
+        key: String,
+        /// How far its bucket's generation is ahead.
+        stale: u8,
+    },
+    /// A pointer so far behind its bucket that the two cannot be compared any more.
+    #[error("{key} is stale by {stale}, more than 96: the bucket's generation cannot be trusted")]
+    TooStale {
+        /// The key.
+        key: String,
+        /// How far its bucket's generation is ahead.
+        stale: u8,
+    },
+}
+
+impl Fault {
+    /// A fault of `structure` at `byte` of the device called `device`.
+    #[must_use]
+    pub fn new(device: &Arc<str>, structure: Structure, byte: u64, what: What) -> Self {
+        Self { device: Arc::clone(device), structure, byte, what }
+    }
+    /// What a parser said of bytes that start at `base` of the device.
+    #[must_use]
+    pub fn format(device: &Arc<str>, error: Error, base: u64) -> Self {
+        let error = error.at(base);
+        Self::new(device, error.structure, error.byte, What::Format(error.problem))
+    }
+    /// What the device said when it was read.
+    #[must_use]
+    pub fn io(device: &Arc<str>, structure: Structure, byte: u64, error: &io::Error) -> Self {
+        let what = What::Io { kind: error.kind(), message: error.to_string() };
+        Self::new(device, structure, byte, what)
+    }
+}

@@ -1,0 +1,74 @@
+//! Generations of buckets.
+
+use bcache_format::bkey::gen_after;
+use bcache_format::{Geometry, Ptr};
+use std::collections::HashMap;
+
+/// The generation of every bucket, as far as it is known.
+#[derive(Clone, Debug)]
+pub struct Gens {
+    geometry: Geometry,
+    /// From the prio sets that could be read, bucket 0 first.
+    stored: Vec<u8>,
+    /// Buckets behind those: only what pointers say. Grows with pointers that were read, not with what a
+    /// superblock claims.
+    beyond: HashMap<u64, u8>,
+}
+
+impl Gens {
+    /// The generations that prio sets hold.
+    #[must_use]
+    pub fn new(geometry: Geometry, stored: Vec<u8>) -> Self {
+        Self { geometry, stored, beyond: HashMap::new() }
+    }
+    /// Of a bucket; nothing when neither a prio set nor a pointer says it.
+    #[must_use]
+    pub fn get(&self, bucket: u64) -> Option<u8> {
+        let index = usize::try_from(bucket).ok()?;
+        self.stored.get(index).or_else(|| self.beyond.get(&bucket)).copied()
+    }
+    /// How far the bucket of `ptr` is ahead of it: 0 for a valid pointer. A pointer to no device is 0 too.
+    #[must_use]
+    pub fn stale(&self, ptr: Ptr) -> u8 {
+        if !ptr.is_device() {
+            return 0;
+        }
+        self.get(self.geometry.ptr_bucket(ptr).0).map_or(0, |known| gen_after(known, ptr.generation()))
+    }
+    /// Raises the bucket's generation to the pointer's, if that is newer (`bch_initial_mark_key`).
+    pub fn raise(&mut self, ptr: Ptr) {
+        if !ptr.is_device() || self.stale(ptr) > 0 {
+            return;
+        }
+        let bucket = self.geometry.ptr_bucket(ptr).0;
+        match usize::try_from(bucket).ok().and_then(|index| self.stored.get_mut(index)) {
+            Some(known) => *known = ptr.generation(),
+            None => {
+                self.beyond.insert(bucket, ptr.generation());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_pointers_raise_and_older_ones_are_stale() {
+        let geometry = Geometry { block_sectors: 1, bucket_sectors: 16, first_bucket: 1, nbuckets: 100 };
+        let mut gens = Gens::new(geometry, vec![5; 10]);
+        let ptr = |bucket: u64, generation| Ptr::new(0, bucket * 16, generation);
+        assert_eq!(gens.stale(ptr(3, 4)), 1);
+        gens.raise(ptr(3, 4));
+        assert_eq!(gens.get(3), Some(5));
+        gens.raise(ptr(3, 7));
+        assert_eq!((gens.get(3), gens.stale(ptr(3, 5))), (Some(7), 2));
+        // Behind the prio sets that could be read only pointers speak, the newest of them.
+        assert_eq!((gens.get(50), gens.stale(ptr(50, 9))), (None, 0));
+        gens.raise(ptr(50, 9));
+        gens.raise(ptr(50, 3));
+        assert_eq!((gens.get(50), gens.stale(ptr(50, 3))), (Some(9), 6));
+        assert_eq!(gens.stale(Ptr::new(4095, 0, 0)), 0);
+    }
+}

@@ -1,0 +1,206 @@
+//! The journal as recovery finds it (`journal_read_bucket`, `bch_journal_read`, `bch_journal_replay`).
+//!
+//! A bucket's entries follow each other; its reading ends at the first that is not valid, which is a leftover of an
+//! earlier lap, an entry torn by a crash, or the end. The newest entry of all buckets says which are needed.
+
+use super::devices::Cache;
+use super::fault::{Fault, What};
+use bcache_format::geometry::JSET_MAX_BYTES;
+use bcache_format::jset::{Jset, JsetHeader};
+use bcache_format::superblock::SB_OFFSET;
+use bcache_format::{BucketNr, Error, Problem, Structure};
+use std::collections::BTreeMap;
+
+/// Bytes read at a time; at least four entries of the largest size.
+const WINDOW: u64 = 4 * JSET_MAX_BYTES;
+
+/// One entry with its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The journal bucket it is in.
+    pub bucket: BucketNr,
+    /// Where it starts on the device.
+    pub byte: u64,
+    /// Bytes it takes, padding included.
+    pub bytes: u64,
+    /// The entry.
+    pub jset: Jset,
+}
+
+/// How the reading of one journal bucket went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// The bucket.
+    pub bucket: BucketNr,
+    /// Valid entries found.
+    pub entries: u64,
+    /// Sequence numbers of the first and the last of them.
+    pub seqs: Option<(u64, u64)>,
+    /// Where reading ended, from the start of the device.
+    pub end: u64,
+    /// Why it ended before the end of the bucket.
+    pub stopped: Option<Stop>,
+}
+
+/// Why a bucket's reading ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The bytes there are no valid entry.
+    Invalid {
+        /// What is wrong with them.
+        error: Error,
+        /// The sequence number they carry, when they look like an entry of this set.
+        seq: Option<u64>,
+    },
+    /// The device could not be read.
+    Fault(Fault),
+}
+
+/// What recovery needs of the journal.
+#[derive(Clone, Debug, Default)]
+pub struct Journal {
+    /// Entries from the newest one's `last_seq` on, by sequence number.
+    pub entries: BTreeMap<u64, Entry>,
+    /// How each bucket read, in the order of the ring.
+    pub scans: Vec<Scan>,
+}
+
+impl Journal {
+    /// Reads all journal buckets. What cannot be read is in [`Self::scans`].
+    #[must_use]
+    pub fn read(cache: &Cache) -> Self {
+        let mut journal = Self::default();
+        let first = cache.geometry.first_bucket;
+        for bucket in first..first + cache.njournal_buckets() {
+            let entries = &mut journal.entries;
+            let scan = scan_bucket(cache, BucketNr(bucket), &mut |entry| keep(entries, entry));
+            journal.scans.push(scan);
+        }
+        let needed = journal.newest().map_or(0, |newest| newest.jset.last_seq);
+        journal.entries = journal.entries.split_off(&needed);
+        journal
+    }
+    /// The entry with the highest sequence number.
+    #[must_use]
+    pub fn newest(&self) -> Option<&Entry> {
+        self.entries.last_key_value().map(|(_, entry)| entry)
+    }
+    /// The newest entry, when every entry is there that must be replayed with it.
+    ///
+    /// # Errors
+    /// An empty journal, or missing entries. Missing ones at the front are right when `discard` is on: their buckets
+    /// may have been discarded.
+    pub fn replayable(&self, cache: &Cache) -> Result<&Entry, Fault> {
+        if let Some(fault) = self.scans.iter().find_map(|scan| match &scan.stopped {
+            Some(Stop::Fault(fault)) => Some(fault),
+            _ => None,
+        }) {
+            return Err(fault.clone());
+        }
+        let Some(newest) = self.newest() else {
+            let first = BucketNr(cache.geometry.first_bucket);
+            let byte = cache.geometry.bucket_start_byte(first).max(SB_OFFSET);
+            return Err(cache.fault(Structure::Jset, byte, What::JournalEmpty));
+        };
+        match self.missing(cache.sb.discard()) {
+            Some(what) => Err(cache.fault(Structure::Jset, newest.byte, what)),
+            None => Ok(newest),
+        }
+    }
+    /// The first gap in the entries that must be replayed.
+    #[must_use]
+    pub fn missing(&self, discard: bool) -> Option<What> {
+        let newest = self.newest()?;
+        let (last_seq, newest) = (newest.jset.last_seq, newest.jset.seq);
+        let gap = |from, to| Some(What::JournalMissing { from, to, last_seq, newest });
+        if last_seq > newest {
+            return gap(last_seq, last_seq);
+        }
+        let mut next = last_seq;
+        for &seq in self.entries.keys() {
+            if seq != next && !(next == last_seq && discard) {
+                return gap(next, seq - 1);
+            }
+            next = seq.saturating_add(1);
+        }
+        None
+    }
+    /// Where an entry was cut off by a crash: the bytes behind the newest entry are the next one, damaged.
+    #[must_use]
+    pub fn torn_tail(&self) -> Option<&Scan> {
+        let newest = self.newest()?;
+        let next = newest.jset.seq.checked_add(1)?;
+        self.scans
+            .iter()
+            .find(|scan| matches!(&scan.stopped, Some(Stop::Invalid { seq: Some(seq), .. }) if *seq == next))
+    }
+}
+
+/// Keeps what may still be needed: nothing older than the newest entry asks for, and of two with one number the first.
+fn keep(entries: &mut BTreeMap<u64, Entry>, entry: Entry) {
+    let newest = entries.last_key_value().map(|(&seq, newest)| (seq, newest.jset.last_seq));
+    let (seq, last_seq) = (entry.jset.seq, entry.jset.last_seq);
+    match newest {
+        Some((_, needed)) if seq < needed => return,
+        Some((newest, _)) if seq > newest => *entries = entries.split_off(&last_seq.min(seq)),
+        _ => {}
+    }
+    entries.entry(seq).or_insert(entry);
+}
+
+/// Reads one bucket, an entry at a time.
+pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry)) -> Scan {
+    let start = cache.geometry.bucket_start_byte(bucket);
+    let end = start.saturating_add(cache.geometry.bucket_bytes());
+    let mut scan = Scan { bucket, entries: 0, seqs: None, end: start, stopped: None };
+    let mut window = Window { start, bytes: Vec::new() };
+    while scan.end < end {
+        let bytes = match window.at(cache, scan.end, end) {
+            Ok(bytes) => bytes,
+            Err(fault) => {
+                scan.stopped = Some(Stop::Fault(fault));
+                break;
+            }
+        };
+        let jset = match Jset::parse(bytes, cache.magic) {
+            Ok(jset) => jset,
+            Err(error) => {
+                scan.stopped = Some(stop(cache, bytes, error, scan.end));
+                break;
+            }
+        };
+        let words = jset.keys.iter().map(bcache_format::Bkey::u64s).sum();
+        let taken = Jset::padded_bytes(words, cache.geometry.block_bytes());
+        scan.entries += 1;
+        scan.seqs = Some((scan.seqs.map_or(jset.seq, |(first, _)| first), jset.seq));
+        found(Entry { bucket, byte: scan.end, bytes: taken, jset });
+        scan.end = scan.end.saturating_add(taken);
+    }
+    scan
+}
+
+fn stop(cache: &Cache, bytes: &[u8], error: Error, byte: u64) -> Stop {
+    let ours = |header: &JsetHeader| header.magic.get() == cache.magic.jset();
+    let seq = JsetHeader::read(bytes).filter(ours).map(|header| header.seq.get());
+    // A block that does not even fit is no different from one that is not ours.
+    let seq = seq.filter(|_| !matches!(error.problem, Problem::Magic { .. }));
+    Stop::Invalid { error: error.at(byte), seq }
+}
+
+struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The bytes from `at` on: all up to `end`, or at least as many as an entry can have.
+    fn at(&mut self, cache: &Cache, at: u64, end: u64) -> Result<&[u8], Fault> {
+        let held = self.start.saturating_add(self.bytes.len() as u64);
+        if held < end && held.saturating_sub(at) < JSET_MAX_BYTES {
+            self.bytes = cache.read(Structure::Jset, at, WINDOW.min(end - at))?;
+            self.start = at;
+        }
+        let skip = usize::try_from(at - self.start).unwrap_or(usize::MAX);
+        Ok(self.bytes.get(skip..).unwrap_or_default())
+    }
+}

@@ -1,0 +1,96 @@
+//! Where the bytes come from.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Something that can be read at any place: a device, a file, bytes in memory, a metadata image.
+pub trait ReadAt: Send + Sync {
+    /// What a person calls it; starts every message about it.
+    fn name(&self) -> &str;
+    /// Bytes it has.
+    fn size(&self) -> u64;
+    /// Fills `buf` from `byte` on.
+    ///
+    /// # Errors
+    /// What the device says, or that it ends before `buf` is full.
+    fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// The first byte from `byte` on that may be something else than zero; the size when there is none.
+    fn next_data(&self, byte: u64) -> u64 {
+        byte
+    }
+}
+
+/// A device, shared by all who read it.
+pub type Device = Arc<dyn ReadAt>;
+
+/// A file or block device, opened for reading only.
+#[derive(Debug)]
+pub struct FileDevice {
+    file: File,
+    name: String,
+    size: u64,
+}
+
+impl FileDevice {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is nothing that has a size.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::new(File::open(path)?, path.display().to_string())
+    }
+    /// Wraps an open file.
+    ///
+    /// # Errors
+    /// It cannot be asked for its size.
+    pub fn new(mut file: File, name: String) -> io::Result<Self> {
+        // Asking where the end is works for block devices too, whose metadata says 0 bytes.
+        let size = file.seek(SeekFrom::End(0))?;
+        Ok(Self { file, name, size })
+    }
+}
+
+impl ReadAt for FileDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, byte)
+    }
+}
+
+/// Bytes in memory.
+#[derive(Clone, Debug)]
+pub struct MemDevice {
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl MemDevice {
+    /// A device of these bytes.
+    #[must_use]
+    pub fn new(name: &str, bytes: Vec<u8>) -> Self {
+        Self { name: name.to_owned(), bytes }
+    }
+}
+
+impl ReadAt for MemDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+    fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(byte).unwrap_or(usize::MAX);
+        let from = self.bytes.get(start..).and_then(|rest| rest.get(..buf.len()));
+        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}

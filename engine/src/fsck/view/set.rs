@@ -1,0 +1,311 @@
+//! A whole set, put together in recovery's order.
+
+use super::content::Content;
+use super::devices::{Backing, Cache, Devices};
+use super::extent_map::ExtentMap;
+use super::extents::Extents;
+use super::fault::{Fault, What};
+use super::gens::Gens;
+use super::journal::Journal;
+use super::node::NodeRef;
+use super::prio::PrioChain;
+use super::tree::{Step, Walk, root};
+use super::uuids::read_table;
+use bcache_format::superblock::BackingState;
+use bcache_format::uuid_entry::UuidEntry;
+use bcache_format::{Bkey, Pos, Sectors, Structure};
+use std::sync::Arc;
+use thiserror::Error as ThisError;
+use uuid::Uuid;
+
+/// Why a set is not read.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+pub enum Refusal {
+    /// Something in it cannot be.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// Only one cache a set works, and only one set is read at a time.
+    #[error("{0} and {1} are both caches: name the devices of one set")]
+    TwoCaches(Arc<str>, Arc<str>),
+    /// There is nothing to read in it.
+    #[error("{0}: the cache has never been used, or its SYNC flag is lost: Linux would start it empty")]
+    NotSync(Arc<str>),
+    /// A backing device of another set.
+    #[error("{backing} belongs to set {wants}, the cache {cache} to set {has}")]
+    OtherSet {
+        /// The backing device.
+        backing: Arc<str>,
+        /// The set it is attached to.
+        wants: Uuid,
+        /// The cache.
+        cache: Arc<str>,
+        /// The cache's set.
+        has: Uuid,
+    },
+    /// A backing device without its cache.
+    #[error(
+        "{backing} is attached to cache set {set} and may lack data without it: name the cache device too"
+    )]
+    NeedsCache {
+        /// The backing device.
+        backing: Arc<str>,
+        /// The set it is attached to.
+        set: Uuid,
+    },
+    /// A dirty backing device that the cache does not know.
+    #[error("{backing} is dirty, but the cache {cache} does not know its UUID {uuid}")]
+    Unknown {
+        /// The backing device.
+        backing: Arc<str>,
+        /// The cache.
+        cache: Arc<str>,
+        /// The backing device's UUID.
+        uuid: Uuid,
+    },
+    /// No such volume.
+    #[error("{cache} has {count} flash-only volumes, counted from 0: there is no volume {number}")]
+    NoVolume {
+        /// The cache.
+        cache: Arc<str>,
+        /// Volumes there are.
+        count: usize,
+        /// The one asked for.
+        number: usize,
+    },
+}
+
+/// How a backing device stands to a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// Keys with this inode are its.
+    Slot(u32),
+    /// Nothing in the cache is its: it was never attached, was detached, or ran without its cache.
+    Alone,
+}
+
+/// A cache set, read as far as it can be.
+#[derive(Clone)]
+pub struct SetView {
+    /// The cache.
+    pub cache: Cache,
+    /// The journal's entries.
+    pub journal: Journal,
+    /// The prio sets.
+    pub prios: PrioChain,
+    /// Generations, raised by all pointers.
+    pub gens: Gens,
+    /// The uuid table; empty when it could not be read.
+    pub uuids: Vec<UuidEntry>,
+    /// The root; nothing when no journal entry names one.
+    pub root: Option<NodeRef>,
+    /// The journal's keys, newest wins.
+    pub replayed: ExtentMap,
+    /// What the btree consists of.
+    pub tree: TreeTotals,
+}
+
+/// What a walk over the whole btree counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeTotals {
+    /// Nodes that could be read, interior ones included.
+    pub nodes: u64,
+    /// Extents of all leaves.
+    pub extents: u64,
+    /// Bytes of bsets.
+    pub bytes: u64,
+}
+
+impl SetView {
+    /// Reads the set and refuses one that cannot be trusted.
+    ///
+    /// # Errors
+    /// A cache that holds no set, or the first fault.
+    pub fn open(cache: Cache) -> Result<Self, Refusal> {
+        if !cache.sb.sync() {
+            return Err(Refusal::NotSync(cache.name));
+        }
+        let mut first = None;
+        let view = Self::read(cache, &mut |fault| {
+            first.get_or_insert(fault);
+        });
+        first.map_or(Ok(view), |fault| Err(fault.into()))
+    }
+
+    /// Reads what can be read of the set and reports what cannot, in recovery's order.
+    pub fn read(cache: Cache, report: &mut dyn FnMut(Fault)) -> Self {
+        let journal = Journal::read(&cache);
+        let mut view = Self {
+            gens: Gens::new(cache.geometry, Vec::new()),
+            cache,
+            journal,
+            prios: PrioChain::default(),
+            uuids: Vec::new(),
+            root: None,
+            replayed: ExtentMap::default(),
+            tree: TreeTotals::default(),
+        };
+        if let Err(fault) = view.journal.replayable(&view.cache) {
+            report(fault);
+        }
+        view.read_named(report);
+        view.walk_tree(report);
+        view.replay(report);
+        view
+    }
+
+    /// What the newest entry names: prio sets, uuid table, root.
+    fn read_named(&mut self, report: &mut dyn FnMut(Fault)) {
+        let Some(newest) = self.journal.newest() else { return };
+        let cache = &self.cache;
+        let number = cache.sb.cache().map_or(0, |cache| cache.nr_this_dev);
+        let first = newest.jset.prio_bucket.get(usize::from(number)).copied().unwrap_or_default();
+        self.prios = PrioChain::read(cache, first, newest.byte);
+        if let Some(fault) = self.prios.broken.clone() {
+            report(fault);
+        }
+        self.gens = Gens::new(cache.geometry, self.prios.gens());
+        match read_table(cache, newest) {
+            Ok(table) => self.uuids = table,
+            Err(fault) => report(fault),
+        }
+        match root(cache, newest) {
+            Ok(root) => self.root = Some(root),
+            Err(fault) => report(fault),
+        }
+    }
+
+    /// Raises the generations by what the whole btree points at.
+    fn walk_tree(&mut self, report: &mut dyn FnMut(Fault)) {
+        let Some(root) = self.root else { return };
+        let mut walk = Walk::new(&self.cache, root, Pos::ZERO, Pos::MAX);
+        while let Some(step) = walk.step(&mut self.gens) {
+            match step {
+                Step::Fault(fault) => report(fault),
+                Step::Node(node) => {
+                    self.tree.nodes += 1;
+                    self.tree.bytes += node.sets.iter().map(|set| set.bytes).sum::<u64>();
+                    if node.at.level == 0 {
+                        self.tree.extents += node.keys.len() as u64;
+                    }
+                    node.faults.into_iter().for_each(&mut *report);
+                }
+            }
+        }
+    }
+
+    /// Lays the keys of all entries over each other, and raises the generations by their pointers
+    /// (`bch_journal_mark`, `bch_journal_replay`).
+    fn replay(&mut self, report: &mut dyn FnMut(Fault)) {
+        for entry in self.journal.entries.values() {
+            for key in &entry.jset.keys {
+                match journal_key_problem(&self.cache, key) {
+                    Some(what) => report(self.cache.fault(Structure::Jset, entry.byte, what)),
+                    None => {
+                        key.ptrs().iter().for_each(|ptr| self.gens.raise(*ptr));
+                        self.replayed.insert(*key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The extents of `from..to`, in order.
+    #[must_use]
+    pub fn extents(&self, from: Pos, to: Pos) -> Extents<'_> {
+        Extents::new(&self.cache, self.root, &self.gens, &self.replayed, from, to)
+    }
+
+    /// Slots of the flash-only volumes, in their order.
+    pub fn volumes(&self) -> impl Iterator<Item = (u32, &UuidEntry)> {
+        (0u32..).zip(&self.uuids).filter(|(_, entry)| entry.is_flash_only() && !entry.is_free())
+    }
+
+    /// How `backing` stands to this set (`bch_cached_dev_attach`).
+    ///
+    /// # Errors
+    /// It belongs to another set, or is dirty and not known here.
+    pub fn attachment(&self, backing: &Backing) -> Result<Attachment, Refusal> {
+        let state = backing.sb.state();
+        if matches!(state, BackingState::None | BackingState::Stale) {
+            return Ok(Attachment::Alone);
+        }
+        if backing.sb.set_uuid != self.cache.sb.set_uuid {
+            return Err(Refusal::OtherSet {
+                backing: Arc::clone(&backing.name),
+                wants: backing.sb.set_uuid,
+                cache: Arc::clone(&self.cache.name),
+                has: self.cache.sb.set_uuid,
+            });
+        }
+        match (0u32..).zip(&self.uuids).find(|(_, entry)| entry.uuid == backing.sb.uuid) {
+            Some((slot, _)) => Ok(Attachment::Slot(slot)),
+            None if state == BackingState::Dirty => Err(Refusal::Unknown {
+                backing: Arc::clone(&backing.name),
+                cache: Arc::clone(&self.cache.name),
+                uuid: backing.sb.uuid,
+            }),
+            None => Ok(Attachment::Alone),
+        }
+    }
+
+    /// The content of a backing device as its cached device shows it.
+    ///
+    /// # Errors
+    /// See [`Self::attachment`].
+    pub fn cached_device<'v>(&'v self, backing: &'v Backing) -> Result<Content<'v>, Refusal> {
+        Ok(match self.attachment(backing)? {
+            Attachment::Alone => Content::backing_alone(backing),
+            Attachment::Slot(slot) => Content::cached(self, backing, slot),
+        })
+    }
+
+    /// The content of the flash-only volume `number`, counted from 0.
+    ///
+    /// # Errors
+    /// There are not so many.
+    pub fn volume(&self, number: usize) -> Result<Content<'_>, Refusal> {
+        let found = self.volumes().nth(number);
+        let (slot, entry) = found.ok_or_else(|| Refusal::NoVolume {
+            cache: Arc::clone(&self.cache.name),
+            count: self.volumes().count(),
+            number,
+        })?;
+        Ok(Content::volume(self, slot, Sectors(entry.sectors.0)))
+    }
+}
+
+/// The content of a backing device without a cache.
+///
+/// # Errors
+/// It is attached, so that it may lack data.
+pub fn backing_without_cache(backing: &Backing) -> Result<Content<'_>, Refusal> {
+    match backing.sb.state() {
+        BackingState::None | BackingState::Stale => Ok(Content::backing_alone(backing)),
+        BackingState::Clean | BackingState::Dirty => {
+            Err(Refusal::NeedsCache { backing: Arc::clone(&backing.name), set: backing.sb.set_uuid })
+        }
+    }
+}
+
+/// The one cache among `devices`, if there is one.
+///
+/// # Errors
+/// There are two.
+pub fn single_cache(devices: &Devices) -> Result<Option<&Cache>, Refusal> {
+    match devices.caches.as_slice() {
+        [] => Ok(None),
+        [cache] => Ok(Some(cache)),
+        [first, second, ..] => Err(Refusal::TwoCaches(Arc::clone(&first.name), Arc::clone(&second.name))),
+    }
+}
+
+fn journal_key_problem(cache: &Cache, key: &Bkey) -> Option<What> {
+    let pointer = |why| What::Pointer { key: key.to_string(), why };
+    if key.size() == 0 {
+        Some(pointer("no size"))
+    } else if key.size() > key.offset() {
+        Some(What::KeySize(key.to_string()))
+    } else {
+        cache.geometry.ptr_problem(key).map(pointer)
+    }
+}

@@ -1,0 +1,80 @@
+//! Opening the devices a command line names, for reading only.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
+use nix::fcntl::OFlag;
+use nix::unistd::{Whence, lseek};
+
+/// Whether a block device that somebody uses is opened all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InUse {
+    /// What is read may change while it is read; good enough to look at.
+    Allow,
+    /// Refused: the content would be of no single moment.
+    Refuse,
+}
+
+/// A file or block device that knows its holes.
+struct Sparse {
+    device: FileDevice,
+    holes: File,
+}
+
+impl ReadAt for Sparse {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+    fn size(&self) -> u64 {
+        self.device.size()
+    }
+    fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.device.read_at(byte, buf)
+    }
+    fn next_data(&self, byte: u64) -> u64 {
+        let Ok(offset) = i64::try_from(byte) else { return byte };
+        match lseek(&self.holes, offset, Whence::SeekData) {
+            Ok(data) => u64::try_from(data).unwrap_or(byte).max(byte),
+            Err(nix::errno::Errno::ENXIO) => self.size().max(byte),
+            // Block devices and some file systems cannot tell: everything may be data.
+            Err(_) => byte,
+        }
+    }
+}
+
+/// Opens one device.
+pub fn open(path: &Path, in_use: InUse) -> Result<Device> {
+    let name = path.display().to_string();
+    let kind = std::fs::metadata(path).with_context(|| name.clone())?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        bail!("{name}: neither a block device nor a file");
+    }
+    let mut options = OpenOptions::new();
+    options.read(true);
+    if kind.is_block_device() && in_use == InUse::Refuse {
+        options.custom_flags(OFlag::O_EXCL.bits());
+    }
+    let file = match options.open(path) {
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => {
+            bail!("{name}: in use; stop the cache set or unmount the device first")
+        }
+        other => other.with_context(|| name.clone())?,
+    };
+    let holes = file.try_clone()?;
+    let device = FileDevice::new(file, name.clone()).with_context(|| name.clone())?;
+    Ok(Arc::new(Sparse { device, holes }))
+}
+
+/// Opens devices in any order and tells them apart by their superblocks.
+pub fn open_all(paths: &[PathBuf], in_use: InUse) -> Result<Devices> {
+    let mut devices = Devices::default();
+    for path in paths {
+        devices.push(open(path, in_use)?)?;
+    }
+    Ok(devices)
+}
