@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
 mod export;
+mod inspect;
 mod sets;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Out, Outcome, completions, export, make, show};
+use super::{Out, Outcome, completions, doctor, dump, export, make, map, show};
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
 #[derive(Debug, Parser)]
@@ -17,7 +17,10 @@ enum Command {
     Make(make::Args),
     #[command(visible_alias = "show-super")]
     Show(show::Args),
+    Doctor(doctor::Args),
+    Dump(dump::Args),
     Export(export::Args),
+    Map(map::Args),
     Completions(completions::Args),
 }
 
@@ -26,7 +29,10 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
     match bcache.command {
         Command::Make(args) => make::run(args, out),
         Command::Show(args) => show::run(args, out),
+        Command::Doctor(args) => doctor::run(args, out),
+        Command::Dump(args) => dump::run(args, out),
         Command::Export(args) => export::run(args, out),
+        Command::Map(args) => map::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }
 }

@@ -12,8 +12,11 @@ pub mod bcache;
 pub mod choose;
 pub mod completions;
 pub mod devices;
+pub mod doctor;
+pub mod dump;
 pub mod export;
 pub mod make;
+pub mod map;
 pub mod show;
 
 /// Standard output.

@@ -5,7 +5,7 @@ use super::extents::{Extent, Extents};
 use super::fault::Fault;
 use super::read_at::Device;
 use super::set::SetView;
-use bcache_format::{Pos, SECTOR_SIZE, Sectors, Structure};
+use bcache_format::{BucketNr, Pos, SECTOR_SIZE, Sectors, Structure};
 use std::sync::Arc;
 
 /// One device's content.
@@ -63,13 +63,30 @@ impl<'v> Content<'v> {
     #[must_use]
     pub fn pieces(&self, byte: u64, bytes: u64) -> Pieces<'v> {
         let end = byte.saturating_add(bytes).min(self.bytes);
-        let key_sector = |byte: u64| byte / SECTOR_SIZE + self.data_offset.0;
-        let extents = self.cached.map(|(set, slot)| {
-            let pos = |byte| Pos::new(slot, key_sector(byte));
-            set.extents(pos(byte), pos(end))
-        });
+        let extents = self.extents_between(byte, end);
         let on_backing = self.backing.is_some();
         Pieces { extents, next: byte, end, data_offset: self.data_offset.bytes(), on_backing, held: None }
+    }
+    fn extents_between(&self, byte: u64, end: u64) -> Option<Extents<'v>> {
+        let (set, slot) = self.cached?;
+        let pos = |byte: u64| Pos::new(slot, byte / SECTOR_SIZE + self.data_offset.0);
+        Some(set.extents(pos(byte), pos(end)))
+    }
+    /// The extents of that range, misses included.
+    pub fn extents(&self, byte: u64, bytes: u64) -> impl Iterator<Item = Result<Extent, Fault>> + use<'v> {
+        let end = byte.saturating_add(bytes).min(self.bytes);
+        self.extents_between(byte, end).into_iter().flatten()
+    }
+    /// Name of the cache device, and the bucket of it that an extent's data is in.
+    #[must_use]
+    pub fn bucket_of(&self, extent: &Extent) -> Option<(Arc<str>, BucketNr)> {
+        let (set, _) = self.cached?;
+        Some((Arc::clone(&set.cache.name), set.cache.geometry.ptr_bucket(extent.live()?)))
+    }
+    /// Name of the backing device.
+    #[must_use]
+    pub fn backing_name(&self) -> Option<&str> {
+        self.backing.map(|backing| &*backing.name)
     }
     /// Fills `buf` with bytes of the source a piece has, `skip` bytes after the piece's start.
     ///

@@ -40,7 +40,7 @@ impl Extent {
     /// The key's worth (`bch_extent_bad`).
     #[must_use]
     pub fn new(key: Bkey, layer: Layer, gens: &Gens) -> Self {
-        let stale = key.ptrs().iter().map(|ptr| gens.stale(*ptr)).max().unwrap_or(0);
+        let stale = gens.stale_key(&key);
         let state = match key.ptr() {
             None => State::Empty,
             Some(_) if key.ptrs().iter().any(|ptr| !ptr.is_device()) => State::NoDevice,

@@ -48,6 +48,16 @@ pub enum What {
         /// Newest there is.
         newest: u64,
     },
+    /// A valid entry behind a damaged one: what is between cannot be replayed.
+    #[error(
+        "entry {seq} is valid but cannot be reached, the newest that can is {newest}: an entry between is damaged"
+    )]
+    JournalHole {
+        /// Newest that recovery finds.
+        newest: u64,
+        /// The one behind the damage.
+        seq: u64,
+    },
     /// The chain of prio sets comes back to a bucket.
     #[error("the chain of prio sets comes back to bucket {0}")]
     PrioLoop(BucketNr),

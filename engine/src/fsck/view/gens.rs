@@ -1,7 +1,7 @@
 //! Generations of buckets.
 
 use bcache_format::bkey::gen_after;
-use bcache_format::{Geometry, Ptr};
+use bcache_format::{Bkey, Geometry, Ptr};
 use std::collections::HashMap;
 
 /// The generation of every bucket, as far as it is known.
@@ -34,6 +34,11 @@ impl Gens {
             return 0;
         }
         self.get(self.geometry.ptr_bucket(ptr).0).map_or(0, |known| gen_after(known, ptr.generation()))
+    }
+    /// How stale a key is: as its most stale pointer.
+    #[must_use]
+    pub fn stale_key(&self, key: &Bkey) -> u8 {
+        key.ptrs().iter().map(|ptr| self.stale(*ptr)).max().unwrap_or(0)
     }
     /// Raises the bucket's generation to the pointer's, if that is newer (`bch_initial_mark_key`).
     pub fn raise(&mut self, ptr: Ptr) {

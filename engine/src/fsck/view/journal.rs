@@ -40,6 +40,9 @@ pub struct Scan {
     pub end: u64,
     /// Why it ended before the end of the bucket.
     pub stopped: Option<Stop>,
+    /// Sequence number of a valid entry behind the place where reading ended, where the next one would be: usually a
+    /// leftover of an earlier lap.
+    pub behind: Option<(u64, u64)>,
 }
 
 /// Why a bucket's reading ended.
@@ -102,10 +105,25 @@ impl Journal {
             let byte = cache.geometry.bucket_start_byte(first).max(SB_OFFSET);
             return Err(cache.fault(Structure::Jset, byte, What::JournalEmpty));
         };
+        if let Some((byte, seq)) = self.overlooked() {
+            return Err(cache.fault(
+                Structure::Jset,
+                byte,
+                What::JournalHole { newest: newest.jset.seq, seq },
+            ));
+        }
         match self.missing(cache.sb.discard()) {
             Some(what) => Err(cache.fault(Structure::Jset, newest.byte, what)),
             None => Ok(newest),
         }
+    }
+    /// A valid entry newer than the newest that recovery finds, with its byte on the device: an entry before it is
+    /// damaged. Entries are written one after the other, so no crash leaves that. (The kernel does not look, and goes
+    /// back to the entry before the damaged one.)
+    #[must_use]
+    pub fn overlooked(&self) -> Option<(u64, u64)> {
+        let newest = self.newest().map_or(0, |newest| newest.jset.seq);
+        self.scans.iter().filter_map(|scan| scan.behind).find(|(_, seq)| *seq > newest)
     }
     /// The first gap in the entries that must be replayed.
     #[must_use]
@@ -152,7 +170,7 @@ fn keep(entries: &mut BTreeMap<u64, Entry>, entry: Entry) {
 pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry)) -> Scan {
     let start = cache.geometry.bucket_start_byte(bucket);
     let end = start.saturating_add(cache.geometry.bucket_bytes());
-    let mut scan = Scan { bucket, entries: 0, seqs: None, end: start, stopped: None };
+    let mut scan = Scan { bucket, entries: 0, seqs: None, end: start, stopped: None, behind: None };
     let mut window = Window { start, bytes: Vec::new() };
     while scan.end < end {
         let bytes = match window.at(cache, scan.end, end) {
@@ -166,6 +184,7 @@ pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry)
             Ok(jset) => jset,
             Err(error) => {
                 scan.stopped = Some(stop(cache, bytes, error, scan.end));
+                scan.behind = next_valid(cache, bytes, scan.end);
                 break;
             }
         };
@@ -177,6 +196,16 @@ pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry)
         scan.end = scan.end.saturating_add(taken);
     }
     scan
+}
+
+/// The first valid entry behind one that is not: it starts at a block, no further than an entry can be long.
+fn next_valid(cache: &Cache, bytes: &[u8], byte: u64) -> Option<(u64, u64)> {
+    let block = usize::try_from(cache.geometry.block_bytes()).ok()?;
+    let reach = usize::try_from(JSET_MAX_BYTES).ok()?;
+    (block..=reach).step_by(block).find_map(|skip| {
+        let jset = Jset::parse(bytes.get(skip..)?, cache.magic).ok()?;
+        Some((byte.saturating_add(skip as u64), jset.seq))
+    })
 }
 
 fn stop(cache: &Cache, bytes: &[u8], error: Error, byte: u64) -> Stop {
@@ -193,10 +222,10 @@ struct Window {
 }
 
 impl Window {
-    /// The bytes from `at` on: all up to `end`, or at least as many as an entry can have.
+    /// The bytes from `at` on: all up to `end`, or at least as many as two entries can have.
     fn at(&mut self, cache: &Cache, at: u64, end: u64) -> Result<&[u8], Fault> {
         let held = self.start.saturating_add(self.bytes.len() as u64);
-        if held < end && held.saturating_sub(at) < JSET_MAX_BYTES {
+        if held < end && held.saturating_sub(at) < 2 * JSET_MAX_BYTES {
             self.bytes = cache.read(Structure::Jset, at, WINDOW.min(end - at))?;
             self.start = at;
         }

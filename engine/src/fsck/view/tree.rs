@@ -118,7 +118,7 @@ fn children(node: &NodeView, cache: &Cache, gens: &Gens, faults: &mut VecDeque<F
         if key.ptrs().iter().any(|ptr| !ptr.is_device()) {
             continue;
         }
-        let stale = key.ptrs().iter().map(|ptr| gens.stale(*ptr)).max().unwrap_or(0);
+        let stale = gens.stale_key(key);
         if stale > 0 {
             let lost = |ptr| !freed.contains(&cache.geometry.ptr_bucket(ptr));
             if key.ptr().is_some_and(lost) {

@@ -1,0 +1,10 @@
+//! Damaged sets: what reads them names what is wrong, and never panics, loops or allocates without bound.
+//!
+//! Devices are golden ones with changes on top that exist in memory only.
+
+#![allow(clippy::unwrap_used)] // a test says what went wrong by failing
+
+mod bad_input;
+mod mutations;
+mod patched;
+mod regions;

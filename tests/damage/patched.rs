@@ -1,0 +1,84 @@
+//! A golden device with changes on top.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bcache_engine::fsck::view::{Cache, Device, Devices, FileDevice, ReadAt};
+use bcache_tests::golden::Set;
+
+const PAGE: u64 = 4096;
+
+/// A device that reads as another does, except for what was written to this one.
+#[derive(Clone)]
+pub struct Patched {
+    base: Device,
+    pages: BTreeMap<u64, Vec<u8>>,
+    size: u64,
+}
+
+impl Patched {
+    /// The image at `path`, unchanged.
+    pub fn open(path: &Path) -> Self {
+        let base: Device = Arc::new(FileDevice::open(path).unwrap());
+        Self { size: base.size(), base, pages: BTreeMap::new() }
+    }
+    /// The cache of a golden set.
+    pub fn cache_of(set: &str) -> Self {
+        Self::open(&Set::open(set).unwrap().path("cache.img"))
+    }
+    /// Cuts the device off.
+    pub fn truncate(&mut self, size: u64) {
+        self.size = size;
+    }
+    /// `len` bytes from `byte` on.
+    pub fn bytes(&self, byte: u64, len: u64) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        self.read_at(byte, &mut bytes).unwrap();
+        bytes
+    }
+    /// Writes `bytes` at `byte`.
+    pub fn write(&mut self, byte: u64, bytes: &[u8]) {
+        for (i, &value) in bytes.iter().enumerate() {
+            let at = byte + i as u64;
+            let (page, offset) = (at / PAGE, (at % PAGE) as usize);
+            let base = &self.base;
+            let page = self.pages.entry(page).or_insert_with(|| {
+                let mut bytes = vec![0; PAGE as usize];
+                base.read_at(page * PAGE, &mut bytes).unwrap();
+                bytes
+            });
+            page[offset] = value;
+        }
+    }
+    /// As a device.
+    pub fn device(&self) -> Device {
+        Arc::new(self.clone())
+    }
+    /// As a cache; its superblock must be right.
+    pub fn cache(&self) -> Cache {
+        Devices::open([self.device()]).unwrap().caches.remove(0)
+    }
+}
+
+impl ReadAt for Patched {
+    fn name(&self) -> &str {
+        "cache"
+    }
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        let end = byte.checked_add(buf.len() as u64).filter(|&end| end <= self.size);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.base.read_at(byte, buf)?;
+        for (page, bytes) in self.pages.range(byte / PAGE..end.div_ceil(PAGE)) {
+            let start = page * PAGE;
+            let (from, to) = (start.max(byte), (start + PAGE).min(end));
+            let source = &bytes[(from - start) as usize..(to - start) as usize];
+            buf[(from - byte) as usize..(to - byte) as usize].copy_from_slice(source);
+        }
+        Ok(())
+    }
+}

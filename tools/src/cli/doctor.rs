@@ -1,0 +1,241 @@
+//! `bcache doctor`: what state everything is in, in plain words, and what to do next.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bcache_engine::fsck::view::set::Attachment;
+use bcache_engine::fsck::view::{Backing, Cache, Devices, Fault, SetView};
+use bcache_format::superblock::BackingState;
+use bcache_format::{Pos, Sectors};
+use bytesize::ByteSize;
+
+use super::devices::{InUse, open};
+use super::{Out, Outcome};
+
+/// Faults told one by one.
+const FAULTS_TOLD: usize = 5;
+
+/// Say in plain words what state each device is in, how much is dirty, and what to do next
+///
+/// Nothing is changed. Exit code 0 when everything named is in order, 1 when something needs attention.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache doctor /dev/sdb /dev/nvme0n1")]
+pub struct Args {
+    /// Cache and backing devices, in any order
+    #[arg(required = true, value_name = "DEV")]
+    devices: Vec<PathBuf>,
+}
+
+/// Looks and tells.
+pub fn run(args: Args, out: &mut Out) -> Outcome {
+    let (mut devices, mut well) = (Devices::default(), true);
+    for path in &args.devices {
+        if let Err(fault) = devices.push(open(path, InUse::Allow)?) {
+            well = false;
+            writeln!(out, "{}: not usable\n  {}", fault.device, fault.what)?;
+            writeln!(out, "  next: bcache show {}", path.display())?;
+        }
+    }
+    let sets = devices.caches.iter().map(Set::look).collect::<Vec<_>>();
+    for set in &sets {
+        well &= set.tell(out)?;
+    }
+    for backing in &devices.backings {
+        well &= tell_backing(backing, &sets, &args.devices, out)?;
+    }
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A cache, and what is in it.
+struct Set {
+    cache: Cache,
+    view: Option<SetView>,
+    faults: u64,
+    told: Vec<Fault>,
+    /// Sectors with data by inode: dirty and all.
+    sectors: BTreeMap<u32, (u64, u64)>,
+}
+
+impl Set {
+    fn look(cache: &Cache) -> Self {
+        let cache = cache.clone();
+        let (view, faults, told, sectors) = (None, 0, Vec::new(), BTreeMap::new());
+        let mut set = Self { cache, view, faults, told, sectors };
+        if !set.cache.sb.sync() {
+            return set;
+        }
+        let (mut faults, mut told) = (0, Vec::new());
+        let mut fault = |fault: Fault| {
+            faults += 1;
+            if told.len() < FAULTS_TOLD && !told.contains(&fault) {
+                told.push(fault);
+            }
+        };
+        let view = SetView::read(set.cache.clone(), &mut fault);
+        for extent in view.extents(Pos::ZERO, Pos::MAX) {
+            match extent {
+                Ok(extent) if extent.live().is_some() => {
+                    let (dirty, all) = set.sectors.entry(extent.key.inode()).or_default();
+                    *dirty += if extent.key.dirty() { extent.key.size() } else { 0 };
+                    *all += extent.key.size();
+                }
+                Ok(_) => {}
+                Err(found) => fault(found),
+            }
+        }
+        (set.faults, set.told, set.view) = (faults, told, Some(view));
+        set
+    }
+
+    /// Tells of the cache itself. False when something is wrong.
+    fn tell(&self, out: &mut Out) -> Result<bool> {
+        let (name, geometry) = (&self.cache.name, &self.cache.geometry);
+        let capacity = size(Sectors(geometry.nbuckets.saturating_mul(geometry.bucket_sectors.into())));
+        let buckets = size_of(geometry.bucket_bytes());
+        writeln!(out, "{name}: cache of {capacity} in buckets of {buckets}, set {}", self.cache.sb.set_uuid)?;
+        let Some(view) = &self.view else {
+            writeln!(out, "  it has never been used: Linux will start it empty")?;
+            writeln!(out, "  next: attach a backing device to it, or keep it for later")?;
+            return Ok(true);
+        };
+        if let Some(newest) = view.journal.newest() {
+            let mut line = format!(
+                "  journal: {} entries to replay, newest {}",
+                view.journal.entries.len(),
+                newest.jset.seq
+            );
+            if view.journal.torn_tail().is_some() {
+                line += "; the last write was cut off by a crash, which is normal";
+            }
+            writeln!(out, "{line}")?;
+        }
+        let tree = &view.tree;
+        writeln!(out, "  btree: {} nodes, {} extents", tree.nodes, tree.extents)?;
+        let (dirty, all) = self.sectors.values().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        writeln!(out, "  holds {} of data, {} of it dirty", size(Sectors(all)), size(Sectors(dirty)))?;
+        self.tell_slots(view, out)?;
+        if self.faults == 0 {
+            writeln!(out, "  in order")?;
+            return Ok(true);
+        }
+        writeln!(out, "  DAMAGED, {} faults; Linux will probably refuse it. Keep it as it is:", self.faults)?;
+        for fault in &self.told {
+            writeln!(out, "    {fault}")?;
+        }
+        writeln!(out, "  next: bcache fsck -n {name} and the backing devices of the set")?;
+        Ok(false)
+    }
+
+    fn tell_slots(&self, view: &SetView, out: &mut Out) -> Result<()> {
+        for (slot, entry) in (0u32..).zip(&view.uuids).filter(|(_, entry)| !entry.is_free()) {
+            let (dirty, all) = self.sectors.get(&slot).copied().unwrap_or_default();
+            let mut line = match (entry.is_detached(), entry.is_flash_only()) {
+                (true, _) => format!("  slot {slot}: a device that was detached"),
+                (_, true) => format!("  slot {slot}: flash-only volume of {}", size(entry.sectors)),
+                _ => format!("  slot {slot}: backing device {}", entry.uuid),
+            };
+            let label = entry.label.to_text();
+            if !label.is_empty() {
+                write!(line, " \"{label}\"")?;
+            }
+            writeln!(out, "{line}: {} here, {} dirty", size(Sectors(all)), size(Sectors(dirty)))?;
+        }
+        Ok(())
+    }
+}
+
+fn size(sectors: Sectors) -> String {
+    size_of(sectors.bytes())
+}
+
+fn size_of(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+/// Tells of a backing device. False when something is wrong or missing.
+fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out) -> Result<bool> {
+    let sectors = Sectors::from_bytes(backing.device.size()).0 - backing.fields.data_offset.0;
+    writeln!(out, "{}: backing device of {}, {}", backing.name, size(Sectors(sectors)), backing.sb.uuid)?;
+    let name = &backing.name;
+    match backing.sb.state() {
+        BackingState::None => {
+            writeln!(out, "  attached to no cache: it has all its data, and is safe to use alone")?;
+            return alone(backing, out);
+        }
+        BackingState::Stale => {
+            writeln!(out, "  ran without its cache since: it is what counts, the cache's copy is not used")?;
+            return alone(backing, out);
+        }
+        BackingState::Clean | BackingState::Dirty => {}
+    }
+    let Some(set) = sets.iter().find(|set| set.cache.sb.set_uuid == backing.sb.set_uuid) else {
+        let may = match backing.sb.state() {
+            BackingState::Dirty => "DIRTY: the cache holds data it does not have. Do NOT use it alone",
+            _ => "clean by its superblock, but only the cache can tell for sure",
+        };
+        writeln!(out, "  attached to cache set {}, which was not named\n  {may}", backing.sb.set_uuid)?;
+        writeln!(out, "  next: find the cache (bcache show on the fast devices) and name it too")?;
+        return Ok(false);
+    };
+    let attachment = set.view.as_ref().map(|view| view.attachment(backing));
+    let devices = all.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
+    match attachment {
+        None => {
+            writeln!(
+                out,
+                "  its cache {} was never used, or lost its SYNC flag: Linux would start it EMPTY and",
+                set.cache.name
+            )?;
+            writeln!(
+                out,
+                "  all dirty data would be gone. Do not register the two\n  next: bcache fsck -n {devices}"
+            )?;
+            Ok(false)
+        }
+        Some(Err(refusal)) => {
+            writeln!(out, "  {refusal}\n  next: bcache fsck -n {devices}")?;
+            Ok(false)
+        }
+        Some(Ok(Attachment::Alone)) => {
+            writeln!(out, "  its cache does not know it, and it is clean: it has all its data")?;
+            alone(backing, out)
+        }
+        Some(Ok(Attachment::Slot(slot))) => {
+            let dirty = set.sectors.get(&slot).map_or(0, |(dirty, _)| *dirty);
+            if dirty == 0 && set.faults == 0 {
+                writeln!(
+                    out,
+                    "  attached to {}, nothing dirty: safe to detach, and to mount alone",
+                    set.cache.name
+                )?;
+                alone(backing, out)
+            } else if dirty == 0 {
+                writeln!(
+                    out,
+                    "  attached to {}, which is damaged: whether anything is dirty is not sure",
+                    set.cache.name
+                )?;
+                Ok(false)
+            } else {
+                let dirty = size(Sectors(dirty));
+                writeln!(
+                    out,
+                    "  attached to {}, {dirty} dirty: NOT safe alone; its newest data is in the cache",
+                    set.cache.name
+                )?;
+                writeln!(out, "  next: bcache export -o disk.img --of {name} {devices}")?;
+                Ok(set.faults == 0)
+            }
+        }
+    }
+}
+
+fn alone(backing: &Backing, out: &mut Out) -> Result<bool> {
+    let offset = backing.fields.data_offset.bytes();
+    writeln!(out, "  next: mount -o ro,loop,offset={offset} {} /mnt   (without bcache)", backing.name)?;
+    Ok(true)
+}
