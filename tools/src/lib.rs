@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod describe;
+pub mod frontend;
 pub mod make;
 pub mod signature;
 pub mod target;

@@ -76,6 +76,20 @@ impl Env {
         self.core.spawn(future)
     }
 
+    /// Runs `future` here and now as far as it goes without waiting, and the rest of it as a detached task. Spares
+    /// work that is done at once the way through the run queue.
+    pub fn run_or_spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let mut future = Box::pin(future);
+        // What the first poll registers this waker for is lost, but the spawned task polls again.
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        if future.as_mut().poll(&mut cx).is_pending() {
+            self.spawn(future).detach();
+        }
+    }
+
     /// Lets every other task that is ready run first.
     pub fn yield_now(&self) -> YieldNow {
         YieldNow::default()

@@ -1,0 +1,4 @@
+//! Ways for clients to reach the engine's volumes.
+
+pub mod nbd;
+pub mod ram;
