@@ -2,6 +2,8 @@
 //! again.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -174,6 +176,7 @@ fn the_kernel_takes_every_variant(kernel: &'static str) {
     println!("{}", machine.succeed(&script).unwrap());
     for (variant, made) in VARIANTS.iter().zip(&all) {
         left_behind(variant, made);
+        content_is_what_was_written(dir.path(), variant, made);
     }
 }
 
@@ -190,6 +193,18 @@ fn left_behind(variant: &Variant, made: &Made) {
     assert_eq!(cache["set_uuid"], backing["set_uuid"], "{}", variant.name);
     let state = if variant.options.contains("--writeback") { "dirty" } else { "clean" };
     assert_eq!(backing["backing"]["state"], state, "{}", variant.name);
+}
+
+/// Our own reader of cached devices finds what went through the kernel's.
+fn content_is_what_was_written(dir: &Path, variant: &Variant, made: &Made) {
+    let content = dir.join("content");
+    let program = paths::program("bcache").unwrap();
+    let export = ["export", "-o"];
+    let said =
+        run(Command::new(program).args(export).arg(&content).arg(&made.cache).arg(&made.backing)).unwrap();
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{}", variant.name);
+    let report = made.load.check(BufReader::new(File::open(&content).unwrap()), made.load.count).unwrap();
+    assert_eq!(report.bad, 0, "{}: {report}", variant.name);
 }
 
 #[test]
