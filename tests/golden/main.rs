@@ -4,4 +4,5 @@
 
 mod export;
 mod inspect;
+mod seeds;
 mod sets;
