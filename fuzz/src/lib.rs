@@ -116,10 +116,10 @@ pub fn bkey(data: &[u8]) {
     let Some(key) = Bkey::from_bytes(data) else { return };
     let mut written = Vec::new();
     key.write_to(&mut written);
-    assert_eq!(Bkey::from_bytes(&written), Some(key.clone()));
+    assert_eq!(Bkey::from_bytes(&written), Some(key));
     let _ = (key.start(), key.start_pos(), key.pos(), key.ptr(), key.u64s());
     let middle = bcache_format::Pos::new(key.inode(), key.start().wrapping_add(key.size() / 2));
-    let (mut front, mut back) = (key.clone(), key.clone());
+    let (mut front, mut back) = (key, key);
     // A key longer than its end is never valid; cutting it only must not panic.
     if front.cut_front(middle) && back.cut_back(middle) && key.size() <= key.offset() {
         assert_eq!(front.size() + back.size(), key.size());

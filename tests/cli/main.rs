@@ -4,4 +4,5 @@
 
 mod make;
 mod make_bytes;
+mod man;
 mod show;

@@ -7,9 +7,12 @@ use bcache_tests::paths;
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;
 
+/// What the fuzzer calls.
+type Target = fn(&[u8]);
+
 #[test]
 fn every_seed_parses_without_panic_whole_and_truncated() {
-    let targets: [(&str, fn(&[u8])); 7] = [
+    let targets: [(&str, Target); 7] = [
         ("superblock", fuzz::superblock),
         ("jset", fuzz::jset),
         ("bset", fuzz::bset),

@@ -3,6 +3,7 @@
 
 pub mod cmd;
 pub mod golden;
+pub mod man;
 pub mod paths;
 pub mod sparse;
 pub mod stamp;

@@ -60,6 +60,21 @@ pub struct Args {
     json: bool,
 }
 
+/// Format a cache device, backing devices, or both at once
+///
+/// Whatever is wrong is found before anything is written: then nothing is, and the exit code is 1.
+#[derive(Debug, clap::Parser)]
+#[command(name = "make-bcache", version)]
+pub struct Program {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// The program `make-bcache`.
+pub fn run_program(program: Program, out: &mut Out) -> Outcome {
+    run(program.args, out)
+}
+
 const EXAMPLES: &str = "\
 Examples:
   make-bcache -C /dev/nvme0n1p2 -B /dev/sdb /dev/sdc    a cache for two disks

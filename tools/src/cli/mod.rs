@@ -19,6 +19,13 @@ pub mod make;
 pub mod map;
 pub mod show;
 
+/// The command line of every program, for manual pages.
+#[must_use]
+pub fn programs() -> Vec<clap::Command> {
+    use clap::CommandFactory;
+    vec![bcache::Bcache::command(), make::Program::command(), show::Program::command()]
+}
+
 /// Standard output.
 pub type Out<'a> = BufWriter<StdoutLock<'a>>;
 

@@ -40,6 +40,23 @@ pub struct Args {
     devices: Vec<PathBuf>,
 }
 
+/// Print the superblock of cache and backing devices
+///
+/// The text is that of bcache-tools 1.0.8. With several devices, each one's text follows a line with its name.
+/// Exit code: 0; 1 for a command line that makes no sense; 2 if a device cannot be read or its superblock's magic,
+/// place or checksum is wrong; 3 for an experimental format. With several devices the highest.
+#[derive(Debug, clap::Parser)]
+#[command(name = "bcache-super-show", version)]
+pub struct Program {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// The program `bcache-super-show`.
+pub fn run_program(program: Program, out: &mut Out) -> Outcome {
+    run(program.args, out)
+}
+
 const EXAMPLES: &str = "Examples:\n  bcache-super-show /dev/sdb1\n  bcache show --json /dev/sdb1 | jq .label";
 const LONG: &str = "\
 Examples:
