@@ -52,7 +52,7 @@ pub fn crc64(seed: u64, data: &[u8]) -> u64 {
 }
 
 /// Reverses the bits of every byte of `from` into `to`, which has the same length.
-#[multiversion(targets("x86_64+avx2", "x86_64+ssse3"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+gfni", "x86_64+avx2", "x86_64+ssse3"))]
 fn mirror(from: &[u8], to: &mut [u8]) {
     for (from, to) in from.iter().zip(to.iter_mut()) {
         *to = from.reverse_bits();
