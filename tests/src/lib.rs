@@ -2,7 +2,8 @@
 //! afterwards, stock kernels in an emulated machine, and the built programs.
 
 pub mod cmd;
-pub mod crash;
+pub mod cuts;
+
 pub mod golden;
 pub mod man;
 pub mod paths;

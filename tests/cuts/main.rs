@@ -1,6 +1,6 @@
 //! Power cuts by the thousand, and proof that the judge of them can say no.
 
-use bcache_tests::crash::{Campaign, Failure, Passthrough, Subject, Summary};
+use bcache_tests::cuts::{Campaign, Failure, Passthrough, Subject, Summary};
 
 /// Runs of `S` for `cuts` power cuts. A failure is printed with the command that replays it.
 fn survives<S: Subject>(test: &str, cuts: u64) -> Summary {
@@ -14,7 +14,7 @@ fn survives<S: Subject>(test: &str, cuts: u64) -> Summary {
         }
         Err(failure) => {
             panic!(
-                "{failure}\nreplay: SIM_SEED={} cargo test -p bcache-tests --test sim {test}",
+                "{failure}\nreplay: SIM_SEED={} cargo test -p bcache-tests --test cuts {test}",
                 failure.seed
             )
         }
