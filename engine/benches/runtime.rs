@@ -1,5 +1,7 @@
 //! What a cache hit pays before it does anything of its own: locks, buffers, tasks, an operation's future.
 
+#![allow(missing_docs)] // criterion's macros make public items without any
+
 use std::hint::black_box;
 use std::rc::Rc;
 

@@ -1,6 +1,8 @@
 //! How fast the checksum is: ours beside another implementation of the same CRC and beside copying the bytes, which
 //! no checksum can beat by much. `cargo bench -p bcache-format`
 
+#![allow(missing_docs)] // criterion's macros make public items without any
+
 use std::hint::black_box;
 
 use bcache_format::csum::{SEED_ONES, crc64};
