@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
 mod bad_input;
+mod cases;
+mod fsck;
 mod mutations;
 mod patched;
 mod regions;

@@ -14,6 +14,7 @@ const PAGE: u64 = 4096;
 #[derive(Clone)]
 pub struct Patched {
     base: Device,
+    name: String,
     pages: BTreeMap<u64, Vec<u8>>,
     size: u64,
 }
@@ -22,11 +23,19 @@ impl Patched {
     /// The image at `path`, unchanged.
     pub fn open(path: &Path) -> Self {
         let base: Device = Arc::new(FileDevice::open(path).unwrap());
-        Self { size: base.size(), base, pages: BTreeMap::new() }
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        Self { size: base.size(), base, name, pages: BTreeMap::new() }
     }
     /// The cache of a golden set.
     pub fn cache_of(set: &str) -> Self {
         Self::open(&Set::open(set).unwrap().path("cache.img"))
+    }
+    /// All devices of a golden set, the cache first.
+    pub fn all_of(set: &str) -> Vec<Self> {
+        let set = Set::open(set).unwrap();
+        let mut devices: Vec<_> = set.paths().iter().map(|path| Self::open(path)).collect();
+        devices.sort_by_key(|device| device.name != "cache");
+        devices
     }
     /// Cuts the device off.
     pub fn truncate(&mut self, size: u64) {
@@ -64,7 +73,7 @@ impl Patched {
 
 impl ReadAt for Patched {
     fn name(&self) -> &str {
-        "cache"
+        &self.name
     }
     fn size(&self) -> u64 {
         self.size

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
 mod export;
+mod fsck;
 mod inspect;
 mod seeds;
 mod sets;

@@ -5,3 +5,4 @@
 mod golden;
 mod machine;
 mod made;
+mod repair;

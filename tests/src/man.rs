@@ -16,8 +16,31 @@ pub fn pages() -> Result<Vec<Page>> {
         let name = program.get_name().to_owned();
         add(&mut pages, program, name)?;
     }
+    pages.push(("bcache-findings.7".to_owned(), findings()));
     pages.sort();
     Ok(pages)
+}
+
+/// The page of everything that `bcache fsck` can find.
+fn findings() -> String {
+    let mut page = String::from(
+        ".TH bcache-findings 7 \"\" ubcache\n.SH NAME\nbcache\\-findings \\- what bcache\\-fsck(8) finds, and what it does about it\n\
+         .SH DESCRIPTION\nEvery finding has a name that never changes, and a severity: \\fIharmless\\fR is normal after a \
+         crash;\n\\fIlossless\\fR can be put right without losing anything; \\fIloss\\fR means that data is lost, or may be;\n\
+         \\fIfatal\\fR cannot be repaired. \\-p repairs the first two, \\-y the first three. Whatever its kind, a finding that\n\
+         names lost sectors is a loss.\n.SH FINDINGS\n",
+    );
+    for kind in bcache_engine::fsck::Kind::ALL {
+        let text = |text: &str| text.replace('-', "\\-").replace('\'', "\\(aq");
+        page += &format!(
+            ".TP\n\\fB{}\\fR ({})\n{}\n.br\nRepair: {}\n",
+            text(kind.id()),
+            kind.severity(),
+            text(kind.means()),
+            text(kind.repair()),
+        );
+    }
+    page + ".SH SEE ALSO\nbcache-fsck(8)\n"
 }
 
 /// A page that lists `bcache help` would lead to a page that says nothing.

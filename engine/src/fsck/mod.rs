@@ -1,3 +1,12 @@
 //! Checking and reading cache sets offline: nothing here needs a running engine, and nothing writes unless it says so.
 
+pub mod check;
+pub mod finding;
+pub mod kind;
+pub mod repair;
+pub mod usage;
 pub mod view;
+
+pub use check::{Checked, Options, check};
+pub use finding::Finding;
+pub use kind::{Kind, Severity};

@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
@@ -18,6 +19,38 @@ pub enum InUse {
     Allow,
     /// Refused: the content would be of no single moment.
     Refuse,
+}
+
+/// What a device is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    Read,
+    /// Reading and writing; nobody else may use it.
+    Write,
+}
+
+/// A device that may be written.
+pub struct Writable {
+    name: String,
+    file: File,
+}
+
+impl Writable {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl WriteAt for Writable {
+    fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, byte)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
 }
 
 /// A file or block device that knows its holes.
@@ -47,15 +80,20 @@ impl ReadAt for Sparse {
     }
 }
 
-/// Opens one device.
+/// Opens one device for reading.
 pub fn open(path: &Path, in_use: InUse) -> Result<Device> {
+    Ok(open_for(path, in_use, Access::Read)?.0)
+}
+
+/// Opens one device, and tells how to write to it when that is asked for.
+pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, Option<Writable>)> {
     let name = path.display().to_string();
     let kind = std::fs::metadata(path).with_context(|| name.clone())?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         bail!("{name}: neither a block device nor a file");
     }
     let mut options = OpenOptions::new();
-    options.read(true);
+    options.read(true).write(access == Access::Write);
     if kind.is_block_device() && in_use == InUse::Refuse {
         options.custom_flags(OFlag::O_EXCL.bits());
     }
@@ -66,8 +104,12 @@ pub fn open(path: &Path, in_use: InUse) -> Result<Device> {
         other => other.with_context(|| name.clone())?,
     };
     let holes = file.try_clone()?;
+    let writable = match access {
+        Access::Read => None,
+        Access::Write => Some(Writable { name: name.clone(), file: file.try_clone()? }),
+    };
     let device = FileDevice::new(file, name.clone()).with_context(|| name.clone())?;
-    Ok(Arc::new(Sparse { device, holes }))
+    Ok((Arc::new(Sparse { device, holes }), writable))
 }
 
 /// Opens devices in any order and tells them apart by their superblocks.

@@ -15,14 +15,17 @@ pub mod devices;
 pub mod doctor;
 pub mod dump;
 pub mod export;
+pub mod fsck;
 pub mod make;
 pub mod map;
 pub mod show;
+pub mod undo;
 
 /// The command line of every program, for manual pages.
 #[must_use]
 pub fn programs() -> Vec<clap::Command> {
     use clap::CommandFactory;
+    // `bcache-fsck` has the page of `bcache fsck`, of which it is another name.
     vec![bcache::Bcache::command(), make::Program::command(), show::Program::command()]
 }
 
@@ -51,7 +54,7 @@ pub fn main<P: Parser>(run: fn(P, &mut Out) -> Outcome) -> ExitCode {
         Err(error) => {
             // Standard error may be gone too; there is nowhere left to say so.
             let _ = writeln!(io::stderr(), "{program}: {error:#}");
-            ExitCode::FAILURE
+            if is_fsck(&program) { ExitCode::from(fsck::OPERATION) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -71,7 +74,12 @@ fn refuse(program: &str, error: &clap::Error) -> ExitCode {
     let said = said.join(" ");
     let said = said.strip_prefix("error: ").unwrap_or(&said);
     let _ = writeln!(io::stderr(), "{program}: {said}; see {program} --help");
-    ExitCode::FAILURE
+    if is_fsck(program) { ExitCode::from(fsck::USAGE) } else { ExitCode::FAILURE }
+}
+
+/// Whether the exit codes are those of fsck(8), which scripts and boot rely on.
+fn is_fsck(program: &str) -> bool {
+    program == "bcache-fsck" || std::env::args_os().nth(1).is_some_and(|word| word == "fsck")
 }
 
 fn reader_went_away(error: &anyhow::Error) -> bool {

@@ -1,8 +1,8 @@
 //! What a reader of one cached device or flash-only volume sees, piece by piece.
 
 use super::devices::Backing;
-use super::extents::{Extent, Extents};
-use super::fault::Fault;
+use super::extents::{Extent, Extents, STALE_MAX, State};
+use super::fault::{Fault, What};
 use super::read_at::Device;
 use super::set::SetView;
 use bcache_format::{BucketNr, Pos, SECTOR_SIZE, Sectors, Structure};
@@ -65,7 +65,8 @@ impl<'v> Content<'v> {
         let end = byte.saturating_add(bytes).min(self.bytes);
         let extents = self.extents_between(byte, end);
         let on_backing = self.backing.is_some();
-        Pieces { extents, next: byte, end, data_offset: self.data_offset.bytes(), on_backing, held: None }
+        let (set, data_offset) = (self.cached.map(|(set, _)| set), self.data_offset.bytes());
+        Pieces { set, extents, next: byte, end, data_offset, on_backing, held: None }
     }
     fn extents_between(&self, byte: u64, end: u64) -> Option<Extents<'v>> {
         let (set, slot) = self.cached?;
@@ -122,6 +123,7 @@ impl<'v> Content<'v> {
 
 /// The pieces of a range, in order.
 pub struct Pieces<'v> {
+    set: Option<&'v SetView>,
     extents: Option<Extents<'v>>,
     next: u64,
     end: u64,
@@ -144,7 +146,7 @@ impl Pieces<'_> {
         if let Some(held) = self.held.take() {
             return Some(Ok(held));
         }
-        let extents = self.extents.as_mut()?;
+        let (set, extents) = (self.set, self.extents.as_mut()?);
         loop {
             match extents.next()? {
                 Err(fault) => return Some(Err(fault)),
@@ -152,7 +154,11 @@ impl Pieces<'_> {
                     let start = Sectors(extent.key.start()).bytes().saturating_sub(self.data_offset);
                     return Some(Ok((start, extent)));
                 }
-                Ok(_) => {}
+                Ok(extent) => {
+                    if let Some(fault) = too_stale(set, &extent) {
+                        return Some(Err(fault));
+                    }
+                }
             }
         }
     }
@@ -179,4 +185,15 @@ impl Iterator for Pieces<'_> {
         let at = extent.live().map_or(0, |ptr| Sectors(ptr.offset()).bytes());
         Some(Ok(Piece { byte: start, bytes, source: Source::Cache(at, extent) }))
     }
+}
+
+/// Generations so far apart cannot be compared, so nobody knows what is there. Linux stops the set.
+fn too_stale(set: Option<&SetView>, extent: &Extent) -> Option<Fault> {
+    let State::Stale(stale) = extent.state else { return None };
+    if stale <= STALE_MAX {
+        return None;
+    }
+    let byte = extent.key.ptr().map_or(0, |ptr| Sectors(ptr.offset()).bytes());
+    let what = What::TooStale { key: extent.key.to_string(), stale };
+    Some(set?.cache.fault(Structure::Bkey, byte, what))
 }

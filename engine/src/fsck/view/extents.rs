@@ -2,12 +2,12 @@
 
 use super::devices::Cache;
 use super::extent_map::ExtentMap;
-use super::fault::{Fault, What};
+use super::fault::Fault;
 use super::gens::Gens;
 use super::node::NodeRef;
 use super::overlay::{Layer, Overlay};
 use super::tree::{Step, Walk};
-use bcache_format::{Bkey, Pos, Ptr, Structure};
+use bcache_format::{Bkey, Pos, Ptr};
 
 /// Staleness above which generations cannot be compared any more (`BUCKET_GC_GEN_MAX`): the kernel stops the set.
 pub const STALE_MAX: u8 = 96;
@@ -59,10 +59,18 @@ impl Extent {
     }
 }
 
+/// Which keys count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// All that can be read, also of nodes whose newest keys are lost.
+    Readable,
+    /// Only keys of whole nodes.
+    Whole,
+}
+
 /// Extents of a range, in order. After an error the walk may be continued: what follows is what could be read.
 pub struct Extents<'v> {
     merged: Overlay<Leaves<'v>, Box<dyn Iterator<Item = Bkey> + 'v>, Fault>,
-    cache: &'v Cache,
     gens: &'v Gens,
     from: Pos,
     to: Pos,
@@ -78,11 +86,13 @@ impl<'v> Extents<'v> {
         journal: &'v ExtentMap,
         from: Pos,
         to: Pos,
+        trust: Trust,
     ) -> Self {
         let walk = root.map(|root| Walk::new(cache, root, from, to));
-        let leaves = Leaves { walk, gens, keys: Vec::new().into_iter(), faults: Vec::new().into_iter() };
+        let leaves =
+            Leaves { walk, gens, trust, keys: Vec::new().into_iter(), faults: Vec::new().into_iter() };
         let journal = Box::new(journal.from(from).take_while(move |key| key.start_pos() < to));
-        Self { merged: Overlay::new(leaves, journal), cache, gens, from, to }
+        Self { merged: Overlay::new(leaves, journal), gens, from, to }
     }
 }
 
@@ -98,15 +108,7 @@ impl Iterator for Extents<'_> {
             if !key.cut_front(self.from) || !key.cut_back(self.to) {
                 continue;
             }
-            let extent = Extent::new(key, layer, self.gens);
-            return Some(match extent.state {
-                State::Stale(stale) if stale > STALE_MAX => {
-                    let what = What::TooStale { key: key.to_string(), stale };
-                    let byte = key.ptr().map_or(0, |ptr| ptr.offset().saturating_mul(512));
-                    Err(self.cache.fault(Structure::Bkey, byte, what))
-                }
-                _ => Ok(extent),
-            });
+            return Some(Ok(Extent::new(key, layer, self.gens)));
         }
     }
 }
@@ -115,6 +117,7 @@ impl Iterator for Extents<'_> {
 struct Leaves<'v> {
     walk: Option<Walk<'v>>,
     gens: &'v Gens,
+    trust: Trust,
     keys: std::vec::IntoIter<Bkey>,
     faults: std::vec::IntoIter<Fault>,
 }
@@ -134,7 +137,7 @@ impl Iterator for Leaves<'_> {
                 Step::Fault(fault) => return Some(Err(fault)),
                 Step::Node(node) => {
                     self.faults = node.faults.into_iter();
-                    if node.at.level == 0 {
+                    if node.at.level == 0 && (node.whole || self.trust == Trust::Readable) {
                         self.keys = node.keys.into_iter();
                     }
                 }

@@ -1,6 +1,6 @@
 //! What is wrong with a set, and where.
 
-use bcache_format::{BucketNr, Error, Problem, Ptr, Structure};
+use bcache_format::{BucketNr, Error, Pos, Problem, Ptr, Structure};
 use std::io;
 use std::sync::Arc;
 use thiserror::Error as ThisError;
@@ -17,6 +17,8 @@ pub struct Fault {
     pub byte: u64,
     /// What is wrong.
     pub what: What,
+    /// The keys that cannot be known because of it: behind the first position, up to and including the second.
+    pub range: Option<Box<(Pos, Pos)>>,
 }
 
 /// What is wrong at a place.
@@ -86,10 +88,37 @@ pub enum What {
         /// The key.
         key: String,
         /// The node's range starts here.
-        lower: String,
+        lower: Pos,
         /// The node's range ends here.
-        upper: String,
+        upper: Pos,
     },
+    /// A child that ends where the one before it does, or earlier.
+    #[error("child {key} ends before its place, {lower} to {upper}")]
+    ChildOverlap {
+        /// Its key.
+        key: String,
+        /// The child before it ends here.
+        lower: Pos,
+        /// The node ends here.
+        upper: Pos,
+    },
+    /// A node whose keys are not those of its range.
+    #[error(
+        "{outside} of {keys} keys are outside the node's range {lower} to {upper}: it is another's child"
+    )]
+    Misplaced {
+        /// Keys outside.
+        outside: usize,
+        /// All keys.
+        keys: usize,
+        /// The node's range starts here.
+        lower: Pos,
+        /// The node's range ends here.
+        upper: Pos,
+    },
+    /// A node at the level of leaves that has an interior node's keys.
+    #[error("an interior node where a leaf should be: the level is wrong")]
+    NotALeaf,
     /// An extent that is longer than its end is far from the start of the device.
     #[error("{0}: longer than its end allows")]
     KeySize(String),
@@ -106,9 +135,9 @@ pub enum What {
     #[error("the children end at {end}, the node at {upper}")]
     ChildrenEnd {
         /// End of the last live child.
-        end: String,
+        end: Pos,
         /// End of the node.
-        upper: String,
+        upper: Pos,
     },
     /// A child that is stale although the node never freed it.
     #[error("child {key} is stale by {stale} but was never freed: the bucket's generation is ahead")]
@@ -132,7 +161,13 @@ impl Fault {
     /// A fault of `structure` at `byte` of the device called `device`.
     #[must_use]
     pub fn new(device: &Arc<str>, structure: Structure, byte: u64, what: What) -> Self {
-        Self { device: Arc::clone(device), structure, byte, what }
+        Self { device: Arc::clone(device), structure, byte, what, range: None }
+    }
+    /// The same fault, which makes the keys between two positions unknown.
+    #[must_use]
+    pub fn hiding(mut self, from: Pos, to: Pos) -> Self {
+        self.range.get_or_insert_with(|| Box::new((from, to)));
+        self
     }
     /// What a parser said of bytes that start at `base` of the device.
     #[must_use]

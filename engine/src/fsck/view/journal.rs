@@ -40,9 +40,8 @@ pub struct Scan {
     pub end: u64,
     /// Why it ended before the end of the bucket.
     pub stopped: Option<Stop>,
-    /// Sequence number of a valid entry behind the place where reading ended, where the next one would be: usually a
-    /// leftover of an earlier lap.
-    pub behind: Option<(u64, u64)>,
+    /// Sequence number and `last_seq` of the entries found.
+    pub marks: Vec<(u64, u64)>,
 }
 
 /// Why a bucket's reading ended.
@@ -66,6 +65,9 @@ pub struct Journal {
     pub entries: BTreeMap<u64, Entry>,
     /// How each bucket read, in the order of the ring.
     pub scans: Vec<Scan>,
+    /// Valid entries behind places where recovery stops reading a bucket, as far as they could be needed: usually
+    /// none, because leftovers of earlier laps are too old.
+    pub hidden: BTreeMap<u64, Entry>,
 }
 
 impl Journal {
@@ -75,12 +77,26 @@ impl Journal {
         let mut journal = Self::default();
         let first = cache.geometry.first_bucket;
         for bucket in first..first + cache.njournal_buckets() {
-            let entries = &mut journal.entries;
-            let scan = scan_bucket(cache, BucketNr(bucket), &mut |entry| keep(entries, entry));
+            let (entries, hidden) = (&mut journal.entries, &mut journal.hidden);
+            let scan = scan_bucket(cache, BucketNr(bucket), &mut |entry, reach| match reach {
+                Reach::Found => keep(entries, entry),
+                Reach::Hidden => keep(hidden, entry),
+            });
             journal.scans.push(scan);
         }
-        let needed = journal.newest().map_or(0, |newest| newest.jset.last_seq);
+        let needed = journal.newest().map_or(0, |newest| newest.jset.last_seq.min(newest.jset.seq));
         journal.entries = journal.entries.split_off(&needed);
+        journal.hidden = journal.hidden.split_off(&needed);
+        journal.hidden.retain(|seq, _| !journal.entries.contains_key(seq));
+        journal
+    }
+    /// The journal as if hidden entries had been found as well.
+    #[must_use]
+    pub fn with_hidden(&self) -> Self {
+        let mut journal = Self { scans: self.scans.clone(), ..Self::default() };
+        for entry in self.entries.values().chain(self.hidden.values()) {
+            keep(&mut journal.entries, entry.clone());
+        }
         journal
     }
     /// The entry with the highest sequence number.
@@ -123,7 +139,8 @@ impl Journal {
     #[must_use]
     pub fn overlooked(&self) -> Option<(u64, u64)> {
         let newest = self.newest().map_or(0, |newest| newest.jset.seq);
-        self.scans.iter().filter_map(|scan| scan.behind).find(|(_, seq)| *seq > newest)
+        let hidden = self.hidden.range(newest.checked_add(1)?..).next();
+        hidden.map(|(&seq, entry)| (entry.byte, seq))
     }
     /// The first gap in the entries that must be replayed.
     #[must_use]
@@ -166,45 +183,65 @@ fn keep(entries: &mut BTreeMap<u64, Entry>, entry: Entry) {
     entries.entry(seq).or_insert(entry);
 }
 
+/// Whether recovery finds an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It does.
+    Found,
+    /// It stops reading the bucket before it.
+    Hidden,
+}
+
 /// Reads one bucket, an entry at a time.
-pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry)) -> Scan {
+pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry, Reach)) -> Scan {
     let start = cache.geometry.bucket_start_byte(bucket);
     let end = start.saturating_add(cache.geometry.bucket_bytes());
-    let mut scan = Scan { bucket, entries: 0, seqs: None, end: start, stopped: None, behind: None };
+    let mut scan = Scan { bucket, entries: 0, seqs: None, end: start, stopped: None, marks: Vec::new() };
     let mut window = Window { start, bytes: Vec::new() };
-    while scan.end < end {
-        let bytes = match window.at(cache, scan.end, end) {
+    let mut at = start;
+    while at < end {
+        let bytes = match window.at(cache, at, end) {
             Ok(bytes) => bytes,
             Err(fault) => {
-                scan.stopped = Some(Stop::Fault(fault));
+                scan.stopped.get_or_insert(Stop::Fault(fault));
                 break;
             }
         };
         let jset = match Jset::parse(bytes, cache.magic) {
             Ok(jset) => jset,
             Err(error) => {
-                scan.stopped = Some(stop(cache, bytes, error, scan.end));
-                scan.behind = next_valid(cache, bytes, scan.end);
-                break;
+                let next = next_valid(cache, bytes, at);
+                scan.stopped.get_or_insert_with(|| stop(cache, bytes, error, at));
+                match next {
+                    Some(next) => at = next,
+                    None => break,
+                }
+                continue;
             }
         };
         let words = jset.keys.iter().map(bcache_format::Bkey::u64s).sum();
         let taken = Jset::padded_bytes(words, cache.geometry.block_bytes());
-        scan.entries += 1;
-        scan.seqs = Some((scan.seqs.map_or(jset.seq, |(first, _)| first), jset.seq));
-        found(Entry { bucket, byte: scan.end, bytes: taken, jset });
-        scan.end = scan.end.saturating_add(taken);
+        let reach = if scan.stopped.is_none() { Reach::Found } else { Reach::Hidden };
+        let (seq, last_seq) = (jset.seq, jset.last_seq);
+        found(Entry { bucket, byte: at, bytes: taken, jset }, reach);
+        at = at.saturating_add(taken);
+        if reach == Reach::Found {
+            scan.entries += 1;
+            scan.seqs = Some((scan.seqs.map_or(seq, |(first, _)| first), seq));
+            scan.marks.push((seq, last_seq));
+            scan.end = at;
+        }
     }
     scan
 }
 
 /// The first valid entry behind one that is not: it starts at a block, no further than an entry can be long.
-fn next_valid(cache: &Cache, bytes: &[u8], byte: u64) -> Option<(u64, u64)> {
+fn next_valid(cache: &Cache, bytes: &[u8], byte: u64) -> Option<u64> {
     let block = usize::try_from(cache.geometry.block_bytes()).ok()?;
     let reach = usize::try_from(JSET_MAX_BYTES).ok()?;
     (block..=reach).step_by(block).find_map(|skip| {
-        let jset = Jset::parse(bytes.get(skip..)?, cache.magic).ok()?;
-        Some((byte.saturating_add(skip as u64), jset.seq))
+        Jset::parse(bytes.get(skip..)?, cache.magic).ok()?;
+        Some(byte.saturating_add(skip as u64))
     })
 }
 

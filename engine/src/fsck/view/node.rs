@@ -52,6 +52,8 @@ pub struct NodeView {
     pub keys: Vec<Bkey>,
     /// What is wrong with it. With any, `keys` is what is left and not the node's content.
     pub faults: Vec<Fault>,
+    /// All its bsets could be read. If not, `keys` lacks the newest: what is there may be out of date.
+    pub whole: bool,
 }
 
 impl NodeView {
@@ -73,19 +75,21 @@ impl NodeView {
             written: 0,
             keys: Vec::new(),
             faults: Vec::new(),
+            whole: true,
         };
         let broken;
         let node = match parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes()) {
             Ok(node) => node,
             Err(error) => {
                 broken = *error;
-                view.faults.push(Fault::format(&cache.name, broken.error, byte));
+                view.lose(Fault::format(&cache.name, broken.error, byte));
                 broken.readable
             }
         };
         view.written = node.written;
         let sets: Vec<Vec<Bkey>> =
             node.sets.iter().map(|(offset, set)| view.take_set(cache, *offset, set)).collect();
+        let sets = if view.has_level(cache, &sets) { sets } else { Vec::new() };
         if at.level == 0 {
             view.keys = merge_all(sets);
             view.check_extents(cache);
@@ -97,6 +101,12 @@ impl NodeView {
         }
         view.check_end(cache);
         Ok(view)
+    }
+
+    /// Notes a fault that makes the whole node's range unknown.
+    fn lose(&mut self, fault: Fault) {
+        self.whole = false;
+        self.faults.push(fault.hiding(self.at.lower, self.at.key.pos()));
     }
 
     /// The keys of one bset that can be used.
@@ -113,7 +123,7 @@ impl NodeView {
                 Some(Ok(key)) => key,
                 Some(Err(error)) => {
                     let base = self.byte.saturating_add(offset);
-                    self.faults.push(Fault::format(&cache.name, error, base));
+                    self.lose(Fault::format(&cache.name, error, base));
                     break;
                 }
             };
@@ -123,9 +133,10 @@ impl NodeView {
                 if key.size() == 0 {
                     continue;
                 }
-                if key.size() > key.offset() {
-                    let what = What::KeySize(key.to_string());
-                    self.faults.push(cache.fault(Structure::Bkey, byte, what));
+                if key.size() > key.offset() && key.pos() != Pos::ZERO {
+                    // One of its two numbers is wrong, so its place is not known, except for the node.
+                    let fault = cache.fault(Structure::Bkey, byte, What::KeySize(key.to_string()));
+                    self.faults.push(fault.hiding(self.at.lower, self.at.key.pos()));
                     continue;
                 }
             }
@@ -153,16 +164,23 @@ impl NodeView {
         let (byte, faults) = (self.byte, &mut self.faults);
         self.keys.retain(|key| {
             let Some(why) = cache.geometry.ptr_problem(key) else { return true };
-            faults.push(cache.fault(Structure::Bkey, byte, What::Pointer { key: key.to_string(), why }));
+            let fault = cache.fault(Structure::Bkey, byte, What::Pointer { key: key.to_string(), why });
+            faults.push(fault.hiding(key.start_pos(), key.pos()));
             false
         });
     }
 
     fn check_pointers(&mut self, cache: &Cache) {
         let (byte, faults) = (self.byte, &mut self.faults);
+        let (mut before, upper) = (self.at.lower, self.at.key.pos());
         self.keys.retain(|key| {
-            let Some(why) = cache.metadata_key_problem(key) else { return true };
-            faults.push(cache.fault(Structure::Bkey, byte, What::Pointer { key: key.to_string(), why }));
+            let Some(why) = cache.metadata_key_problem(key) else {
+                before = before.max(key.pos());
+                return true;
+            };
+            let fault = cache.fault(Structure::BtreeNode, byte, What::Pointer { key: key.to_string(), why });
+            // Whatever child it was: it began behind a sibling, or behind one that is dead by now.
+            faults.push(fault.hiding(before, key.pos().min(upper)));
             false
         });
     }
@@ -171,13 +189,41 @@ impl NodeView {
     /// it does not notice, though it belongs to the sibling.
     fn check_end(&mut self, cache: &Cache) {
         let (lower, upper) = (self.at.lower, self.at.key.pos());
-        let before = |key: &&Bkey| self.at.level == 0 && key.start_pos() < lower;
-        let outside = [self.keys.first().filter(before), self.keys.last().filter(|key| key.pos() > upper)];
-        for key in outside.into_iter().flatten() {
-            let (lower, upper) = (lower.to_string(), upper.to_string());
-            let what = What::KeyRange { key: key.to_string(), lower, upper };
-            self.faults.push(cache.fault(Structure::BtreeNode, self.byte, what));
+        let leaf = self.at.level == 0;
+        let outside = |key: &Bkey| key.pos() > upper || (leaf && key.start_pos() < lower);
+        let count = self.keys.iter().filter(|key| outside(key)).count();
+        if count > 0 && count * 2 > self.keys.len() {
+            let what = What::Misplaced { outside: count, keys: self.keys.len(), lower, upper };
+            self.lose(cache.fault(Structure::BtreeNode, self.byte, what));
+            return;
         }
+        let (byte, faults) = (self.byte, &mut self.faults);
+        self.keys.retain(|key| {
+            if !outside(key) {
+                return true;
+            }
+            let what = What::KeyRange { key: key.to_string(), lower, upper };
+            // Where it should be nobody knows, except that it is in this node's range.
+            faults.push(cache.fault(Structure::BtreeNode, byte, what).hiding(lower, upper));
+            false
+        });
+    }
+
+    /// Most of its keys are outside its range: it is another's child, or the parent's key is wrong.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.faults.iter().any(|fault| matches!(fault.what, What::Misplaced { .. }))
+    }
+
+    /// A leaf with keys that only interior nodes have: freeing markers, or the end of everything.
+    /// True for every other node.
+    fn has_level(&mut self, cache: &Cache, sets: &[Vec<Bkey>]) -> bool {
+        let interior = |key: &&Bkey| key.size() > 0 && (key.pos() == Pos::ZERO || key.pos() == Pos::MAX);
+        let wrong = self.at.level == 0 && sets.iter().flatten().any(|key| interior(&key));
+        if wrong {
+            self.lose(cache.fault(Structure::BtreeNode, self.byte, What::NotALeaf));
+        }
+        !wrong
     }
 }
 

@@ -3,7 +3,7 @@
 use super::content::Content;
 use super::devices::{Backing, Cache, Devices};
 use super::extent_map::ExtentMap;
-use super::extents::Extents;
+use super::extents::{Extents, Trust};
 use super::fault::{Fault, What};
 use super::gens::Gens;
 use super::journal::Journal;
@@ -13,7 +13,8 @@ use super::tree::{Step, Walk, root};
 use super::uuids::read_table;
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
-use bcache_format::{Bkey, Pos, Sectors, Structure};
+use bcache_format::{Bkey, BucketNr, Pos, Sectors, Structure};
+use std::collections::HashSet;
 use std::sync::Arc;
 use thiserror::Error as ThisError;
 use uuid::Uuid;
@@ -102,6 +103,8 @@ pub struct SetView {
     pub replayed: ExtentMap,
     /// What the btree consists of.
     pub tree: TreeTotals,
+    /// Buckets that btree nodes point at, readable or not.
+    pub nodes: HashSet<BucketNr>,
 }
 
 /// What a walk over the whole btree counted.
@@ -134,6 +137,14 @@ impl SetView {
     /// Reads what can be read of the set and reports what cannot, in recovery's order.
     pub fn read(cache: Cache, report: &mut dyn FnMut(Fault)) -> Self {
         let journal = Journal::read(&cache);
+        if let Err(fault) = journal.replayable(&cache) {
+            report(fault);
+        }
+        Self::read_with(cache, journal, report)
+    }
+
+    /// The same with a journal that was read before; nothing is said of that.
+    pub fn read_with(cache: Cache, journal: Journal, report: &mut dyn FnMut(Fault)) -> Self {
         let mut view = Self {
             gens: Gens::new(cache.geometry, Vec::new()),
             cache,
@@ -143,10 +154,8 @@ impl SetView {
             root: None,
             replayed: ExtentMap::default(),
             tree: TreeTotals::default(),
+            nodes: HashSet::new(),
         };
-        if let Err(fault) = view.journal.replayable(&view.cache) {
-            report(fault);
-        }
         view.read_named(report);
         view.walk_tree(report);
         view.replay(report);
@@ -191,6 +200,7 @@ impl SetView {
                 }
             }
         }
+        self.nodes = walk.into_seen();
     }
 
     /// Lays the keys of all entries over each other, and raises the generations by their pointers
@@ -212,7 +222,13 @@ impl SetView {
     /// The extents of `from..to`, in order.
     #[must_use]
     pub fn extents(&self, from: Pos, to: Pos) -> Extents<'_> {
-        Extents::new(&self.cache, self.root, &self.gens, &self.replayed, from, to)
+        let (root, gens) = (self.root, &self.gens);
+        Extents::new(&self.cache, root, gens, &self.replayed, from, to, Trust::Readable)
+    }
+    /// The extents of `from..to` without those of nodes that could not be read whole.
+    #[must_use]
+    pub fn trusted_extents(&self, from: Pos, to: Pos) -> Extents<'_> {
+        Extents::new(&self.cache, self.root, &self.gens, &self.replayed, from, to, Trust::Whole)
     }
 
     /// Slots of the flash-only volumes, in their order.

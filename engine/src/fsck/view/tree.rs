@@ -9,7 +9,8 @@ use super::fault::{Fault, What};
 use super::gens::Gens;
 use super::journal::Entry;
 use super::node::{NodeRef, NodeView};
-use bcache_format::{Bkey, BucketNr, Pos, Structure};
+use bcache_format::bkey::gen_after;
+use bcache_format::{BucketNr, Pos, Ptr, Structure};
 use std::collections::{HashSet, VecDeque};
 
 /// Level above which a root is not believed: with the smallest nodes, this many levels hold more extents than a
@@ -25,10 +26,14 @@ const ROOT_AT: u64 = 0x68;
 pub fn root(cache: &Cache, entry: &Entry) -> Result<NodeRef, Fault> {
     let named_at = entry.byte.saturating_add(ROOT_AT);
     if entry.jset.btree_level > LEVEL_MAX {
-        return Err(cache.fault(Structure::BtreeNode, named_at, What::TooDeep(entry.jset.btree_level)));
+        let what = What::TooDeep(entry.jset.btree_level);
+        return Err(cache.fault(Structure::BtreeNode, named_at, what).hiding(Pos::ZERO, Pos::MAX));
     }
-    // The journal keeps the root's pointer and size; its range is everything.
-    Ok(NodeRef { key: entry.jset.btree_root, level: entry.jset.btree_level, lower: Pos::ZERO, named_at })
+    // Whatever position the entry has: the root's range is everything.
+    let mut key = entry.jset.btree_root;
+    key.set_inode(Pos::MAX.inode);
+    key.set_offset(Pos::MAX.offset);
+    Ok(NodeRef { key, level: entry.jset.btree_level, lower: Pos::ZERO, named_at })
 }
 
 /// A walk over the nodes that cover a range, parents before children, leaves in key order.
@@ -58,6 +63,12 @@ impl<'c> Walk<'c> {
         Self { cache, pending, seen, from, to, faults }
     }
 
+    /// Buckets of all nodes that were tried.
+    #[must_use]
+    pub fn into_seen(self) -> HashSet<BucketNr> {
+        self.seen
+    }
+
     /// The next step. Pointers seen raise `gens` when `raise` is set, as recovery does.
     pub fn step(&mut self, gens: &mut Gens) -> Option<Step> {
         self.advance(|node, cache, faults| {
@@ -81,7 +92,7 @@ impl<'c> Walk<'c> {
         let at = self.pending.pop()?;
         let node = match self.read(at) {
             Ok(node) => node,
-            Err(fault) => return Some(Step::Fault(fault)),
+            Err(fault) => return Some(Step::Fault(fault.hiding(at.lower, at.key.pos()))),
         };
         let below = children(&node, self.cache, &mut self.faults);
         let (from, to) = (self.from, self.to);
@@ -91,12 +102,19 @@ impl<'c> Walk<'c> {
     }
 
     fn read(&mut self, at: NodeRef) -> Result<NodeView, Fault> {
-        if let Some(ptr) = at.key.ptr().filter(|ptr| ptr.is_device())
-            && !self.seen.insert(self.cache.geometry.ptr_bucket(ptr))
-        {
+        let Some(ptr) = at.key.ptr().filter(|ptr| ptr.is_device()) else {
+            return NodeView::read(self.cache, at);
+        };
+        let bucket = self.cache.geometry.ptr_bucket(ptr);
+        if !self.seen.insert(bucket) {
             return Err(self.cache.fault(Structure::BtreeNode, at.named_at, What::NodeTwice(ptr)));
         }
-        NodeView::read(self.cache, at)
+        let node = NodeView::read(self.cache, at)?;
+        if node.is_elsewhere() {
+            // Somebody else's child: whoever it belongs to may still read it. Nothing below it is followed here.
+            self.seen.remove(&bucket);
+        }
+        Ok(node)
     }
 }
 
@@ -109,9 +127,13 @@ fn raise(gens: &mut Gens, node: &NodeView) {
 
 /// The live children of an interior node, in key order.
 fn children(node: &NodeView, cache: &Cache, gens: &Gens, faults: &mut VecDeque<Fault>) -> Vec<NodeRef> {
-    let Some(level) = node.at.level.checked_sub(1) else { return Vec::new() };
-    let mut fault = |what| faults.push_back(cache.fault(Structure::BtreeNode, node.byte, what));
-    let freed: HashSet<BucketNr> = markers(node).map(|ptr| cache.geometry.ptr_bucket(ptr)).collect();
+    let Some(level) = node.at.level.checked_sub(1).filter(|_| !node.is_elsewhere()) else {
+        return Vec::new();
+    };
+    let mut fault = |what, from, to| {
+        faults.push_back(cache.fault(Structure::BtreeNode, node.byte, what).hiding(from, to));
+    };
+    let freed = markers(cache, node);
     let mut live = Vec::new();
     let mut lower = node.at.lower;
     for key in node.keys.iter().filter(|key| key.pos() != Pos::ZERO) {
@@ -120,30 +142,36 @@ fn children(node: &NodeView, cache: &Cache, gens: &Gens, faults: &mut VecDeque<F
         }
         let stale = gens.stale_key(key);
         if stale > 0 {
-            let lost = |ptr| !freed.contains(&cache.geometry.ptr_bucket(ptr));
-            if key.ptr().is_some_and(lost) {
-                fault(What::ChildLost { key: key.to_string(), stale });
+            let was_freed = |ptr: Ptr| {
+                let bucket = cache.geometry.ptr_bucket(ptr);
+                freed.iter().any(|(freed, by)| *freed == bucket && gen_after(*by, ptr.generation()) > 0)
+            };
+            if key.ptr().is_none_or(was_freed) {
+                continue;
             }
-            continue;
+            // Its checksum is seeded with the pointer, generation included: if it reads, it is the child.
+            fault(What::ChildLost { key: key.to_string(), stale }, key.pos(), key.pos());
         }
         if key.pos() <= lower {
-            let (lower, upper) = (lower.to_string(), node.at.key.pos().to_string());
-            fault(What::KeyRange { key: key.to_string(), lower, upper });
+            let upper = node.at.key.pos();
+            fault(What::ChildOverlap { key: key.to_string(), lower, upper }, key.pos(), key.pos());
             continue;
         }
         live.push(NodeRef { key: *key, level, lower, named_at: node.byte });
         lower = key.pos();
     }
     if live.is_empty() {
-        fault(What::NoChild);
+        fault(What::NoChild, lower, node.at.key.pos());
     } else if lower < node.at.key.pos() {
-        fault(What::ChildrenEnd { end: lower.to_string(), upper: node.at.key.pos().to_string() });
+        let (end, upper) = (lower, node.at.key.pos());
+        fault(What::ChildrenEnd { end, upper }, lower, node.at.key.pos());
     }
     live
 }
 
-/// Pointers of the freeing markers of a node.
-fn markers(node: &NodeView) -> impl Iterator<Item = bcache_format::Ptr> + '_ {
-    let marker = |key: &&Bkey| key.pos() == Pos::ZERO;
-    node.keys.iter().filter(marker).flat_map(|key| key.ptrs().iter().copied())
+/// The freeing markers of a node: which bucket, and with which generation.
+fn markers(cache: &Cache, node: &NodeView) -> Vec<(BucketNr, u8)> {
+    let markers = node.keys.iter().filter(|key| key.pos() == Pos::ZERO);
+    let ptrs = markers.flat_map(|key| key.ptrs().iter().filter(|ptr| ptr.is_device()));
+    ptrs.map(|ptr| (cache.geometry.ptr_bucket(*ptr), ptr.generation())).collect()
 }

@@ -1,0 +1,122 @@
+//! Backing devices against the cache.
+
+use super::super::finding::Finding;
+use super::super::kind::Kind;
+use super::super::view::Backing;
+use super::Checked;
+use bcache_format::superblock::{BackingState, SB_OFFSET};
+use bcache_format::{Pos, Sectors};
+use std::collections::HashMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Byte of the state flags and of the set's UUID in a superblock.
+const FLAGS_AT: u64 = SB_OFFSET + 0x68;
+const SET_UUID_AT: u64 = SB_OFFSET + 0x38;
+const UUID_AT: u64 = SB_OFFSET + 0x28;
+
+pub(super) fn pass(checked: &mut Checked) {
+    let backings = checked.backings.clone();
+    let mut seen: HashMap<Uuid, Arc<str>> = HashMap::new();
+    for backing in &backings {
+        if let Some(first) = seen.insert(backing.sb.uuid, Arc::clone(&backing.name)) {
+            let detail = format!("{first} has the same UUID {}", backing.sb.uuid);
+            checked.found(Finding::new(Kind::BackingTwice, &backing.name, UUID_AT, detail));
+        }
+        against_cache(checked, backing);
+    }
+    slots_without_uuid(checked);
+    volumes(checked);
+}
+
+fn against_cache(checked: &mut Checked, backing: &Backing) {
+    let Some(cache) = checked.cache.clone() else { return };
+    let name = Arc::clone(&backing.name);
+    let Some(view) = &checked.set else { return };
+    let mut uuids = (0u32..).zip(&view.uuids);
+    let slot = uuids.find(|(_, entry)| entry.uuid == backing.sb.uuid).map(|(slot, _)| slot);
+    let ours = backing.sb.set_uuid == cache.sb.set_uuid;
+    let state = backing.sb.state();
+    let readable = !view.uuids.is_empty();
+    match slot {
+        Some(slot) => {
+            let dirty = checked.slots.get(&slot).map_or(0, |used| used.dirty);
+            if !ours && state != BackingState::Stale {
+                let detail = format!(
+                    "set {}, but slot {slot} of set {} is its",
+                    backing.sb.set_uuid, cache.sb.set_uuid
+                );
+                checked.found(Finding::new(Kind::BackingSetUuid, &name, SET_UUID_AT, detail));
+            }
+            // STALE is what a device says that ran without its cache: then the keys are what is out of date.
+            if state == BackingState::None && dirty > 0 {
+                let detail = format!("not attached, but slot {slot} has {dirty} dirty sectors for it");
+                checked.found(Finding::new(Kind::BackingState, &name, FLAGS_AT, detail));
+            }
+            beyond(checked, backing, slot);
+        }
+        None if matches!(state, BackingState::None | BackingState::Stale) => {}
+        None if !ours => {
+            let detail =
+                format!("it belongs to set {}, the cache to {}", backing.sb.set_uuid, cache.sb.set_uuid);
+            checked.found(Finding::new(Kind::BackingOtherSet, &name, SET_UUID_AT, detail));
+        }
+        None if readable && state == BackingState::Dirty => {
+            let detail = format!("{state:?}, but no slot has its UUID {}", backing.sb.uuid).to_lowercase();
+            checked.found(Finding::new(Kind::UuidLost, &name, UUID_AT, detail));
+        }
+        None => {}
+    }
+}
+
+/// Dirty data outside a backing device.
+fn beyond(checked: &mut Checked, backing: &Backing, slot: u32) {
+    let Some(used) = checked.slots.get(&slot).copied() else { return };
+    let end = Sectors::from_bytes(backing.device.size()).0;
+    let start = backing.fields.data_offset.0;
+    if used.dirty > 0 && (used.end > end || used.start < start) {
+        let detail =
+            format!("slot {slot} has sectors {}..{}, the device {start}..{end}", used.start, used.end);
+        let mut finding = Finding::new(Kind::ExtentBeyond, &backing.name, 0, detail);
+        let pos = |sector| Pos::new(slot, sector);
+        finding.lost.push((pos(used.start.min(start)), pos(start)));
+        finding.lost.push((pos(end), pos(used.end.max(end))));
+        finding.lost.retain(|(from, to)| from < to);
+        checked.found(finding);
+    }
+}
+
+/// Live keys of slots that are free: the next device to be attached would get them.
+fn slots_without_uuid(checked: &mut Checked) {
+    let Some(view) = &checked.set else { return };
+    let free = |slot: &u32| view.uuids.get(*slot as usize).is_some_and(|entry| entry.is_free());
+    let lost: Vec<_> = checked
+        .slots
+        .iter()
+        .filter(|(slot, used)| used.all > 0 && free(slot))
+        .map(|(s, u)| (*s, *u))
+        .collect();
+    let (name, geometry) = (Arc::clone(&view.cache.name), view.cache.geometry);
+    let bucket = view.journal.newest().and_then(|newest| newest.jset.uuid_bucket.ptr());
+    let byte = bucket.map_or(0, |ptr| geometry.bucket_start_byte(geometry.ptr_bucket(ptr)));
+    for (slot, used) in lost {
+        let detail =
+            format!("slot {slot} is free, but has {} sectors, {} of them dirty", used.all, used.dirty);
+        checked.found(Finding::new(Kind::UuidLost, &name, byte, detail));
+    }
+}
+
+/// Volumes that end before their data.
+fn volumes(checked: &mut Checked) {
+    let Some(view) = &checked.set else { return };
+    let name = Arc::clone(&view.cache.name);
+    let mut findings = Vec::new();
+    for (slot, entry) in view.volumes() {
+        let end = checked.slots.get(&slot).map_or(0, |used| used.end);
+        if end > entry.sectors.0 {
+            let detail = format!("slot {slot} has {} sectors, its data ends at {end}", entry.sectors);
+            findings.push(Finding::new(Kind::UuidVolumeSize, &name, 0, detail));
+        }
+    }
+    findings.into_iter().for_each(|finding| checked.found(finding));
+}

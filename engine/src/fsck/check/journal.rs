@@ -1,0 +1,151 @@
+//! The journal, and the set it leads to.
+
+use super::super::finding::Finding;
+use super::super::kind::Kind;
+use super::super::view::journal::{Journal, Stop};
+use super::super::view::{Fault, SetView, What};
+use super::Checked;
+use bcache_format::superblock::SB_OFFSET;
+use bcache_format::{BucketNr, Structure};
+use std::sync::Arc;
+
+/// Reads the journal and everything its newest entry names. False when there is no set to look at.
+pub(super) fn pass(checked: &mut Checked) -> bool {
+    let Some(cache) = checked.cache.clone() else { return false };
+    let journal = Journal::read(&cache);
+    let unused = !cache.sb.sync() && journal.newest().is_none();
+    checked.journal = journal.clone();
+    if unused {
+        return false;
+    }
+    let name = Arc::clone(&cache.name);
+    if !cache.sb.sync() {
+        let detail = "the SYNC flag is not set, but the journal is not empty".to_owned();
+        checked.found(Finding::new(Kind::SbSync, &name, SB_OFFSET, detail));
+    }
+    for scan in &journal.scans {
+        if let Some(Stop::Fault(fault)) = &scan.stopped {
+            checked.found(fault.clone().into());
+        }
+    }
+    let hole = journal.overlooked();
+    let full = if hole.is_some() { journal.with_hidden() } else { journal.clone() };
+    let Some(newest) = full.newest() else {
+        let byte = cache.geometry.bucket_start_byte(BucketNr(cache.geometry.first_bucket));
+        checked.found(cache.fault(Structure::Jset, byte, What::JournalEmpty).into());
+        return false;
+    };
+    if let Some((byte, seq)) = hole {
+        let reached = journal.newest().map_or(0, |newest| newest.jset.seq);
+        checked.found(cache.fault(Structure::Jset, byte, What::JournalHole { newest: reached, seq }).into());
+    } else if let Some(what) = journal.missing(cache.sb.discard()) {
+        checked.found(cache.fault(Structure::Jset, newest.byte, what).into());
+    }
+    if let Some(torn) = journal.torn_tail().filter(|_| hole.is_none()) {
+        let detail = format!("entry {} is not whole", newest.jset.seq.saturating_add(1));
+        checked.found(Finding::new(Kind::JournalTailTorn, &name, torn.end, detail));
+    }
+    let reached = kernel_finds(&journal);
+    if let Some(found) = journal.newest().filter(|found| Some(found.jset.seq) != reached) {
+        let detail = match reached {
+            Some(seq) => format!("Linux would find entry {seq}, the newest is {}", found.jset.seq),
+            None => format!("Linux would find no entry, the newest is {}", found.jset.seq),
+        };
+        checked.found(Finding::new(Kind::JournalHidden, &name, found.byte, detail));
+    }
+    let mut faults = Vec::new();
+    let view = SetView::read_with(cache, full, &mut |fault| faults.push(fault));
+    for fault in faults {
+        let finding = place(&view, fault);
+        checked.found(finding);
+    }
+    checked.set = Some(view);
+    true
+}
+
+/// A fault as a finding; one at the root's own key is of the root.
+fn place(view: &SetView, fault: Fault) -> Finding {
+    let at_root = view.root.is_some_and(|root| root.named_at == fault.byte);
+    let mut finding: Finding = fault.into();
+    if at_root && finding.kind == Kind::NodePointer {
+        finding.kind = Kind::RootPointer;
+    }
+    finding
+}
+
+/// The newest entry that Linux' search comes across (`bch_journal_read`): a scattered search for any bucket with
+/// entries, a binary one for the end of the ring, then back over all buckets that have any.
+pub(in super::super) fn kernel_finds(journal: &Journal) -> Option<u64> {
+    let n = journal.scans.len();
+    let mut list = Found::default();
+    let mut seen = vec![false; n];
+    let mut read = |bucket: usize, seen: &mut Vec<bool>| {
+        if let Some(flag) = seen.get_mut(bucket) {
+            *flag = true;
+        }
+        list.add(journal.scans.get(bucket).map(|scan| scan.marks.as_slice()).unwrap_or_default())
+    };
+    let scattered = (0..n).map(|i| (i as u32).wrapping_mul(2_654_435_769) as usize % n);
+    let mut start = None;
+    for bucket in scattered {
+        if seen.get(bucket).copied().unwrap_or(true) {
+            break;
+        }
+        if read(bucket, &mut seen).0 {
+            start = Some(bucket);
+            break;
+        }
+    }
+    if start.is_none() {
+        start =
+            (0..n).find(|&bucket| !seen.get(bucket).copied().unwrap_or(true) && read(bucket, &mut seen).0);
+    }
+    let mut left = start?;
+    let mut middle = left;
+    let mut right = (left + 1..n).find(|&bucket| seen.get(bucket).copied().unwrap_or(false)).unwrap_or(n);
+    while left + 1 < right {
+        let before = read(usize::MAX, &mut seen).1;
+        middle = usize::midpoint(left, right);
+        if read(middle, &mut seen).1 == before {
+            right = middle;
+        } else {
+            left = middle;
+        }
+    }
+    let mut bucket = middle;
+    loop {
+        bucket = bucket.checked_sub(1).unwrap_or(n - 1);
+        if bucket == middle {
+            break;
+        }
+        if !seen.get(bucket).copied().unwrap_or(true) && !read(bucket, &mut seen).0 {
+            break;
+        }
+    }
+    read(usize::MAX, &mut seen).1
+}
+
+/// The entries a search has come across, as `journal_read_bucket` keeps them.
+#[derive(Default)]
+struct Found {
+    marks: std::collections::BTreeMap<u64, u64>,
+}
+
+impl Found {
+    /// Adds a bucket's entries; whether any was kept, and the newest of all.
+    fn add(&mut self, bucket: &[(u64, u64)]) -> (bool, Option<u64>) {
+        let mut kept = false;
+        for &(seq, last_seq) in bucket {
+            while self.marks.first_key_value().is_some_and(|(&oldest, _)| oldest < last_seq) {
+                self.marks.pop_first();
+            }
+            // Entries do not know less than older ones, so the newest one's `last_seq` is the largest.
+            let expired = self.marks.last_key_value().is_some_and(|(_, &needed)| seq < needed);
+            if !expired && !self.marks.contains_key(&seq) {
+                self.marks.insert(seq, last_seq);
+                kept = true;
+            }
+        }
+        (kept, self.marks.last_key_value().map(|(&seq, _)| seq))
+    }
+}

@@ -1,0 +1,116 @@
+//! One finding of a check.
+
+use super::kind::{Kind, Severity};
+use super::view::{Fault, What};
+use bcache_format::{BucketNr, Pos, Problem, Structure};
+use std::sync::Arc;
+
+/// Something wrong, with its place and what it costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub kind: Kind,
+    /// The device.
+    pub device: Arc<str>,
+    /// Where, from the start of the device.
+    pub byte: u64,
+    /// The bucket that byte is in, on a cache.
+    pub bucket: Option<BucketNr>,
+    /// This one in particular.
+    pub detail: String,
+    /// Keys that are lost by it, or whose newest state is: behind the first position, up to the second.
+    pub lost: Vec<(Pos, Pos)>,
+}
+
+impl Finding {
+    /// A finding at a place.
+    #[must_use]
+    pub fn new(kind: Kind, device: &Arc<str>, byte: u64, detail: String) -> Self {
+        Self { kind, device: Arc::clone(device), byte, bucket: None, detail, lost: Vec::new() }
+    }
+    /// How bad it is: what its kind says, and a loss whenever something is lost.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        let least = if self.lost.is_empty() { Severity::Harmless } else { Severity::Loss };
+        self.kind.severity().max(least)
+    }
+}
+
+impl From<Fault> for Finding {
+    fn from(fault: Fault) -> Self {
+        let kind = kind_of(fault.structure, &fault.what);
+        let lost = fault.range.map(|range| *range).filter(|(from, to)| from < to).into_iter().collect();
+        let (device, byte, detail) = (fault.device, fault.byte, fault.what.to_string());
+        Self { kind, device, byte, bucket: None, detail, lost }
+    }
+}
+
+/// The kind of a fault of the view.
+#[must_use]
+pub fn kind_of(structure: Structure, what: &What) -> Kind {
+    match what {
+        What::Io { .. } => unreadable(structure),
+        What::Format(problem) => of_problem(structure, problem),
+        What::JournalEmpty => Kind::JournalEmpty,
+        What::JournalMissing { last_seq, newest, .. } if last_seq > newest => Kind::JournalOrder,
+        What::JournalMissing { .. } => Kind::JournalMissing,
+        What::JournalHole { .. } => Kind::JournalHole,
+        What::PrioLoop(_) => Kind::PrioLoop,
+        What::PrioBucket(_) => Kind::PrioBucket,
+        What::Pointer { .. } => match structure {
+            Structure::UuidTable => Kind::UuidPointer,
+            Structure::Jset => Kind::JournalKey,
+            Structure::BtreeNode => Kind::NodePointer,
+            _ => Kind::KeyPointer,
+        },
+        What::Misplaced { .. } => Kind::NodeMisplaced,
+        What::NotALeaf => Kind::NodeLevel,
+        What::KeyOrder { .. } => Kind::KeyOrder,
+        What::KeyRange { .. } => Kind::KeyRange,
+        What::KeySize(_) if structure == Structure::Jset => Kind::JournalKey,
+        What::KeySize(_) => Kind::KeySize,
+        What::NodeTwice(_) => Kind::NodeTwice,
+        What::TooDeep(_) => Kind::RootLevel,
+        What::NoChild => Kind::NodeNoChild,
+        What::ChildrenEnd { .. } => Kind::NodeEnd,
+        What::ChildOverlap { .. } => Kind::NodeOrder,
+        What::ChildLost { .. } => Kind::ChildLost,
+        What::TooStale { .. } => Kind::ExtentTooStale,
+    }
+}
+
+fn unreadable(structure: Structure) -> Kind {
+    match structure {
+        Structure::Superblock => Kind::SbUnreadable,
+        Structure::Jset => Kind::JournalUnreadable,
+        Structure::PrioSet => Kind::PrioUnreadable,
+        Structure::UuidTable => Kind::UuidUnreadable,
+        Structure::Bset | Structure::BtreeNode => Kind::NodeUnreadable,
+        Structure::Bkey => Kind::DataUnreadable,
+    }
+}
+
+fn of_problem(structure: Structure, problem: &Problem) -> Kind {
+    match (structure, problem) {
+        (Structure::Superblock, Problem::Magic { .. }) => Kind::SbMagic,
+        (Structure::Superblock, Problem::Checksum { .. }) => Kind::SbChecksum,
+        (Structure::Superblock, Problem::Version(_)) => Kind::SbVersion,
+        (Structure::Superblock, Problem::Features { .. }) => Kind::SbFeatures,
+        (Structure::Superblock, Problem::Field { rule, .. }) if rule.contains("device") => Kind::SbTooBig,
+        (Structure::Superblock, Problem::Field { .. }) => Kind::SbField,
+        (Structure::PrioSet, Problem::Magic { .. }) => Kind::PrioMagic,
+        (Structure::PrioSet, Problem::Checksum { .. }) => Kind::PrioChecksum,
+        (Structure::Bset, Problem::Version(_)) => Kind::BsetVersion,
+        (Structure::Bset, Problem::Magic { .. }) => Kind::BsetMagic,
+        (Structure::Bset, Problem::Checksum { .. }) => Kind::BsetChecksum,
+        (Structure::Bset, Problem::Field { .. }) => Kind::BsetEmpty,
+        // A set larger than its node needs a number of words; a key larger than its set needs a byte more.
+        (Structure::Bset, Problem::Truncated { need, have }) if *need == 16 || *need == have + 1 => {
+            Kind::BsetKeys
+        }
+        (Structure::Bset, Problem::Truncated { .. }) => Kind::BsetSize,
+        (Structure::BtreeNode, Problem::Field { value: 0, .. }) => Kind::NodeEmpty,
+        (Structure::BtreeNode, Problem::Field { .. }) => Kind::BsetLost,
+        (structure, _) => unreadable(structure),
+    }
+}

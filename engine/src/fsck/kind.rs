@@ -1,0 +1,296 @@
+//! Every kind of finding: its id, how bad it is, what it means for the data, and what repair does about it.
+
+use std::fmt;
+
+/// How bad a finding is, and with that who may repair it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Normal after a crash. Repaired by `-p`.
+    Harmless,
+    /// Everything can be put right without losing anything. Repaired by `-p`.
+    Lossless,
+    /// Data is lost, or may be. Repaired by `-y`.
+    Loss,
+    /// Cannot be repaired here.
+    Fatal,
+}
+
+impl Severity {
+    /// Its word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Harmless => "harmless",
+            Self::Lossless => "lossless",
+            Self::Loss => "loss",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+macro_rules! kinds {
+    ($($variant:ident $id:literal $severity:ident $means:literal $repair:literal;)*) => {
+        /// The kinds of findings.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Kind {
+            $(#[doc = $means] $variant,)*
+        }
+
+        impl Kind {
+            /// All of them, in the order of the passes that find them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name a finding goes by everywhere; never changes.
+            #[must_use]
+            pub const fn id(self) -> &'static str {
+                match self { $(Self::$variant => $id,)* }
+            }
+            /// How bad it is.
+            #[must_use]
+            pub const fn severity(self) -> Severity {
+                match self { $(Self::$variant => Severity::$severity,)* }
+            }
+            /// What it means for the data.
+            #[must_use]
+            pub const fn means(self) -> &'static str {
+                match self { $(Self::$variant => $means,)* }
+            }
+            /// What repair does.
+            #[must_use]
+            pub const fn repair(self) -> &'static str {
+                match self { $(Self::$variant => $repair,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    SbUnreadable "superblock-unreadable" Fatal
+        "The device is too small for a superblock, or cannot be read there."
+        "None; nothing says how the device is laid out. `bcache salvage` may find dirty data.";
+    SbMagic "superblock-magic" Fatal
+        "There is no bcache superblock on the device."
+        "None; check that the right device was named.";
+    SbChecksum "superblock-checksum" Lossless
+        "The superblock was changed by something that did not know its checksum. What it says fits the device."
+        "The checksum is put right once the journal and the btree it leads to have been read.";
+    SbField "superblock-field" Fatal
+        "A field of the superblock holds what it cannot hold: Linux refuses the device."
+        "None; nothing says what the field was.";
+    SbVersion "superblock-version" Fatal
+        "The superblock has a version that nobody knows."
+        "None.";
+    SbFeatures "superblock-features" Fatal
+        "The superblock asks for features that nobody knows; the rest may mean something else with them."
+        "None; use a newer program.";
+    SbTooBig "superblock-too-big" Fatal
+        "The superblock speaks of more than the device has: it was cut off, or is a part of another."
+        "None; find the whole device.";
+    SbSync "superblock-sync" Lossless
+        "The SYNC flag is not set although there is a set on the cache: Linux would start it empty, dirty data or not."
+        "The flag is set again.";
+    TwoCaches "two-caches" Fatal
+        "Two caches were named: no set works with more than one."
+        "None; name the devices of one set.";
+    JournalUnreadable "journal-unreadable" Loss
+        "The device cannot be read in a journal bucket; entries there are lost."
+        "What can be read is kept, and a new entry makes the old ones unnecessary.";
+    JournalEmpty "journal-empty" Fatal
+        "No journal entry is valid: nothing says where the btree, the uuid table and the prio sets are."
+        "None in place; `bcache salvage` finds the btree's nodes without it.";
+    JournalMissing "journal-missing" Loss
+        "Entries that must be replayed are not there: the last writes before the stop may be lost."
+        "The others are replayed, and a new entry makes the old ones unnecessary.";
+    JournalHole "journal-hole" Loss
+        "A damaged entry hides valid ones behind it: Linux would silently go back to the time before it."
+        "The entries on both sides are replayed; only the damaged one is lost.";
+    JournalTailTorn "journal-tail-torn" Harmless
+        "The newest entry was cut off by a crash. It was never acknowledged: nothing is lost."
+        "The torn entry is cleared.";
+    JournalHidden "journal-newest-hidden" Lossless
+        "Linux' search would not find the newest entry, because a bucket in between is empty or damaged."
+        "Journal buckets that are not needed are cleared, so that the newest is found.";
+    JournalKey "journal-key" Loss
+        "An entry that must be replayed has a key that cannot be."
+        "The key is left out; the extent it stood for is lost.";
+    JournalOrder "journal-order" Loss
+        "An entry asks for entries newer than itself to be replayed."
+        "What there is is replayed, and a new entry makes the old ones unnecessary.";
+    PrioLoop "prio-loop" Lossless
+        "The chain of prio sets comes back to itself."
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+    PrioBucket "prio-bucket" Lossless
+        "The chain of prio sets goes to a bucket that cannot hold one."
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+    PrioChecksum "prio-checksum" Lossless
+        "A prio set was changed by something that did not know its checksum."
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+    PrioMagic "prio-magic" Lossless
+        "There is no prio set where one should be."
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+    PrioUnreadable "prio-unreadable" Lossless
+        "The device cannot be read in a prio bucket."
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+    UuidPointer "uuid-pointer" Lossless
+        "The newest journal entry does not point at a uuid table."
+        "A new table is written; backing devices that were named are linked to their keys again.";
+    UuidUnreadable "uuid-unreadable" Lossless
+        "The device cannot be read in the uuid table."
+        "A new table is written; backing devices that were named are linked to their keys again.";
+    UuidLost "uuid-lost" Lossless
+        "A backing device of this set is not in the uuid table: Linux refuses it when it is dirty, and would give it a new slot when it is not."
+        "It is linked to the slot whose keys are its, when that is beyond doubt.";
+    UuidDuplicate "uuid-duplicate" Lossless
+        "Two slots have one UUID; only the first is ever used."
+        "The slot without keys is marked as detached.";
+    UuidInvalidated "uuid-invalidated" Lossless
+        "A slot is marked as gone, but its UUID was not overwritten as detaching does."
+        "The mark is taken away.";
+    UuidVolumeSize "uuid-volume-size" Lossless
+        "A flash-only volume ends before its data does."
+        "The volume is made as large as its data.";
+    RootPointer "root-pointer" Loss
+        "The newest journal entry does not point at a root that can be followed."
+        "What the journal still holds is kept, all else of the cache is dropped. Try `bcache salvage` first.";
+    RootLevel "root-level" Loss
+        "The newest journal entry names more levels than a btree has."
+        "What the journal still holds is kept, all else of the cache is dropped. Try `bcache salvage` first.";
+    NodeUnreadable "node-unreadable" Loss
+        "The device cannot be read in a btree node."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    NodePointer "node-pointer" Loss
+        "A key of an interior node cannot be followed."
+        "The range below it is dropped from the cache; what was dirty in it is lost.";
+    NodeEmpty "node-empty" Loss
+        "There is no btree node where one should be."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    NodeTwice "node-twice" Loss
+        "A node is reached twice: the tree goes in a circle, or two parents share a child."
+        "It is used once; the other range is dropped.";
+    NodeMisplaced "node-misplaced" Loss
+        "Most keys of a node are outside the range its parent gives it: the parent points at another's child."
+        "The range is dropped from the cache; what was dirty in it is lost.";
+    NodeLevel "node-level" Loss
+        "There is an interior node where a leaf should be: the level is wrong."
+        "The node's range is dropped from the cache; what was dirty in it is lost. Try `bcache salvage` first.";
+    NodeNoChild "node-no-child" Loss
+        "An interior node has no live child: Linux crashes on it when it is the root."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    NodeEnd "node-end" Loss
+        "The children of an interior node end before it does: the last one is lost."
+        "The range behind the last child is dropped from the cache; what was dirty in it is lost.";
+    NodeOrder "node-order" Loss
+        "A child ends where the one before it does."
+        "The child is left out.";
+    ChildLost "child-lost" Lossless
+        "A child looks stale though it was never freed: its bucket's generation is ahead. Linux would silently drop its whole range."
+        "The generation is taken from the btree again.";
+    BsetVersion "bset-version" Loss
+        "A bset has a version that nobody knows."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    BsetSize "bset-size" Loss
+        "A bset says that it is larger than what is left of its node."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    BsetMagic "bset-magic" Loss
+        "A bset does not have this set's magic."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    BsetChecksum "bset-checksum" Loss
+        "A bset was changed by something that did not know its checksum."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    BsetEmpty "bset-empty" Loss
+        "A bset that is not the first of its node has no keys."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    BsetLost "bset-lost" Loss
+        "A bset in the middle of a node is gone: those behind it are still there."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    BsetKeys "bset-keys" Loss
+        "The keys of a bset do not fill it: one claims more pointers than there are bytes."
+        "The node's range is dropped from the cache; what was dirty in it is lost.";
+    KeyOrder "key-order" Lossless
+        "Keys of a bset are out of order: Linux would serve wrong content and say nothing."
+        "They are sorted.";
+    KeyRange "key-range" Loss
+        "A key is outside the range of its node."
+        "The key is left out.";
+    KeySize "key-size" Loss
+        "An extent is longer than its end is far from the start of the device."
+        "The key is left out.";
+    KeyPointer "key-pointer" Loss
+        "An extent's pointer leaves its bucket or the device."
+        "The key is left out.";
+    ExtentTooStale "extent-too-stale" Lossless
+        "A pointer is more than 96 generations behind its bucket: Linux stops the set when it comes across it."
+        "The key is left out; when it is dirty its data is lost.";
+    ExtentDirtyStale "extent-dirty-stale" Loss
+        "Dirty data looks stale though nobody reused its bucket: its generation is ahead. Linux would silently serve old content."
+        "The generation is taken from the key again.";
+    ExtentInode "extent-inode" Loss
+        "An extent belongs to a slot beyond the end of the uuid table; a dirty one crashes Linux."
+        "The key is left out.";
+    ExtentMetadata "extent-metadata" Loss
+        "An extent's data lies in a bucket of the journal, the prio sets, the uuid table or the btree."
+        "The key is left out; when it is dirty its data is lost.";
+    ExtentBeyond "extent-beyond" Loss
+        "Dirty data lies behind the end of the backing device or before its start."
+        "The key is left out.";
+    BucketOverfull "bucket-overfull" Loss
+        "Extents use more of a bucket than it has: two share the same sectors."
+        "Clean extents of the bucket are left out. Dirty ones are kept: some of them have wrong data.";
+    BucketTwice "bucket-twice" Lossless
+        "A bucket is used for two kinds of metadata."
+        "All metadata is written anew elsewhere.";
+    BackingState "backing-state" Lossless
+        "A backing device says that it is not attached, though the cache has dirty data for it: Linux would forget that data."
+        "Its state is set to dirty.";
+    BackingSetUuid "backing-set-uuid" Lossless
+        "A backing device that is in the cache's uuid table says that it belongs to another set."
+        "The set's UUID is put right.";
+    BackingTwice "backing-twice" Fatal
+        "Two backing devices have one UUID: one is a copy of the other."
+        "None; name only the one that counts.";
+    BackingOtherSet "backing-other-set" Fatal
+        "A backing device belongs to another set than the cache."
+        "None; check that the right devices were named.";
+    DataUnreadable "data-unreadable" Loss
+        "The data of an extent cannot be read from the cache."
+        "The key is left out; when it is dirty its data is lost.";
+    DataDiffers "data-differs" Lossless
+        "Clean data in the cache differs from the backing device: one of the two rotted."
+        "The cache's copy is dropped, and the backing device counts.";
+}
+
+impl Kind {
+    /// The kind with this id.
+    #[must_use]
+    pub fn from_id(id: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.id() == id)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn ids_are_unique_and_found() {
+        let ids: HashSet<_> = Kind::ALL.iter().map(|kind| kind.id()).collect();
+        assert_eq!(ids.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_id(kind.id()), Some(*kind));
+        }
+        assert_eq!(Kind::from_id("nonsense"), None);
+    }
+}

@@ -1,0 +1,53 @@
+//! Writing a plan to the devices.
+
+use super::plan::Plan;
+use std::io;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Something that can be written at any place.
+pub trait WriteAt {
+    /// Writes all of `bytes` at `byte`.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Returns when everything written before is durable.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn flush(&self) -> io::Result<()>;
+}
+
+/// A write that did not work. What came before it is on the devices.
+#[derive(Debug, Error)]
+#[error("{device}: writing at byte {byte}: {error}")]
+pub struct Failed {
+    /// The device.
+    pub device: Arc<str>,
+    /// Where.
+    pub byte: u64,
+    /// What it said.
+    #[source]
+    pub error: io::Error,
+}
+
+/// Writes the plan to devices by their names, a step at a time, each durable before the next.
+///
+/// # Errors
+/// The first write or flush that does not work.
+pub fn apply(plan: &Plan, devices: &[(&str, &dyn WriteAt)]) -> Result<(), Failed> {
+    for step in &plan.steps {
+        for write in &step.writes {
+            let failed = |error| Failed { device: Arc::clone(&write.device), byte: write.byte, error };
+            let device = devices.iter().find(|(name, _)| *name == &*write.device);
+            let (_, device) = device.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+            device.write_at(write.byte, &write.bytes).map_err(failed)?;
+        }
+        for (name, device) in devices {
+            let failed = |error| Failed { device: (*name).into(), byte: 0, error };
+            device.flush().map_err(failed)?;
+        }
+    }
+    Ok(())
+}

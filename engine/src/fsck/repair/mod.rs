@@ -1,0 +1,296 @@
+//! Repair: from findings to a list of writes, proved on the device's copy in memory before anything is written.
+//!
+//! Two kinds of writes are made in place: superblocks, and clearing the head of journal entries that nobody needs.
+//! For everything else the metadata is written anew from what the view holds, into free buckets; one journal entry
+//! then makes it the set's. Before that entry is durable the set is what it was, after it the set is repaired.
+
+mod apply;
+mod free;
+mod plan;
+mod rebuild;
+mod scratch;
+mod superblocks;
+pub mod undo;
+mod uuids;
+
+pub use apply::{Failed, WriteAt, apply};
+pub use plan::{Plan, Step, Write};
+pub use scratch::Scratch;
+
+use super::check::{Checked, Options, check, kernel_finds};
+use super::finding::Finding;
+use super::kind::{Kind, Severity};
+use super::view::{Cache, Device, SetView, State};
+use bcache_format::jset::{Jset, VERSION};
+use bcache_format::prio::{BucketDisk, INITIAL_PRIO};
+use bcache_format::{Bkey, BucketNr, Pos, Ptr};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why nothing is repaired.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refused {
+    /// A finding that nothing can be done about.
+    #[error("{0} cannot be repaired: {1}")]
+    Fatal(Kind, String),
+    /// There is no room for new metadata beside the old.
+    #[error("{cache} has not enough free buckets for new metadata")]
+    NoRoom {
+        /// The cache.
+        cache: Arc<str>,
+    },
+    /// No place for a journal entry without overwriting one that is needed.
+    #[error("{cache}: the journal has no room for an entry beside those that are needed")]
+    NoJournal {
+        /// The cache.
+        cache: Arc<str>,
+    },
+    /// A device cannot be read where it would be written.
+    #[error("{device} at byte {byte}: {message}")]
+    Read {
+        /// The device.
+        device: Arc<str>,
+        /// Where.
+        byte: u64,
+        /// What it said.
+        message: String,
+    },
+    /// The repaired set, tried in memory, still has findings.
+    #[error("a repair was tried in memory and would leave {0} ({1})")]
+    Unproved(Kind, String),
+    /// The repaired set, tried in memory, has other content than it should.
+    #[error("a repair was tried in memory and would change the content at {0}")]
+    Content(String),
+}
+
+/// Computes the repair of everything that `checked` found on `devices`, and proves it.
+///
+/// # Errors
+/// Something cannot be repaired; then nothing is.
+pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u64) -> Result<Plan, Refused> {
+    if let Some(fatal) = checked.findings.iter().find(|finding| finding.kind.severity() == Severity::Fatal) {
+        return Err(Refused::Fatal(fatal.kind, fatal.detail.clone()));
+    }
+    let mut plan = Plan::default();
+    let mut expected = None;
+    if checked.findings.iter().any(needs_rebuild)
+        && let (Some(cache), Some(view)) = (&checked.cache, &checked.set)
+    {
+        let keys = keys_to_keep(checked, view);
+        let uuids = uuids::repaired(checked, view);
+        rewrite(&mut plan, checked, cache, view, &keys, &uuids, random)?;
+        expected = Some(keys);
+    } else if let Some(torn) = checked.findings.iter().find(|finding| finding.kind == Kind::JournalTailTorn) {
+        clear_torn(&mut plan, checked, torn);
+    }
+    superblocks::repair(&mut plan, checked)?;
+    prove(devices, &plan, expected.as_deref())?;
+    Ok(plan)
+}
+
+/// Findings that are put right by writing the metadata anew.
+fn needs_rebuild(finding: &Finding) -> bool {
+    !matches!(
+        finding.kind,
+        Kind::SbChecksum | Kind::SbSync | Kind::JournalTailTorn | Kind::BackingState | Kind::BackingSetUuid
+    )
+}
+
+/// Tries the plan in memory: afterwards a check finds nothing, and the extents are those that were to be kept.
+fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) -> Result<(), Refused> {
+    let read = |error: std::io::Error| Refused::Read {
+        device: devices.first().map_or("", |device| device.name()).into(),
+        byte: 0,
+        message: error.to_string(),
+    };
+    let after = plan.simulate(devices, usize::MAX).map_err(read)?;
+    let again = check(after, Options::default());
+    if let Some(finding) = again.findings.first() {
+        return Err(Refused::Unproved(finding.kind, finding.detail.clone()));
+    }
+    let (Some(expected), Some(view)) = (expected, &again.set) else { return Ok(()) };
+    let mut expected = expected.iter();
+    for extent in view.extents(Pos::ZERO, Pos::MAX) {
+        let key = extent.ok().map(|extent| extent.key);
+        if key.as_ref() != expected.next() {
+            return Err(Refused::Content(key.map_or_else(String::new, |key| key.to_string())));
+        }
+    }
+    expected.next().map_or(Ok(()), |key| Err(Refused::Content(key.to_string())))
+}
+
+/// The extents that the repaired set has.
+fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
+    let room = view.cache.geometry.bucket_sectors;
+    let known = view.prios.entries.len() as u64;
+    let keep = |key: &Bkey, ptr: Ptr, stale: bool| {
+        let bucket = view.cache.geometry.ptr_bucket(ptr);
+        let revived = checked.revived.contains(&bucket);
+        let in_table = view.uuids.is_empty() || (key.inode() as usize) < view.uuids.len();
+        // Where the stored generation is lost, a clean extent may be stale and nobody can tell. It is only a copy.
+        let sure = key.dirty() || bucket.0 < known;
+        let fits = key.dirty() || checked.data.get(bucket) <= room;
+        (!stale || (revived && key.dirty()))
+            && in_table
+            && sure
+            && fits
+            && !checked.metadata.contains_key(&bucket)
+            && !checked.dropped.contains(&key.pos())
+    };
+    let kept = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten().filter_map(|extent| {
+        let ptr = extent.key.ptr().filter(|ptr| ptr.is_device())?;
+        let stale = match extent.state {
+            State::Live(_) => false,
+            State::Stale(_) => true,
+            State::Empty | State::NoDevice => return None,
+        };
+        keep(&extent.key, ptr, stale).then_some(extent.key)
+    });
+    let mut kept: Vec<Bkey> = kept.collect();
+    cut_beyond(checked, view, &mut kept);
+    kept
+}
+
+/// Removes what lies outside the backing devices.
+fn cut_beyond(checked: &Checked, view: &SetView, keys: &mut Vec<Bkey>) {
+    if !checked.has(Kind::ExtentBeyond) {
+        return;
+    }
+    keys.retain_mut(|key| {
+        let Some(entry) = view.uuids.get(key.inode() as usize) else { return true };
+        let backing = checked.backings.iter().find(|backing| backing.sb.uuid == entry.uuid);
+        let Some(backing) = backing else { return true };
+        let end = bcache_format::Sectors::from_bytes(backing.device.size()).0;
+        key.cut_front(Pos::new(key.inode(), backing.fields.data_offset.0))
+            && key.cut_back(Pos::new(key.inode(), end))
+    });
+}
+
+/// New metadata, and the journal entry that makes it the set's.
+pub(super) fn rewrite(
+    plan: &mut Plan,
+    checked: &Checked,
+    cache: &Cache,
+    view: &SetView,
+    keys: &[Bkey],
+    uuids: &[bcache_format::uuid_entry::UuidEntry],
+    random: &mut dyn FnMut() -> u64,
+) -> Result<(), Refused> {
+    let want = buckets_wanted(cache, keys);
+    let mut free: VecDeque<BucketNr> = free::free_buckets(checked, cache, want).into();
+    let seq = view.prios.buckets.first().map_or(1, |(_, seq)| seq.wrapping_add(1));
+    let content = rebuild::Content { keys, uuids, buckets: bucket_entries(cache, view, keys), prio_seq: seq };
+    let rebuilt = rebuild::rebuild(cache, content, &mut || free.pop_front(), random);
+    let rebuilt = rebuilt.ok_or_else(|| Refused::NoRoom { cache: Arc::clone(&cache.name) })?;
+    let entry = journal_entry(checked, cache, view, &rebuilt)?;
+    plan.push("write new metadata where nothing is", rebuilt.writes);
+    plan.push("make it the set's", vec![entry.0]);
+    if !entry.1 {
+        plan.push("clear journal buckets that hide the new entry", clear_others(checked, cache, entry.2));
+    }
+    Ok(())
+}
+
+/// Buckets that the metadata for so many keys takes, with some to spare.
+fn buckets_wanted(cache: &Cache, keys: &[Bkey]) -> usize {
+    let words: usize = keys.iter().map(Bkey::u64s).sum();
+    let room = (cache.geometry.btree_node_bytes() / 16) as usize;
+    let leaves = words / room.max(1) + 1;
+    let prios = usize::try_from(cache.geometry.prio_buckets()).unwrap_or(usize::MAX / 4);
+    (leaves + leaves / 8 + 16).saturating_add(prios)
+}
+
+/// Priority and generation of every bucket: as stored, raised by pointers, and for buckets with data what their
+/// extents say.
+fn bucket_entries(cache: &Cache, view: &SetView, keys: &[Bkey]) -> Vec<BucketDisk> {
+    let mut entries = view.prios.entries.clone();
+    let count = usize::try_from(cache.geometry.nbuckets).unwrap_or(usize::MAX);
+    entries.resize(count, BucketDisk::default());
+    for (bucket, entry) in (0u64..).zip(&mut entries) {
+        entry.generation = view.gens.get(bucket).unwrap_or(entry.generation);
+    }
+    for ptr in keys.iter().flat_map(|key| key.ptrs()) {
+        let bucket = cache.geometry.ptr_bucket(*ptr).0;
+        if let Some(entry) = usize::try_from(bucket).ok().and_then(|bucket| entries.get_mut(bucket)) {
+            entry.generation = ptr.generation();
+            if entry.prio.get() == 0 || entry.prio.get() == u16::MAX {
+                entry.prio = INITIAL_PRIO.into();
+            }
+        }
+    }
+    entries
+}
+
+/// The write of the new entry, whether Linux would find it at once, and its bucket.
+fn journal_entry(
+    checked: &Checked,
+    cache: &Cache,
+    view: &SetView,
+    rebuilt: &rebuild::Rebuilt,
+) -> Result<(Write, bool, BucketNr), Refused> {
+    let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
+    let newest = view.journal.newest().ok_or_else(no_journal)?;
+    let seq = newest.jset.seq.checked_add(1).ok_or_else(no_journal)?;
+    let mut jset = Jset {
+        seq,
+        last_seq: seq,
+        version: VERSION,
+        uuid_bucket: rebuilt.uuids,
+        btree_root: rebuilt.root.0,
+        btree_level: rebuilt.root.1,
+        prio_bucket: newest.jset.prio_bucket,
+        keys: Vec::new(),
+    };
+    let number = cache.sb.cache().map_or(0, |cache| usize::from(cache.nr_this_dev));
+    *jset.prio_bucket.get_mut(number).ok_or_else(no_journal)? = rebuilt.prio_bucket;
+    let bytes = jset.write(cache.magic, cache.geometry.block_bytes()).map_err(|_| no_journal())?;
+    let (first, count) = (cache.geometry.first_bucket, cache.njournal_buckets());
+    let next = BucketNr(first + (newest.bucket.0 - first + 1) % count.max(1));
+    let needed = view.journal.entries.values().any(|entry| entry.bucket == next);
+    let end = cache.geometry.bucket_start_byte(newest.bucket) + cache.geometry.bucket_bytes();
+    let behind = newest.byte + newest.bytes;
+    // The next bucket of the ring, as Linux would after a start; if it is still needed, behind the newest entry.
+    let (bucket, byte) = if !needed {
+        (next, cache.geometry.bucket_start_byte(next))
+    } else if behind + bytes.len() as u64 <= end {
+        (newest.bucket, behind)
+    } else {
+        return Err(no_journal());
+    };
+    let mut after = checked.journal.clone();
+    for scan in after.scans.iter_mut().filter(|scan| scan.bucket == bucket) {
+        if byte == cache.geometry.bucket_start_byte(bucket) {
+            scan.marks.clear();
+        }
+        scan.marks.push((seq, seq));
+    }
+    let found = kernel_finds(&after) == Some(seq);
+    let what = format!("journal entry {seq}");
+    Ok((Write { device: Arc::clone(&cache.name), byte, bytes, what }, found, bucket))
+}
+
+/// Clears the first block of every journal bucket but `keep`.
+fn clear_others(checked: &Checked, cache: &Cache, keep: BucketNr) -> Vec<Write> {
+    let block = vec![0; usize::try_from(cache.geometry.block_bytes()).unwrap_or(512)];
+    let others = checked.journal.scans.iter().filter(|scan| scan.bucket != keep);
+    others
+        .map(|scan| Write {
+            device: Arc::clone(&cache.name),
+            byte: cache.geometry.bucket_start_byte(scan.bucket),
+            bytes: block.clone(),
+            what: format!("clear journal bucket {}", scan.bucket),
+        })
+        .collect()
+}
+
+/// Clears the first block of an entry that was cut off.
+fn clear_torn(plan: &mut Plan, checked: &Checked, torn: &Finding) {
+    let Some(cache) = &checked.cache else { return };
+    let bytes = vec![0; usize::try_from(cache.geometry.block_bytes()).unwrap_or(512)];
+    let what = "clear the entry that was cut off".to_owned();
+    plan.push(
+        "clear the torn end of the journal",
+        vec![Write { device: Arc::clone(&cache.name), byte: torn.byte, bytes, what }],
+    );
+}

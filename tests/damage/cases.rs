@@ -1,0 +1,402 @@
+//! Kinds of single damage: what is done to a golden set, and which finding must name it.
+
+use bcache_engine::fsck::Kind;
+use bcache_engine::fsck::view::SetView;
+use bcache_engine::fsck::view::tree::{Step, Walk};
+use bcache_format::superblock::SB_OFFSET;
+use bcache_format::uuid_entry::ENTRY_BYTES;
+use bcache_format::{Bkey, Pos, Ptr};
+
+use crate::patched::Patched;
+use crate::regions::{Kind as Holds, Region, change, of};
+
+/// What becomes of the set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Repaired, the content is as before.
+    Same,
+    /// Repaired, except for what is reported as lost.
+    Less,
+    /// Not repaired.
+    Refused,
+}
+
+/// One kind of damage.
+pub struct Case {
+    pub name: &'static str,
+    pub set: &'static str,
+    pub kind: Kind,
+    pub after: After,
+    pub damage: fn(&mut World),
+}
+
+/// A golden set to damage.
+pub struct World {
+    pub cache: Patched,
+    pub backings: Vec<Patched>,
+    pub view: SetView,
+    pub regions: Vec<Region>,
+}
+
+impl World {
+    pub fn of(set: &str) -> Self {
+        let mut devices = Patched::all_of(set);
+        let backings = devices.split_off(1);
+        let cache = devices.remove(0);
+        let view = SetView::open(cache.cache()).unwrap();
+        let regions = of(&view);
+        Self { cache, backings, view, regions }
+    }
+    fn sb(&mut self, damage: impl FnOnce(&mut [u8])) {
+        change(&mut self.cache, &self.regions[0], damage);
+    }
+    fn backing(&mut self, damage: impl FnOnce(&mut [u8])) {
+        let region = Region { kind: Holds::Superblock, byte: SB_OFFSET, len: 4096 };
+        change(&mut self.backings[0], &region, damage);
+    }
+    fn newest(&self) -> Region {
+        *self.regions.iter().rfind(|region| region.kind == Holds::Jset).unwrap()
+    }
+    fn jset(&mut self, damage: impl FnOnce(&mut [u8])) {
+        let newest = self.newest();
+        change(&mut self.cache, &newest, damage);
+    }
+    fn region(&self, holds: Holds) -> Region {
+        *self.regions.iter().find(|region| region.kind == holds).unwrap()
+    }
+    fn prio(&mut self, damage: impl FnOnce(&mut [u8])) {
+        let region = self.region(Holds::Prio);
+        change(&mut self.cache, &region, damage);
+    }
+    fn uuid(&mut self, slot: usize, damage: impl FnOnce(&mut [u8])) {
+        let region = self.region(Holds::Uuids);
+        change(&mut self.cache, &region, |bytes| damage(&mut bytes[slot * ENTRY_BYTES..][..ENTRY_BYTES]));
+    }
+    /// The root's bsets.
+    fn root(&self) -> Vec<Region> {
+        let first = self.regions.iter().find(|region| matches!(region.kind, Holds::Bset(_))).unwrap().kind;
+        self.regions.iter().filter(|region| region.kind == first).copied().collect()
+    }
+    /// The bsets of the last leaf.
+    fn leaf(&self) -> Vec<Region> {
+        let last = self.regions.last().unwrap().kind;
+        self.regions.iter().filter(|region| region.kind == last).copied().collect()
+    }
+    /// Changes the first bset of the last leaf.
+    fn bset(&mut self, damage: impl FnOnce(&mut [u8])) {
+        let first = self.leaf()[0];
+        change(&mut self.cache, &first, damage);
+    }
+    /// Changes the newest dirty extent of a leaf that is still seen: its bytes in its bset.
+    fn extent(&mut self, damage: impl FnOnce(&SetView, &mut Bkey)) {
+        let (region, at, mut key) = self.seen_extent();
+        damage(&self.view, &mut key);
+        let bytes: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
+        change(&mut self.cache, &region, |set| set[at..at + bytes.len()].copy_from_slice(&bytes));
+    }
+    /// A dirty extent that is seen whole: nothing newer covers a part of it, neither in its node nor in the journal.
+    pub fn seen_extent(&self) -> (Region, usize, Bkey) {
+        let mut walk = Walk::new(&self.view.cache, self.view.root.unwrap(), Pos::ZERO, Pos::MAX);
+        while let Some(Step::Node(node)) = walk.step_settled(&self.view.gens) {
+            for set in node.sets.iter().filter(|_| node.at.level == 0) {
+                let (byte, len) = (node.byte + set.offset, set.bytes);
+                let bytes = self.cache.bytes(byte, len);
+                let mut at = 32;
+                while let Some(key) = bytes.get(at..).and_then(Bkey::from_bytes) {
+                    let covered = self.view.replayed.from(key.start_pos()).next();
+                    let free = covered.is_none_or(|journal| journal.start_pos() >= key.pos());
+                    let live = key.dirty() && self.view.gens.stale_key(&key) == 0;
+                    if live && free && node.keys.contains(&key) {
+                        return (Region { kind: Holds::Bset(node.ptr), byte, len }, at, key);
+                    }
+                    at += key.u64s() * 8;
+                }
+            }
+        }
+        panic!("no dirty extent");
+    }
+    /// Bumps the stored generation of a bucket.
+    fn bump(&mut self, bucket: u64, by: u8) {
+        self.prio(|bytes| {
+            let at = 0x28 + 3 * bucket as usize + 2;
+            bytes[at] = bytes[at].wrapping_add(by);
+        });
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Writes over bytes of a region without putting the checksum right.
+fn rot(world: &mut World, region: Region, at: u64) {
+    let byte = world.cache.bytes(region.byte + at, 1)[0];
+    world.cache.write(region.byte + at, &[byte ^ 0x40]);
+}
+
+macro_rules! case {
+    ($name:literal, $set:literal, $kind:ident, $after:ident, $damage:expr) => {
+        Case { name: $name, set: $set, kind: Kind::$kind, after: After::$after, damage: $damage }
+    };
+}
+
+/// All of them.
+pub const CASES: &[Case] = &[
+    // Superblock of the cache.
+    case!("superblock checksum", "wb-dirty", SbChecksum, Same, |w| w.cache.write(SB_OFFSET, &[1; 8])),
+    case!("superblock label rots", "wb-dirty", SbChecksum, Same, |w| w.cache.write(SB_OFFSET + 0x50, b"x")),
+    case!("superblock magic", "wb-dirty", SbMagic, Refused, |w| w.sb(|b| b[0x18] ^= 1)),
+    case!("superblock offset", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[8] = 9)),
+    case!("superblock version", "wb-dirty", SbVersion, Refused, |w| w.sb(|b| b[0x10] = 9)),
+    case!("superblock uuid", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0x28..0x38].fill(0))),
+    case!("superblock set uuid zero", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0x38..0x48].fill(0))),
+    case!("superblock set uuid", "wb-dirty", JournalEmpty, Refused, |w| w.sb(|b| b[0x38] ^= 1)),
+    case!("superblock features", "large-bucket-64m", SbFeatures, Refused, |w| w.sb(|b| b[0x81] = 1)),
+    case!("superblock nbuckets few", "wb-dirty", SbField, Refused, |w| w.sb(|b| put(b, 0xb8, 5))),
+    case!("superblock nbuckets many", "wb-dirty", SbTooBig, Refused, |w| w.sb(|b| put(b, 0xb8, 1 << 30))),
+    case!("superblock block size", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0xc0] = 3)),
+    case!("superblock bucket size", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0xc2] = 7)),
+    case!("superblock nr in set", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0xc4] = 0)),
+    case!("superblock journal buckets", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0xcf] = 0xff)),
+    case!("superblock journal list", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0xd0] ^= 4)),
+    case!("superblock first bucket", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0xcc] ^= 2)),
+    case!("superblock sync", "wb-dirty", SbSync, Same, |w| w.sb(|b| b[0x68] &= !1)),
+    case!("device cut off", "wb-dirty", SbTooBig, Refused, |w| w.cache.truncate(32 << 20)),
+    case!("device almost gone", "wb-dirty", SbUnreadable, Refused, |w| w.cache.truncate(6000)),
+    // Journal.
+    case!("journal gone", "wb-dirty", JournalEmpty, Refused, |w| {
+        let geometry = w.view.cache.geometry;
+        for bucket in geometry.first_bucket..geometry.first_bucket + w.view.cache.njournal_buckets() {
+            let len = geometry.bucket_bytes() as usize;
+            w.cache.write(bucket * geometry.bucket_bytes(), &vec![0; len]);
+        }
+    }),
+    case!("journal entry rots in the middle", "wb-crash", JournalHole, Less, |w| {
+        let middle = w.regions.iter().filter(|r| r.kind == Holds::Jset).nth(5).copied().unwrap();
+        rot(w, middle, 0x80);
+    }),
+    case!("journal tail torn", "wb-crash", JournalTailTorn, Same, |w| {
+        let newest = w.newest();
+        let mut next = w.cache.bytes(newest.byte, newest.len);
+        let seq = u64::from_le_bytes(next[16..24].try_into().unwrap()) + 1;
+        put(&mut next, 16, seq);
+        w.cache.write(newest.byte + newest.len, &next);
+    }),
+    case!("journal last_seq too new", "wb-dirty", JournalOrder, Less, |w| w.jset(|b| put(b, 0x20, 1 << 40))),
+    case!("journal last_seq too old", "wb-dirty", JournalMissing, Less, |w| w.jset(|b| put(b, 0x20, 1))),
+    case!("journal seq jumps", "wb-dirty", JournalMissing, Less, |w| w.jset(|b| put(b, 0x10, 1 << 40))),
+    case!("journal newest hidden", "wb-dirty", JournalHidden, Same, |w| {
+        // Between the first bucket with entries and the newest: the search for the end of the ring turns back.
+        let geometry = w.view.cache.geometry;
+        let block = vec![0; geometry.block_bytes() as usize];
+        let middle = geometry.first_bucket + 2;
+        w.cache.write(middle * geometry.bucket_bytes(), &block);
+    }),
+    case!("journal key of no size", "wb-crash", JournalKey, Less, |w| w.jset(|b| b[0xf2] &= 0x0f)),
+    case!("journal key crosses its bucket", "wb-crash", JournalKey, Less, |w| {
+        w.jset(|b| {
+            let word = u64::from_le_bytes(b[0x100..0x108].try_into().unwrap());
+            put(b, 0x100, word | (127 << 8));
+        });
+    }),
+    // Prio sets.
+    case!("prio checksum", "wb-dirty", PrioChecksum, Same, |w| {
+        let region = w.region(Holds::Prio);
+        rot(w, region, 0x100);
+    }),
+    case!("prio magic", "wb-dirty", PrioMagic, Same, |w| w.prio(|b| b[8] ^= 1)),
+    case!("prio loop", "deep-btree", PrioLoop, Same, |w| {
+        let region = w.region(Holds::Prio);
+        let own = region.byte / w.view.cache.geometry.bucket_bytes();
+        w.prio(|b| put(b, 0x20, own));
+    }),
+    case!("prio chain leaves the device", "deep-btree", PrioBucket, Same, |w| w.prio(|b| put(
+        b,
+        0x20,
+        1 << 50
+    ))),
+    case!("prio chain starts nowhere", "wb-dirty", PrioBucket, Same, |w| w.jset(|b| put(b, 0xb0, 0))),
+    case!("prio chain starts in the journal", "wb-dirty", PrioBucket, Same, |w| w.jset(|b| put(b, 0xb0, 2))),
+    case!("gen of a node ahead", "deep-btree", ChildLost, Same, |w| {
+        let Holds::Bset(ptr) = w.leaf()[0].kind else { panic!("no leaf") };
+        let bucket = w.view.cache.geometry.ptr_bucket(ptr).0;
+        w.bump(bucket, 3);
+    }),
+    case!("gen of dirty data ahead", "wb-dirty", ExtentDirtyStale, Same, |w| {
+        let (_, _, key) = w.seen_extent();
+        let bucket = w.view.cache.geometry.ptr_bucket(key.ptr().unwrap()).0;
+        w.bump(bucket, 1);
+    }),
+    case!("gen of dirty data far ahead", "wb-dirty", ExtentDirtyStale, Same, |w| {
+        let (_, _, key) = w.seen_extent();
+        let bucket = w.view.cache.geometry.ptr_bucket(key.ptr().unwrap()).0;
+        w.bump(bucket, 120);
+    }),
+    case!("gen of clean data far ahead", "wt-clean", ExtentTooStale, Same, |w| {
+        let extent = w.view.extents(Pos::ZERO, Pos::MAX).flatten().find(|e| e.live().is_some()).unwrap();
+        let bucket = w.view.cache.geometry.ptr_bucket(extent.live().unwrap()).0;
+        w.bump(bucket, 120);
+    }),
+    // Uuid table.
+    case!("uuid pointer outside", "wb-dirty", UuidPointer, Same, |w| w.jset(|b| put(
+        b,
+        0x38,
+        u64::MAX >> 14
+    ))),
+    case!("uuid pointer none", "wb-dirty", UuidPointer, Same, |w| w.jset(|b| b[0x2f] &= 0x8f)),
+    case!("uuid table zeroed", "wb-dirty", UuidLost, Same, |w| {
+        let region = w.region(Holds::Uuids);
+        w.cache.write(region.byte, &vec![0; region.len as usize]);
+    }),
+    case!("uuid slot zeroed", "two-backing-flash", UuidLost, Same, |w| w.uuid(0, |b| b.fill(0))),
+    case!("uuid slot invalidated", "wb-dirty", UuidInvalidated, Same, |w| w.uuid(0, |b| b[0x38] = 1)),
+    case!("uuid twice", "two-backing-flash", UuidDuplicate, Same, |w| {
+        let region = w.region(Holds::Uuids);
+        change(&mut w.cache, &region, |b| b.copy_within(0..ENTRY_BYTES, 5 * ENTRY_BYTES));
+    }),
+    case!("uuid volume too small", "two-backing-flash", UuidVolumeSize, Same, |w| w
+        .uuid(2, |b| put(b, 0x40, 64))),
+    // Btree.
+    case!("root pointer none", "wb-dirty", RootPointer, Less, |w| w.jset(|b| b[0x6f] &= 0x8f)),
+    case!("root pointer outside", "wb-dirty", RootPointer, Less, |w| w.jset(|b| put(
+        b,
+        0x78,
+        u64::MAX >> 14
+    ))),
+    case!("root pointer elsewhere", "wb-dirty", NodeEmpty, Less, |w| {
+        let at = (w.view.cache.geometry.bucket_start(bcache_format::BucketNr(900))).0;
+        w.jset(|b| put(b, 0x78, Ptr::new(0, at, 1).0));
+    }),
+    case!("root level too high", "wb-dirty", RootLevel, Less, |w| w.jset(|b| b[0xa9] = 1)),
+    case!("root level one more", "wb-dirty", NodePointer, Less, |w| w.jset(|b| b[0xa8] += 1)),
+    case!("root level one less", "deep-btree", NodeLevel, Less, |w| w.jset(|b| b[0xa8] -= 1)),
+    case!("root rots", "deep-btree", BsetChecksum, Less, |w| {
+        let root = w.root()[0];
+        rot(w, root, 40);
+    }),
+    case!("interior key dirty", "deep-btree", NodePointer, Less, |w| {
+        change_child(w, |key| key.set_dirty(true));
+    }),
+    case!("interior key without size", "deep-btree", NodePointer, Less, |w| {
+        change_child(w, |key| key.set_size(0));
+    }),
+    case!("interior key outside", "deep-btree", NodePointer, Less, |w| {
+        change_child(w, |key| key.set_ptrs(&[Ptr::new(0, 1 << 40, 1)]));
+    }),
+    case!("interior key to another node", "deep-btree", NodeMisplaced, Less, |w| {
+        let Holds::Bset(other) = w.leaf()[0].kind else { panic!("no leaf") };
+        change_child(w, |key| key.set_ptrs(&[other]));
+    }),
+    case!("cycle", "deep-btree", NodeTwice, Less, |w| {
+        let Holds::Bset(root) = w.root()[0].kind else { panic!("no root") };
+        change_child(w, |key| key.set_ptrs(&[root]));
+    }),
+    case!("leaf gone", "deep-btree", NodeEmpty, Less, |w| {
+        let leaf = w.leaf()[0];
+        w.cache.write(leaf.byte, &[0; 4096]);
+    }),
+    case!("bset rots", "deep-btree", BsetChecksum, Less, |w| {
+        let leaf = w.leaf()[0];
+        rot(w, leaf, 64);
+    }),
+    case!("bset version", "deep-btree", BsetVersion, Less, |w| w.bset(|b| b[0x18] = 7)),
+    case!("bset magic", "deep-btree", BsetMagic, Less, |w| w.bset(|b| b[8] ^= 1)),
+    case!("bset size", "deep-btree", BsetSize, Less, |w| w.bset(|b| b[0x1e] = 1)),
+    case!("bset key count", "deep-btree", BsetKeys, Less, |w| w.bset(|b| b[0x1c] -= 1)),
+    case!("bset lost", "deep-btree", BsetLost, Less, |w| {
+        // Of three bsets the second gets another life.
+        let kinds: Vec<_> = w.regions.iter().map(|region| region.kind).collect();
+        let of_three = |kind: &Holds| {
+            matches!(kind, Holds::Bset(_)) && kinds.iter().filter(|other| *other == kind).count() >= 3
+        };
+        let mut sets =
+            w.regions.iter().filter(|region| of_three(&region.kind) && region.kind != w.root()[0].kind);
+        let second = *sets.nth(1).unwrap();
+        change(&mut w.cache, &second, |b| b[0x10] ^= 1);
+    }),
+    case!("bset empty", "deep-btree", BsetEmpty, Less, |w| {
+        let last = *w.leaf().last().unwrap();
+        change(&mut w.cache, &last, |b| b[0x1c..0x20].fill(0));
+    }),
+    case!("keys out of order", "deep-btree", KeyOrder, Same, |w| {
+        w.bset(|b| {
+            let (first, second) = (b[32..56].to_vec(), b[56..80].to_vec());
+            b[32..56].copy_from_slice(&second);
+            b[56..80].copy_from_slice(&first);
+        });
+    }),
+    // Extents.
+    case!("key beyond its node", "deep-btree", KeyRange, Less, |w| {
+        w.extent(|_, key| key.set_inode(300));
+    }),
+    case!("key longer than its end", "wb-dirty", KeySize, Less, |w| {
+        w.extent(|_, key| key.set_offset(1));
+    }),
+    case!("pointer crosses its bucket", "wb-dirty", KeyPointer, Less, |w| {
+        w.extent(|view, key| {
+            let ptr = key.ptr().unwrap();
+            let room = u64::from(view.cache.geometry.bucket_sectors);
+            key.set_ptrs(&[Ptr::new(0, ptr.offset() / room * room + room - 1, ptr.generation())]);
+        });
+    }),
+    case!("pointer before the first bucket", "wb-dirty", KeyPointer, Less, |w| {
+        w.extent(|_, key| key.set_ptrs(&[Ptr::new(0, 0, 0)]));
+    }),
+    case!("pointer past the end", "wb-dirty", KeyPointer, Less, |w| {
+        w.extent(|_, key| key.set_ptrs(&[Ptr::new(0, 1 << 40, 0)]));
+    }),
+    case!("pointer into the journal", "wb-dirty", ExtentMetadata, Less, |w| {
+        w.extent(|view, key| {
+            let at =
+                view.cache.geometry.bucket_start(bcache_format::BucketNr(view.cache.geometry.first_bucket)).0;
+            key.set_ptrs(&[Ptr::new(0, at, 0)]);
+        });
+    }),
+    case!("pointer into a btree node", "deep-btree", ExtentMetadata, Less, |w| {
+        let Holds::Bset(node) = w.root()[0].kind else { panic!("no root") };
+        w.extent(|_, key| key.set_ptrs(&[node]));
+    }),
+    case!("pointer into the uuid table", "wb-dirty", ExtentMetadata, Less, |w| {
+        let uuids = w.view.journal.newest().unwrap().jset.uuid_bucket.ptr().unwrap();
+        let generation = w.view.gens.get(w.view.cache.geometry.ptr_bucket(uuids).0).unwrap();
+        w.extent(|_, key| key.set_ptrs(&[Ptr::new(0, uuids.offset(), generation)]));
+    }),
+    case!("dirty data behind the end", "wb-dirty", ExtentBeyond, Less, |w| {
+        w.backings[0].truncate(64 << 20);
+    }),
+    // Backing devices.
+    case!("backing checksum", "wb-dirty", SbChecksum, Same, |w| w.backings[0].write(SB_OFFSET, &[1; 8])),
+    case!("backing state none", "wb-dirty", BackingState, Same, |w| w.backing(|b| b[0x6f] &= 0x1f)),
+    case!("backing set uuid", "wb-dirty", BackingSetUuid, Same, |w| w.backing(|b| b[0x38] ^= 1)),
+    case!("backing uuid", "wb-dirty", UuidLost, Refused, |w| w.backing(|b| b[0x28] ^= 1)),
+    case!("backing magic", "wb-dirty", SbMagic, Refused, |w| w.backing(|b| b[0x18] ^= 1)),
+    case!("backing version", "wb-dirty", SbVersion, Refused, |w| w.backing(|b| b[0x10] = 77)),
+    case!("backing data offset", "block-4k", SbField, Refused, |w| w.backing(|b| put(b, 0xb8, 3))),
+];
+
+/// Changes the first live child of the root.
+fn change_child(world: &mut World, change_key: impl Fn(&mut Bkey)) {
+    let children: Vec<_> = world
+        .regions
+        .iter()
+        .filter_map(|region| match region.kind {
+            Holds::Bset(ptr) => Some(ptr),
+            _ => None,
+        })
+        .collect();
+    let root = children[0];
+    let child = *children.iter().find(|ptr| **ptr != root).unwrap();
+    for region in world.root() {
+        let mut at = 32;
+        let bytes = world.cache.bytes(region.byte, region.len);
+        while let Some(mut key) = bytes.get(at..).and_then(Bkey::from_bytes) {
+            let len = key.u64s() * 8;
+            if key.ptr() == Some(child) && key.pos() != Pos::ZERO {
+                change_key(&mut key);
+                let new: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
+                change(&mut world.cache, &region, |set| set[at..at + len].copy_from_slice(&new));
+            }
+            at += len;
+        }
+    }
+}

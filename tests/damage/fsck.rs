@@ -1,0 +1,159 @@
+//! Checking and repairing damaged sets.
+
+use std::collections::BTreeSet;
+
+use bcache_engine::fsck::repair::{Plan, undo};
+use bcache_engine::fsck::view::{Device, SetView};
+use bcache_engine::fsck::{Checked, Kind, Options, check, repair};
+use bcache_format::Pos;
+use bcache_tests::golden::Set;
+
+use crate::cases::{After, CASES, Case, World};
+use crate::mutations::Random;
+use crate::patched::Patched;
+
+impl World {
+    fn devices(&self) -> Vec<Device> {
+        std::iter::once(self.cache.device()).chain(self.backings.iter().map(Patched::device)).collect()
+    }
+}
+
+fn run(devices: &[Device]) -> Checked {
+    check(devices.iter().cloned(), Options::default())
+}
+
+fn plan(devices: &[Device], checked: &Checked) -> Result<Plan, repair::Refused> {
+    let mut random = Random::new(7);
+    repair::plan(devices, checked, &mut || random.next())
+}
+
+/// Sectors that only the cache has: what may not get lost, with where they are.
+fn dirty(view: &SetView) -> BTreeSet<(u32, u64, u64)> {
+    let extents = view.extents(Pos::ZERO, Pos::MAX).flatten();
+    let dirty = extents.filter(|extent| extent.live().is_some() && extent.key.dirty());
+    dirty
+        .flat_map(|extent| {
+            let (key, at) = (extent.key, extent.live().unwrap().offset());
+            (0..key.size()).map(move |i| (key.inode(), key.start() + i, at + i))
+        })
+        .collect()
+}
+
+fn ids(checked: &Checked) -> Vec<&'static str> {
+    checked.counts.keys().map(|kind| kind.id()).collect()
+}
+
+/// Whether a sector is in what was reported as lost.
+fn is_lost(lost: &[(Pos, Pos)], inode: u32, sector: u64) -> bool {
+    lost.iter().any(|(from, to)| *from < Pos::new(inode, sector + 1) && Pos::new(inode, sector + 1) <= *to)
+}
+
+#[test]
+fn golden_sets_have_no_finding() {
+    for set in Set::all().unwrap() {
+        let devices: Vec<_> = Patched::all_of(&set.name).iter().map(Patched::device).collect();
+        for data in [false, true] {
+            let checked = check(devices.iter().cloned(), Options { data, progress: None });
+            assert_eq!(checked.findings, [], "{}", set.name);
+            assert!(plan(&devices, &checked).unwrap().is_empty());
+        }
+        // A cache alone, and each backing device alone.
+        for device in devices {
+            let alone = check([device], Options::default());
+            assert_eq!(alone.findings, [], "{}", set.name);
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_damage_is_named_and_repaired() {
+    assert!(CASES.len() >= 60, "{}", CASES.len());
+    let mut failed = Vec::new();
+    for case in CASES {
+        let ran = std::panic::catch_unwind(|| one(case));
+        if ran.is_err() {
+            failed.push(case.name);
+        }
+    }
+    assert!(failed.is_empty(), "{} of {}: {failed:?}", failed.len(), CASES.len());
+}
+
+fn one(case: &Case) {
+    let name = case.name;
+    let mut world = World::of(case.set);
+    let before = dirty(&world.view);
+    (case.damage)(&mut world);
+    let devices = world.devices();
+    let checked = run(&devices);
+    assert!(checked.has(case.kind), "{name}: found {:?} instead of {}", ids(&checked), case.kind);
+    let planned = plan(&devices, &checked);
+    if case.after == After::Refused {
+        assert!(planned.is_err(), "{name}: repaired");
+        return;
+    }
+    let plan_made = planned.unwrap_or_else(|refused| panic!("{name}: {refused}"));
+    let lost = checked.lost();
+    if case.after == After::Same {
+        assert!(lost.is_empty(), "{name}: {lost:?}");
+    }
+    let count = plan_made.writes().count();
+    assert!(count > 0, "{name}: nothing to do");
+    // A crash after any write: a second run ends clean and loses nothing more. All would take too long.
+    let stops: BTreeSet<usize> = [0, 1, count / 2, count - 1, count].into();
+    for stop in stops {
+        let mut now = plan_made.simulate(&devices, stop).unwrap();
+        if stop < count {
+            let again = run(&now);
+            let rest = plan(&now, &again).unwrap_or_else(|refused| panic!("{name} at {stop}: {refused}"));
+            now = rest.simulate(&now, usize::MAX).unwrap();
+        }
+        let last = run(&now);
+        assert_eq!(last.findings, [], "{name} at {stop}");
+        assert!(plan(&now, &last).unwrap().is_empty(), "{name} at {stop}: a third run changes something");
+        let after = dirty(last.set.as_ref().unwrap());
+        for (inode, sector, at) in before.symmetric_difference(&after) {
+            assert!(is_lost(&lost, *inode, *sector), "{name} at {stop}: {inode}:{sector} at {at}, {lost:?}");
+        }
+    }
+    // Undo gives the exact bytes, also from the middle.
+    let file = undo::save(&plan_made, &devices).unwrap();
+    for stop in [count / 2, count] {
+        let now = plan_made.simulate(&devices, stop).unwrap();
+        let back = undo::plan(&undo::load(&file).unwrap(), &now).unwrap().simulate(&now, usize::MAX).unwrap();
+        for write in plan_made.writes() {
+            let bytes = |devices: &[Device]| {
+                let device = devices.iter().find(|device| device.name() == &*write.device).unwrap();
+                let mut bytes = vec![0; write.bytes.len()];
+                device.read_at(write.byte, &mut bytes).unwrap();
+                bytes
+            };
+            assert!(bytes(&back) == bytes(&devices), "{name}: undo at byte {}", write.byte);
+        }
+    }
+}
+
+#[test]
+fn every_finding_about_metadata_has_a_case() {
+    // Those that need a device which fails to read, or that another test makes.
+    let elsewhere = [
+        Kind::JournalUnreadable,
+        Kind::PrioUnreadable,
+        Kind::UuidUnreadable,
+        Kind::NodeUnreadable,
+        Kind::DataUnreadable,
+        Kind::DataDiffers,
+        Kind::TwoCaches,
+        Kind::BackingTwice,
+        Kind::BackingOtherSet,
+        Kind::BucketTwice,
+        Kind::BucketOverfull,
+        Kind::ExtentInode,
+        Kind::NodeNoChild,
+        Kind::NodeEnd,
+        Kind::NodeOrder,
+    ];
+    for kind in Kind::ALL {
+        let made = CASES.iter().any(|case| case.kind == *kind);
+        assert!(made != elsewhere.contains(kind), "{kind}");
+    }
+}

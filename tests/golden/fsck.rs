@@ -1,0 +1,125 @@
+//! The checker as a program: exit codes, the device's bytes, undo files.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use bcache_tests::golden::Set;
+use bcache_tests::{paths, sparse};
+use serde_json::Value;
+
+fn fsck(args: &[&str], devices: &[PathBuf]) -> Output {
+    let mut command = Command::new(paths::program("bcache-fsck").unwrap());
+    command.args(args).args(devices).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn prints(devices: &[PathBuf]) -> Vec<String> {
+    devices.iter().map(|path| sparse::fingerprint(path).unwrap()).collect()
+}
+
+fn write(path: &Path, byte: u64, bytes: &[u8]) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, bytes, byte).unwrap();
+}
+
+/// The content's hash as `bcache export` reads it.
+fn content(devices: &[PathBuf]) -> String {
+    let mut command = Command::new(paths::program("bcache").unwrap());
+    let output = command.args(["export", "-o", "-"]).args(devices).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    sparse::sha256(output.stdout.as_slice()).unwrap().0
+}
+
+#[test]
+fn golden_sets_are_clean_and_stay_as_they_are() {
+    for set in Set::all().unwrap() {
+        let before = prints(&set.paths());
+        for args in [&["-n"][..], &["-n", "--data"], &["-n", "--json"], &[]] {
+            let output = fsck(args, &set.paths());
+            assert_eq!(code(&output), 0, "{} {args:?}: {output:?}", set.name);
+        }
+        assert_eq!(before, prints(&set.paths()), "{}", set.name);
+    }
+}
+
+#[test]
+fn damage_is_found_repaired_and_undone() {
+    let dir = paths::scratch().unwrap();
+    let set = Set::open("wb-dirty").unwrap();
+    let devices = set.copy_to(dir.path()).unwrap();
+    let cache = devices.iter().find(|path| path.ends_with("cache.img")).unwrap().clone();
+    let undo = dir.path().join("undo");
+    let undo_arg = undo.to_str().unwrap();
+    // The first prio set is in bucket 28 of 64 KiB; the superblock's checksum at byte 4096.
+    write(&cache, 28 * (64 << 10) + 100, b"rot");
+    write(&cache, 4096, &[7; 8]);
+    let damaged = prints(&devices);
+
+    for args in [&["-n"][..], &[], &["-n", "--json"], &["-y", "--dry-run"]] {
+        let output = fsck(args, &devices);
+        assert_eq!(code(&output), 4, "{args:?} {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("prio-checksum") && text.contains("superblock-checksum"), "{text}");
+        assert_eq!(damaged, prints(&devices), "{args:?}");
+    }
+    let output = fsck(&["-p", "--undo", undo_arg], &devices);
+    assert_eq!(code(&output), 1, "{output:?}");
+    assert_eq!(code(&fsck(&["-n"], &devices)), 0);
+    assert_eq!(content(&devices), set.entry.content[0].sha256);
+    let repaired = prints(&devices);
+    assert_eq!(code(&fsck(&["-y"], &devices)), 0, "a second run repairs again");
+    assert_eq!(repaired, prints(&devices));
+
+    let mut command = Command::new(paths::program("bcache").unwrap());
+    assert!(command.arg("undo").arg(&undo).status().unwrap().success());
+    assert_eq!(damaged, prints(&devices));
+    // Once the set was used again, old bytes would destroy it.
+    write(&cache, 28 * (64 << 10), b"used");
+    write(&cache, 4096, b"used");
+    let before = prints(&devices);
+    let output = Command::new(paths::program("bcache").unwrap()).arg("undo").arg(&undo).output().unwrap();
+    assert_eq!(code(&output), 1, "{output:?}");
+    assert_eq!(before, prints(&devices));
+}
+
+#[test]
+fn preen_leaves_what_costs_something_and_yes_tells_it() {
+    let dir = paths::scratch().unwrap();
+    let devices = Set::open("deep-btree").unwrap().copy_to(dir.path()).unwrap();
+    let cache = devices.iter().find(|path| path.ends_with("cache.img")).unwrap().clone();
+    // A leaf is in bucket 952 of 16 KiB.
+    write(&cache, 952 * (16 << 10) + 64, b"rot");
+    let damaged = prints(&devices);
+    assert_eq!(code(&fsck(&["-p"], &devices)), 4);
+    assert_eq!(damaged, prints(&devices));
+    let undo = dir.path().join("undo");
+    let output = fsck(&["-y", "--json", "--undo", undo.to_str().unwrap()], &devices);
+    assert_eq!(code(&output), 1, "{output:?}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let finding: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(finding["id"], "bset-checksum");
+    assert_eq!(finding["bucket"], 952);
+    assert_eq!(finding["lost"][0]["from"], 0);
+    assert_eq!(finding["lost"][0]["to"], 8199);
+    assert_eq!(code(&fsck(&["-n"], &devices)), 0);
+}
+
+#[test]
+fn exit_codes_are_those_of_fsck() {
+    assert_eq!(code(&fsck(&[], &[])), 16);
+    assert_eq!(code(&fsck(&["--nonsense"], &[])), 16);
+    assert_eq!(code(&fsck(&["-n", "-y"], &["/dev/null".into()])), 16);
+    assert_eq!(code(&fsck(&["-n"], &["/nonexistent".into()])), 8);
+    let output = fsck(&["--explain", "all"], &[]);
+    assert_eq!(code(&output), 0);
+    assert!(output.stdout.len() > 4000);
+    // No superblock: nothing can be repaired, and nothing is written.
+    let dir = paths::scratch().unwrap();
+    let empty = dir.path().join("empty");
+    sparse::create(&empty, 1 << 20).unwrap();
+    assert_eq!(code(&fsck(&["-n"], std::slice::from_ref(&empty))), 4);
+    assert_eq!(code(&fsck(&["-y"], &[empty])), 8);
+}

@@ -1,0 +1,374 @@
+//! `bcache fsck`: checks the metadata of a set and repairs it.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use bcache_engine::fsck::check::PASSES;
+use bcache_engine::fsck::repair::{self, Plan, WriteAt};
+use bcache_engine::fsck::view::Device;
+use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check};
+use bcache_format::{Pos, Sectors};
+use serde_json::{Value, json};
+
+use super::devices::{Access, InUse, Writable, open_for};
+use super::{Out, Outcome};
+
+/// Exit code: nothing found.
+const OK: u8 = 0;
+/// Exit code: everything that was found is repaired.
+const CORRECTED: u8 = 1;
+/// Exit code: something is wrong and stays so.
+const UNCORRECTED: u8 = 4;
+/// Exit code: the check itself did not work, or a repair is refused.
+pub const OPERATION: u8 = 8;
+/// Exit code: the command line makes no sense.
+pub const USAGE: u8 = 16;
+/// Exit code: the person at the terminal said no.
+const CANCELED: u8 = 32;
+
+/// Check and repair a cache set: superblocks, journal, prio sets, uuid table, btree, extents, buckets, backing devices
+///
+/// Cache and backing devices of one set, in any order; a cache alone or a backing device alone can be checked too.
+/// On a terminal, without -n, -p or -y, asks before it repairs; without a terminal it only checks. A repair is
+/// computed and tried in memory first; what cannot be proved there is not written. What it overwrites is kept in a
+/// file that `bcache undo` puts back. Exit code as fsck(8): 0 nothing found, 1 repaired, 4 something is left, 8 the
+/// check did not work or the repair is refused, 16 the command line makes no sense, 32 canceled. Findings are
+/// explained in bcache-findings(7) and by --explain.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bcache fsck -n /dev/sdb /dev/nvme0n1\n  \
+    bcache fsck -y --dry-run /dev/sdb /dev/nvme0n1\n  bcache fsck --explain bset-checksum")]
+pub struct Args {
+    /// Check only: nothing is opened for writing
+    #[arg(short = 'n', group = "mode")]
+    no: bool,
+    /// Repair what can be repaired without losing anything
+    #[arg(short = 'p', visible_short_alias = 'a', group = "mode")]
+    preen: bool,
+    /// Repair all that can be repaired; what is lost by it is told
+    #[arg(short = 'y', group = "mode")]
+    yes: bool,
+    /// Check although the set was stopped cleanly. It is always checked; fsck(8) has the option
+    #[arg(short = 'f')]
+    force: bool,
+    /// With -p or -y: list the writes of the repair and do none of them
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep what the repair overwrites in this file, which must not exist yet. Otherwise one is made in /var/log
+    #[arg(long, value_name = "FILE")]
+    undo: Option<PathBuf>,
+    /// Write progress to this file descriptor: number of the pass, how much is done, of how much, device
+    #[arg(short = 'C', value_name = "FD")]
+    progress: Option<u32>,
+    /// One JSON object a line: each finding, each write of a dry run, then a summary
+    #[arg(long)]
+    json: bool,
+    /// Read all cached data as well, and compare clean data with the backing device
+    #[arg(long)]
+    data: bool,
+    /// Say what a finding means and what repair does; `all` for all of them
+    #[arg(long, value_name = "ID")]
+    explain: Option<String>,
+    /// Devices of one set, in any order
+    #[arg(value_name = "DEV", required_unless_present = "explain")]
+    devices: Vec<PathBuf>,
+}
+
+/// Check and repair bcache devices
+#[derive(Debug, clap::Parser)]
+#[command(name = "bcache-fsck", version)]
+pub struct Program {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// The program of its own name.
+pub fn run_program(program: Program, out: &mut Out) -> Outcome {
+    run(program.args, out)
+}
+
+/// What to do about findings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Look,
+    Preen,
+    Yes,
+    Ask,
+}
+
+impl Args {
+    fn mode(&self) -> Mode {
+        let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        match (self.no, self.preen, self.yes) {
+            (true, _, _) => Mode::Look,
+            (_, true, _) => Mode::Preen,
+            (_, _, true) => Mode::Yes,
+            _ if terminal && !self.json => Mode::Ask,
+            _ => Mode::Look,
+        }
+    }
+}
+
+/// Checks, and repairs as asked.
+pub fn run(args: Args, out: &mut Out) -> Outcome {
+    if let Some(id) = &args.explain {
+        return explain(id, out);
+    }
+    let mode = args.mode();
+    let writes = mode != Mode::Look && !args.dry_run;
+    let (mut devices, mut writable) = (Vec::new(), Vec::new());
+    for path in &args.devices {
+        let access = if writes { Access::Write } else { Access::Read };
+        let (device, write) = open_for(path, InUse::Refuse, access)?;
+        devices.push(device);
+        writable.extend(write);
+    }
+    let checked = look(&args, &devices)?;
+    tell(&checked, args.json, out)?;
+    if checked.findings.is_empty() {
+        return Ok(ExitCode::from(OK));
+    }
+    let may = match mode {
+        Mode::Look => false,
+        Mode::Preen => checked.worst().is_some_and(|worst| worst <= Severity::Lossless),
+        Mode::Yes | Mode::Ask => true,
+    };
+    if !may {
+        return Ok(ExitCode::from(UNCORRECTED));
+    }
+    let plan = match repair::plan(&devices, &checked, &mut random) {
+        Ok(plan) => plan,
+        Err(refused) => {
+            out.flush()?;
+            writeln!(std::io::stderr(), "nothing is repaired: {refused}")?;
+            return Ok(ExitCode::from(OPERATION));
+        }
+    };
+    if args.dry_run {
+        list(&plan, args.json, out)?;
+        return Ok(ExitCode::from(UNCORRECTED));
+    }
+    if mode == Mode::Ask && !agreed(&plan, out)? {
+        return Ok(ExitCode::from(CANCELED));
+    }
+    repair_now(&args, &plan, &devices, &writable, out)
+}
+
+/// The check, with its progress where it is wanted.
+fn look(args: &Args, devices: &[Device]) -> Result<Checked> {
+    let machine = match args.progress {
+        // The descriptor is this process's own, so its name in /proc opens it again.
+        Some(fd) => Some(std::fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"))?),
+        None => None,
+    };
+    let bar = indicatif::ProgressBar::new(PASSES.len() as u64);
+    let name = args.devices.first().map(|path| path.display().to_string()).unwrap_or_default();
+    let progress = |pass: &'static str, done: u64, of: u64| {
+        bar.set_position(done);
+        bar.set_message(pass);
+        if let Some(mut file) = machine.as_ref() {
+            // Nobody reading it is no reason to stop a check.
+            let _ = writeln!(file, "{} {done} {of} {name}", done + 1);
+        }
+    };
+    let options = Options { data: args.data, progress: Some(&progress) };
+    let checked = check(devices.iter().cloned(), options);
+    bar.finish_and_clear();
+    Ok(checked)
+}
+
+/// Writes the undo file, then the repair, and looks again.
+fn repair_now(args: &Args, plan: &Plan, devices: &[Device], writable: &[Writable], out: &mut Out) -> Outcome {
+    let undo = keep_old(args, plan, devices)?;
+    let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
+    let done = repair::apply(plan, &targets);
+    if !args.json {
+        writeln!(out, "what was overwritten is in {}; `bcache undo` puts it back", undo.display())?;
+    }
+    done?;
+    let again = check(devices.iter().cloned(), Options::default());
+    if !args.json || !again.findings.is_empty() {
+        tell(&again, args.json, out)?;
+    }
+    Ok(ExitCode::from(if again.findings.is_empty() { CORRECTED } else { UNCORRECTED }))
+}
+
+/// Saves what the plan overwrites, durably, and tells where.
+fn keep_old(args: &Args, plan: &Plan, devices: &[Device]) -> Result<PathBuf> {
+    let path = args.undo.clone().unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let name = format!("bcache-undo-{}-{}", now.unwrap_or_default().as_secs(), std::process::id());
+        let log = PathBuf::from("/var/log");
+        let beside_log = nix::unistd::access(&log, nix::unistd::AccessFlags::W_OK).is_ok();
+        if beside_log { log.join(name) } else { PathBuf::from(name) }
+    });
+    let bytes = repair::undo::save(plan, devices)?;
+    let written =
+        std::fs::OpenOptions::new().write(true).create_new(true).open(&path).and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_all()
+        });
+    written.with_context(|| format!("{}: keeping what would be overwritten", path.display()))?;
+    Ok(path)
+}
+
+/// A number that no earlier life of a node has.
+fn random() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0
+}
+
+fn agreed(plan: &Plan, out: &mut Out) -> Result<bool> {
+    let (count, bytes) =
+        plan.writes().fold((0, 0), |(count, bytes), write| (count + 1, bytes + write.bytes.len()));
+    write!(out, "repair with {count} writes of {bytes} bytes in all? [y/N] ")?;
+    out.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// The writes of a repair, in their order.
+fn list(plan: &Plan, json: bool, out: &mut Out) -> Result<()> {
+    for (index, step) in plan.steps.iter().enumerate() {
+        if !json {
+            writeln!(out, "step {}: {}", index + 1, step.why)?;
+        }
+        for write in &step.writes {
+            let (device, byte, bytes) = (&write.device, write.byte, write.bytes.len());
+            if json {
+                let value = json!({"kind": "write", "step": index + 1, "why": step.why, "what": write.what,
+                                   "device": &**device, "byte": byte, "bytes": bytes});
+                writeln!(out, "{value}")?;
+            } else {
+                writeln!(out, "  {device} byte {byte}, {bytes} bytes: {}", write.what)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Prints the findings and their summary.
+fn tell(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
+    for finding in &checked.findings {
+        if json {
+            writeln!(out, "{}", as_json(finding, checked))?;
+        } else {
+            as_text(finding, checked, out)?;
+        }
+    }
+    summary(checked, json, out)
+}
+
+fn explain(id: &str, out: &mut Out) -> Outcome {
+    let kinds: Vec<Kind> = match Kind::from_id(id) {
+        Some(kind) => vec![kind],
+        None if id == "all" => Kind::ALL.to_vec(),
+        None => bail!("no finding is called {id}; `--explain all` lists them"),
+    };
+    for kind in kinds {
+        writeln!(out, "{kind} ({})\n  {}\n  Repair: {}", kind.severity(), kind.means(), kind.repair())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn as_text(finding: &Finding, checked: &Checked, out: &mut Out) -> Result<()> {
+    let bucket = finding.bucket.map_or_else(String::new, |bucket| format!(", bucket {bucket}"));
+    writeln!(
+        out,
+        "{} ({}) {} at byte {}{bucket}\n  {}",
+        finding.kind,
+        finding.severity(),
+        finding.device,
+        finding.byte,
+        finding.detail,
+    )?;
+    for lost in &finding.lost {
+        for range in sectors(*lost, checked) {
+            writeln!(out, "  lost, or not in its newest state: {range}")?;
+        }
+    }
+    if !finding.lost.is_empty() {
+        // A file system block is 8 sectors where nobody chose otherwise.
+        writeln!(out, "  files: ext4: debugfs -R 'icheck SECTOR/8' DEV, then 'ncheck INODE'")?;
+        writeln!(out, "         xfs: xfs_db -r -c 'blockget -n' -c 'daddr SECTOR' -c 'blockuse -n' DEV")?;
+    }
+    Ok(())
+}
+
+fn as_json(finding: &Finding, checked: &Checked) -> Value {
+    let lost: Vec<_> =
+        finding.lost.iter().flat_map(|lost| sectors(*lost, checked)).map(|lost| lost.json()).collect();
+    json!({"kind": "finding", "id": finding.kind.id(), "severity": finding.severity().name(),
+           "device": &*finding.device, "byte": finding.byte, "bucket": finding.bucket,
+           "detail": finding.detail, "means": finding.kind.means(), "repair": finding.kind.repair(),
+           "lost": lost})
+}
+
+/// Sectors of one cached device or volume.
+struct Range {
+    of: String,
+    from: u64,
+    to: Option<u64>,
+}
+
+impl Range {
+    fn json(&self) -> Value {
+        json!({"of": self.of, "from": self.from, "to": self.to})
+    }
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.to {
+            Some(to) => write!(f, "sectors {}..{to} of {}", self.from, self.of),
+            None => write!(f, "sectors from {} on of {}", self.from, self.of),
+        }
+    }
+}
+
+/// A range of keys as sectors of the cached devices it is of.
+fn sectors((from, to): (Pos, Pos), checked: &Checked) -> Vec<Range> {
+    let uuids = checked.set.as_ref().map(|set| set.uuids.as_slice()).unwrap_or_default();
+    let mut ranges = Vec::new();
+    for (slot, entry) in (0u32..).zip(uuids).filter(|(_, entry)| !entry.is_free() && !entry.is_detached()) {
+        if slot < from.inode || slot > to.inode {
+            continue;
+        }
+        let backing = checked.backings.iter().find(|backing| backing.sb.uuid == entry.uuid);
+        let offset = backing.map_or(Sectors(0), |backing| backing.fields.data_offset).0;
+        let start = if slot == from.inode { from.offset } else { 0 };
+        let end = backing
+            .map(|backing| Sectors::from_bytes(backing.device.size()).0)
+            .or(if entry.is_flash_only() { Some(entry.sectors.0) } else { None });
+        let to = if slot == to.inode { Some(to.offset.min(end.unwrap_or(u64::MAX))) } else { end };
+        if to.is_some_and(|to| to <= start.max(offset)) {
+            continue;
+        }
+        let of = backing
+            .map_or_else(|| format!("slot {slot} ({})", entry.uuid), |backing| backing.name.to_string());
+        let from = start.saturating_sub(offset);
+        ranges.push(Range { of, from, to: to.map(|to| to.saturating_sub(offset)) });
+    }
+    ranges
+}
+
+fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
+    let total: u64 = checked.counts.values().sum();
+    let dirty: u64 = checked.slots.values().map(|slot| slot.dirty).sum();
+    let worst = checked.worst().map(Severity::name);
+    if json {
+        let counts: serde_json::Map<_, _> =
+            checked.counts.iter().map(|(kind, count)| (kind.id().to_owned(), json!(count))).collect();
+        let value = json!({"kind": "summary", "findings": total, "worst": worst, "counts": counts,
+                           "dirty_sectors": dirty});
+        writeln!(out, "{value}")?;
+        return Ok(());
+    }
+    match (total, worst) {
+        (0, _) => writeln!(out, "clean: no finding, {dirty} dirty sectors")?,
+        (1, Some(worst)) => writeln!(out, "1 finding, {worst}")?,
+        (_, worst) => writeln!(out, "{total} findings, the worst is {}", worst.unwrap_or_default())?,
+    }
+    Ok(())
+}
