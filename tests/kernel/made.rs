@@ -177,6 +177,7 @@ fn the_kernel_takes_every_variant(kernel: &'static str) {
     for (variant, made) in VARIANTS.iter().zip(&all) {
         left_behind(variant, made);
         content_is_what_was_written(dir.path(), variant, made);
+        nothing_is_wrong(variant, made);
     }
 }
 
@@ -205,6 +206,13 @@ fn content_is_what_was_written(dir: &Path, variant: &Variant, made: &Made) {
     assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{}", variant.name);
     let report = made.load.check(BufReader::new(File::open(&content).unwrap()), made.load.count).unwrap();
     assert_eq!(report.bad, 0, "{}: {report}", variant.name);
+}
+
+/// The checker has nothing to say of what the kernel left.
+fn nothing_is_wrong(variant: &Variant, made: &Made) {
+    let program = paths::program("bcache").unwrap();
+    let said = run(Command::new(program).args(["fsck", "-n"]).arg(&made.cache).arg(&made.backing)).unwrap();
+    assert_eq!(said.code, 0, "{}: {said:?}", variant.name);
 }
 
 #[test]
