@@ -368,7 +368,7 @@ pub const CASES: &[Case] = &[
     case!("backing checksum", "wb-dirty", SbChecksum, Same, |w| w.backings[0].write(SB_OFFSET, &[1; 8])),
     case!("backing state none", "wb-dirty", BackingState, Same, |w| w.backing(|b| b[0x6f] &= 0x1f)),
     case!("backing set uuid", "wb-dirty", BackingSetUuid, Same, |w| w.backing(|b| b[0x38] ^= 1)),
-    case!("backing uuid", "wb-dirty", UuidLost, Refused, |w| w.backing(|b| b[0x28] ^= 1)),
+    case!("backing uuid", "wb-dirty", UuidLost, Same, |w| w.backing(|b| b[0x28] ^= 1)),
     case!("backing magic", "wb-dirty", SbMagic, Refused, |w| w.backing(|b| b[0x18] ^= 1)),
     case!("backing version", "wb-dirty", SbVersion, Refused, |w| w.backing(|b| b[0x10] = 77)),
     case!("backing data offset", "block-4k", SbField, Refused, |w| w.backing(|b| put(b, 0xb8, 3))),

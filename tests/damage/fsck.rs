@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use bcache_engine::fsck::repair::{Plan, undo};
 use bcache_engine::fsck::view::{Device, SetView};
 use bcache_engine::fsck::{Checked, Kind, Options, check, repair};
-use bcache_format::Pos;
+use bcache_format::{Bkey, BucketNr, Pos, Ptr};
 use bcache_tests::golden::Set;
 
 use crate::cases::{After, CASES, Case, World};
 use crate::mutations::Random;
 use crate::patched::Patched;
+use crate::regions::Kind as Holds;
 
 impl World {
     fn devices(&self) -> Vec<Device> {
@@ -155,5 +156,57 @@ fn every_finding_about_metadata_has_a_case() {
     for kind in Kind::ALL {
         let made = CASES.iter().any(|case| case.kind == *kind);
         assert!(made != elsewhere.contains(kind), "{kind}");
+    }
+}
+
+/// A cache without free buckets: every bucket that nothing uses gets clean data by a journal entry.
+fn fill(world: &mut World, spare: usize) {
+    let checked = run(&world.devices());
+    let (cache, view) = (world.view.cache.clone(), &world.view);
+    let (geometry, newest) = (cache.geometry, view.journal.newest().unwrap());
+    let first = geometry.first_bucket + cache.njournal_buckets();
+    let free = (first..geometry.nbuckets).map(BucketNr);
+    let free = free.filter(|bucket| checked.data.get(*bucket) == 0 && !checked.metadata.contains_key(bucket));
+    let size = u64::from(geometry.bucket_sectors);
+    let mut end = 1 << 30;
+    let mut jset = newest.jset.clone();
+    jset.seq += 1;
+    jset.keys = free
+        .skip(spare)
+        .map(|bucket| {
+            end += size;
+            let ptr = Ptr::new(0, geometry.bucket_start(bucket).0, view.gens.get(bucket.0).unwrap());
+            Bkey::extent(0, end, size, ptr, false)
+        })
+        .collect();
+    assert!(jset.keys.len() > 100);
+    let bytes = jset.write(cache.magic, geometry.block_bytes()).unwrap();
+    world.cache.write(newest.byte + newest.bytes, &bytes);
+}
+
+#[test]
+fn a_full_cache_is_repaired_by_giving_up_clean_data() {
+    // One bucket is free: for the prio sets that make room.
+    for (spare, repaired) in [(0, false), (1, true), (4, true)] {
+        let mut world = World::of("wb-dirty");
+        let before = dirty(&world.view);
+        fill(&mut world, spare);
+        let entry = world.regions.iter().find(|region| region.kind == Holds::Uuids).unwrap().byte;
+        world.cache.write(entry + 0x38, &[1]);
+        let devices = world.devices();
+        let checked = run(&devices);
+        assert_eq!(ids(&checked), ["uuid-invalidated"]);
+        let planned = plan(&devices, &checked);
+        assert_eq!(planned.is_ok(), repaired, "{:?}", planned.err());
+        let Ok(made) = planned else { continue };
+        assert_eq!(made.steps.len(), 4, "room first, then the repair");
+        for stop in 0..=made.writes().count() {
+            let now = made.simulate(&devices, stop).unwrap();
+            let again = run(&now);
+            let rest = plan(&now, &again).unwrap();
+            let last = run(&rest.simulate(&now, usize::MAX).unwrap());
+            assert_eq!(last.findings, [], "after {stop} writes");
+            assert_eq!(dirty(last.set.as_ref().unwrap()), before, "after {stop} writes");
+        }
     }
 }

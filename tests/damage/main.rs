@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod cases;
+mod flush;
 mod fsck;
 mod mutations;
 mod patched;

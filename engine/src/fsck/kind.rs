@@ -145,7 +145,7 @@ kinds! {
         "A new table is written; backing devices that were named are linked to their keys again.";
     UuidLost "uuid-lost" Lossless
         "A backing device of this set is not in the uuid table: Linux refuses it when it is dirty, and would give it a new slot when it is not."
-        "It is linked to the slot whose keys are its, when that is beyond doubt.";
+        "It is linked to the slot whose keys are its, when that is beyond doubt. Slots that stay without a device are marked as detached, so that no other device gets their keys.";
     UuidDuplicate "uuid-duplicate" Lossless
         "Two slots have one UUID; only the first is ever used."
         "The slot without keys is marked as detached.";
@@ -239,9 +239,9 @@ kinds! {
     ExtentBeyond "extent-beyond" Loss
         "Dirty data lies behind the end of the backing device or before its start."
         "The key is left out.";
-    BucketOverfull "bucket-overfull" Loss
-        "Extents use more of a bucket than it has: two share the same sectors."
-        "Clean extents of the bucket are left out. Dirty ones are kept: some of them have wrong data.";
+    BucketOverfull "bucket-overfull" Lossless
+        "Two extents share sectors of a bucket that has fewer sectors than its extents."
+        "Of a clean and a dirty one the clean one is left out. Of two dirty ones one is kept; which has the right data nobody can tell.";
     BucketTwice "bucket-twice" Lossless
         "A bucket is used for two kinds of metadata."
         "All metadata is written anew elsewhere.";

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod finding;
+pub mod flush;
 pub mod kind;
 pub mod repair;
 pub mod usage;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Out, Outcome, completions, doctor, dump, export, fsck, make, map, show, undo};
+use super::{Out, Outcome, completions, doctor, dump, export, flush, fsck, make, map, show, undo};
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
 #[derive(Debug, Parser)]
@@ -20,6 +20,7 @@ enum Command {
     Doctor(doctor::Args),
     Dump(dump::Args),
     Export(export::Args),
+    Flush(flush::Args),
     Fsck(fsck::Args),
     Map(map::Args),
     Undo(undo::Args),
@@ -34,6 +35,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Doctor(args) => doctor::run(args, out),
         Command::Dump(args) => dump::run(args, out),
         Command::Export(args) => export::run(args, out),
+        Command::Flush(args) => flush::run(args, out),
         Command::Fsck(args) => fsck::run(args, out),
         Command::Map(args) => map::run(args, out),
         Command::Undo(args) => undo::run(args, out),

@@ -15,6 +15,7 @@ pub mod devices;
 pub mod doctor;
 pub mod dump;
 pub mod export;
+pub mod flush;
 pub mod fsck;
 pub mod make;
 pub mod map;

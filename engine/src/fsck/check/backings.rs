@@ -74,13 +74,15 @@ fn beyond(checked: &mut Checked, backing: &Backing, slot: u32) {
     let Some(used) = checked.slots.get(&slot).copied() else { return };
     let end = Sectors::from_bytes(backing.device.size()).0;
     let start = backing.fields.data_offset.0;
-    if used.dirty > 0 && (used.end > end || used.start < start) {
-        let detail =
-            format!("slot {slot} has sectors {}..{}, the device {start}..{end}", used.start, used.end);
+    if used.dirty > 0 && (used.dirty_end > end || used.dirty_start < start) {
+        let detail = format!(
+            "slot {slot} has dirty sectors {}..{}, the device {start}..{end}",
+            used.dirty_start, used.dirty_end
+        );
         let mut finding = Finding::new(Kind::ExtentBeyond, &backing.name, 0, detail);
         let pos = |sector| Pos::new(slot, sector);
-        finding.lost.push((pos(used.start.min(start)), pos(start)));
-        finding.lost.push((pos(end), pos(used.end.max(end))));
+        finding.lost.push((pos(used.dirty_start.min(start)), pos(start)));
+        finding.lost.push((pos(end), pos(used.dirty_end.max(end))));
         finding.lost.retain(|(from, to)| from < to);
         checked.found(finding);
     }
@@ -97,12 +99,22 @@ fn slots_without_uuid(checked: &mut Checked) {
         .map(|(s, u)| (*s, *u))
         .collect();
     let (name, geometry) = (Arc::clone(&view.cache.name), view.cache.geometry);
+    // A backing device of this set without a slot is there to be linked.
+    let relinkable = checked.backings.iter().any(|backing| {
+        backing.sb.set_uuid == view.cache.sb.set_uuid
+            && matches!(backing.sb.state(), BackingState::Dirty | BackingState::Clean)
+            && !view.uuids.iter().any(|entry| entry.uuid == backing.sb.uuid)
+    });
     let bucket = view.journal.newest().and_then(|newest| newest.jset.uuid_bucket.ptr());
     let byte = bucket.map_or(0, |ptr| geometry.bucket_start_byte(geometry.ptr_bucket(ptr)));
     for (slot, used) in lost {
         let detail =
             format!("slot {slot} is free, but has {} sectors, {} of them dirty", used.all, used.dirty);
-        checked.found(Finding::new(Kind::UuidLost, &name, byte, detail));
+        let mut finding = Finding::new(Kind::UuidLost, &name, byte, detail);
+        if !relinkable {
+            finding.lost.push((Pos::new(slot, used.start), Pos::new(slot, used.end)));
+        }
+        checked.found(finding);
     }
 }
 

@@ -6,6 +6,7 @@ use super::super::view::extents::STALE_MAX;
 use super::super::view::{Extent, Fault, SetView, State};
 use super::{Checked, Options};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Stale dirty extents remembered until all buckets' users are known.
@@ -78,7 +79,11 @@ fn count(checked: &mut Checked, bucket: BucketNr, key: &Bkey) {
     let slot = checked.slots.entry(key.inode()).or_default();
     slot.start = if slot.all == 0 { key.start() } else { slot.start.min(key.start()) };
     slot.all += key.size();
-    slot.dirty += if key.dirty() { key.size() } else { 0 };
+    if key.dirty() {
+        slot.dirty_start = if slot.dirty == 0 { key.start() } else { slot.dirty_start.min(key.start()) };
+        slot.dirty += key.size();
+        slot.dirty_end = slot.dirty_end.max(key.offset());
+    }
     slot.end = slot.end.max(key.offset());
 }
 
@@ -106,14 +111,41 @@ fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey) {
     count(checked, bucket, key);
 }
 
-/// Buckets with more live sectors than they have.
+/// Buckets with more live sectors than they have: some extents share sectors. Which of two dirty ones is right nobody
+/// can tell; one is kept, and both are reported.
 fn overfull(checked: &mut Checked, view: &SetView) {
-    let room = view.cache.geometry.bucket_sectors;
-    let over = checked.data.over(room);
-    for (bucket, sectors) in over {
-        let byte = view.cache.geometry.bucket_start_byte(bucket);
-        let detail = format!("extents use {sectors} of its {room} sectors");
-        checked.found(Finding::new(Kind::BucketOverfull, &view.cache.name, byte, detail));
+    let geometry = view.cache.geometry;
+    let over: HashMap<BucketNr, u32> = checked.data.over(geometry.bucket_sectors).into_iter().collect();
+    if over.is_empty() {
+        return;
+    }
+    let mut shared: Vec<(u64, Bkey)> = Vec::new();
+    for extent in view.trusted_extents(Pos::ZERO, Pos::MAX).flatten() {
+        let ptr =
+            extent.key.ptr().filter(|ptr| ptr.is_device() && over.contains_key(&geometry.ptr_bucket(*ptr)));
+        let revived = |ptr: Ptr| checked.revived.contains(&geometry.ptr_bucket(ptr)) && extent.key.dirty();
+        if let Some(ptr) = ptr.filter(|ptr| extent.live().is_some() || revived(*ptr)) {
+            shared.push((ptr.offset(), extent.key));
+        }
+    }
+    // Dirty ones first, so that of a dirty and a clean one the dirty one stays.
+    shared.sort_by_key(|(at, key)| (geometry.bucket_of(*at), !key.dirty(), *at));
+    let mut kept: Vec<(u64, Bkey)> = Vec::new();
+    for (at, key) in shared {
+        let clash =
+            kept.iter().rev().take_while(|(other, _)| geometry.bucket_of(*other) == geometry.bucket_of(at));
+        let clash =
+            clash.into_iter().find(|(other, one)| *other < at + key.size() && at < *other + one.size());
+        let Some((_, other)) = clash else {
+            kept.push((at, key));
+            continue;
+        };
+        let mut finding = of_key(Kind::BucketOverfull, view, &key, &format!("shares sectors with {other}"));
+        if key.dirty() {
+            finding.lost.push((other.start_pos(), other.pos()));
+        }
+        checked.dropped.insert(key.pos());
+        checked.found(finding);
     }
 }
 

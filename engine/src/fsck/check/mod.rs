@@ -82,6 +82,10 @@ pub struct SlotUse {
     pub start: u64,
     /// Sector behind the last.
     pub end: u64,
+    /// First dirty sector.
+    pub dirty_start: u64,
+    /// Sector behind the last dirty one.
+    pub dirty_end: u64,
 }
 
 impl Checked {

@@ -8,6 +8,7 @@ mod apply;
 mod free;
 mod plan;
 mod rebuild;
+mod room;
 mod scratch;
 mod superblocks;
 pub mod undo;
@@ -16,6 +17,7 @@ mod uuids;
 pub use apply::{Failed, WriteAt, apply};
 pub use plan::{Plan, Step, Write};
 pub use scratch::Scratch;
+pub(super) use superblocks::write as write_superblock;
 
 use super::check::{Checked, Options, check, kernel_finds};
 use super::finding::Finding;
@@ -79,7 +81,13 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     {
         let keys = keys_to_keep(checked, view);
         let uuids = uuids::repaired(checked, view);
-        rewrite(&mut plan, checked, cache, view, &keys, &uuids, random)?;
+        match rewrite(&mut plan, checked, cache, view, &keys, &uuids, random) {
+            Err(Refused::NoRoom { .. }) => {
+                let room = room::make(checked, cache, view, buckets_wanted(cache, &keys))?;
+                return after(devices, room, &mut |devices, checked| self::plan(devices, checked, random));
+            }
+            other => other?,
+        }
         expected = Some(keys);
     } else if let Some(torn) = checked.findings.iter().find(|finding| finding.kind == Kind::JournalTailTorn) {
         clear_torn(&mut plan, checked, torn);
@@ -87,6 +95,28 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     superblocks::repair(&mut plan, checked)?;
     prove(devices, &plan, expected.as_deref())?;
     Ok(plan)
+}
+
+/// A plan whose first part makes room for the rest, which `then` computes over what the first part leads to.
+pub(super) fn after(
+    devices: &[Device],
+    first: Plan,
+    then: &mut dyn FnMut(&[Device], &Checked) -> Result<Plan, Refused>,
+) -> Result<Plan, Refused> {
+    let roomy = simulate(devices, &first)?;
+    let checked = check(roomy.iter().cloned(), Options::default());
+    let mut plan = first;
+    plan.steps.extend(then(&roomy, &checked)?.steps);
+    Ok(plan)
+}
+
+/// The devices as they would be after a plan.
+fn simulate(devices: &[Device], plan: &Plan) -> Result<Vec<Device>, Refused> {
+    plan.simulate(devices, usize::MAX).map_err(|error| Refused::Read {
+        device: devices.first().map_or("", |device| device.name()).into(),
+        byte: 0,
+        message: error.to_string(),
+    })
 }
 
 /// Findings that are put right by writing the metadata anew.
@@ -98,13 +128,8 @@ fn needs_rebuild(finding: &Finding) -> bool {
 }
 
 /// Tries the plan in memory: afterwards a check finds nothing, and the extents are those that were to be kept.
-fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) -> Result<(), Refused> {
-    let read = |error: std::io::Error| Refused::Read {
-        device: devices.first().map_or("", |device| device.name()).into(),
-        byte: 0,
-        message: error.to_string(),
-    };
-    let after = plan.simulate(devices, usize::MAX).map_err(read)?;
+pub(super) fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) -> Result<(), Refused> {
+    let after = simulate(devices, plan)?;
     let again = check(after, Options::default());
     if let Some(finding) = again.findings.first() {
         return Err(Refused::Unproved(finding.kind, finding.detail.clone()));
@@ -122,7 +147,6 @@ fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) -> Result<(
 
 /// The extents that the repaired set has.
 fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
-    let room = view.cache.geometry.bucket_sectors;
     let known = view.prios.entries.len() as u64;
     let keep = |key: &Bkey, ptr: Ptr, stale: bool| {
         let bucket = view.cache.geometry.ptr_bucket(ptr);
@@ -130,11 +154,9 @@ fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
         let in_table = view.uuids.is_empty() || (key.inode() as usize) < view.uuids.len();
         // Where the stored generation is lost, a clean extent may be stale and nobody can tell. It is only a copy.
         let sure = key.dirty() || bucket.0 < known;
-        let fits = key.dirty() || checked.data.get(bucket) <= room;
         (!stale || (revived && key.dirty()))
             && in_table
             && sure
-            && fits
             && !checked.metadata.contains_key(&bucket)
             && !checked.dropped.contains(&key.pos())
     };
@@ -167,6 +189,16 @@ fn cut_beyond(checked: &Checked, view: &SetView, keys: &mut Vec<Bkey>) {
     });
 }
 
+/// Room for metadata of these keys on a full cache.
+pub(super) fn make_room(
+    checked: &Checked,
+    cache: &Cache,
+    view: &SetView,
+    keys: &[Bkey],
+) -> Result<Plan, Refused> {
+    room::make(checked, cache, view, buckets_wanted(cache, keys))
+}
+
 /// New metadata, and the journal entry that makes it the set's.
 pub(super) fn rewrite(
     plan: &mut Plan,
@@ -183,11 +215,16 @@ pub(super) fn rewrite(
     let content = rebuild::Content { keys, uuids, buckets: bucket_entries(cache, view, keys), prio_seq: seq };
     let rebuilt = rebuild::rebuild(cache, content, &mut || free.pop_front(), random);
     let rebuilt = rebuilt.ok_or_else(|| Refused::NoRoom { cache: Arc::clone(&cache.name) })?;
-    let entry = journal_entry(checked, cache, view, &rebuilt)?;
+    let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
+    let jset = new_entry(view, &rebuilt).ok_or_else(no_journal)?;
+    let placed = place_entry(checked, cache, view, &jset)?;
     plan.push("write new metadata where nothing is", rebuilt.writes);
-    plan.push("make it the set's", vec![entry.0]);
-    if !entry.1 {
-        plan.push("clear journal buckets that hide the new entry", clear_others(checked, cache, entry.2));
+    plan.push("make it the set's", vec![placed.write]);
+    if !placed.found {
+        plan.push(
+            "clear journal buckets that hide the new entry",
+            clear_others(checked, cache, placed.bucket),
+        );
     }
     Ok(())
 }
@@ -222,16 +259,10 @@ fn bucket_entries(cache: &Cache, view: &SetView, keys: &[Bkey]) -> Vec<BucketDis
     entries
 }
 
-/// The write of the new entry, whether Linux would find it at once, and its bucket.
-fn journal_entry(
-    checked: &Checked,
-    cache: &Cache,
-    view: &SetView,
-    rebuilt: &rebuild::Rebuilt,
-) -> Result<(Write, bool, BucketNr), Refused> {
-    let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
-    let newest = view.journal.newest().ok_or_else(no_journal)?;
-    let seq = newest.jset.seq.checked_add(1).ok_or_else(no_journal)?;
+/// The entry that makes new metadata the set's: nothing has to be replayed with it.
+fn new_entry(view: &SetView, rebuilt: &rebuild::Rebuilt) -> Option<Jset> {
+    let newest = view.journal.newest()?;
+    let seq = newest.jset.seq.checked_add(1)?;
     let mut jset = Jset {
         seq,
         last_seq: seq,
@@ -242,8 +273,28 @@ fn journal_entry(
         prio_bucket: newest.jset.prio_bucket,
         keys: Vec::new(),
     };
+    name_prios(&mut jset, &view.cache, rebuilt.prio_bucket)?;
+    Some(jset)
+}
+
+fn name_prios(jset: &mut Jset, cache: &Cache, bucket: BucketNr) -> Option<()> {
     let number = cache.sb.cache().map_or(0, |cache| usize::from(cache.nr_this_dev));
-    *jset.prio_bucket.get_mut(number).ok_or_else(no_journal)? = rebuilt.prio_bucket;
+    *jset.prio_bucket.get_mut(number)? = bucket;
+    Some(())
+}
+
+/// Where the next journal entry goes.
+struct Placed {
+    write: Write,
+    bucket: BucketNr,
+    /// Linux' search would find it as the journal is.
+    found: bool,
+}
+
+/// Finds a place for the entry after the newest one, where it overwrites none that is needed.
+fn place_entry(checked: &Checked, cache: &Cache, view: &SetView, jset: &Jset) -> Result<Placed, Refused> {
+    let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
+    let newest = view.journal.newest().ok_or_else(no_journal)?;
     let bytes = jset.write(cache.magic, cache.geometry.block_bytes()).map_err(|_| no_journal())?;
     let (first, count) = (cache.geometry.first_bucket, cache.njournal_buckets());
     let next = BucketNr(first + (newest.bucket.0 - first + 1) % count.max(1));
@@ -263,11 +314,11 @@ fn journal_entry(
         if byte == cache.geometry.bucket_start_byte(bucket) {
             scan.marks.clear();
         }
-        scan.marks.push((seq, seq));
+        scan.marks.push((jset.seq, jset.last_seq));
     }
-    let found = kernel_finds(&after) == Some(seq);
-    let what = format!("journal entry {seq}");
-    Ok((Write { device: Arc::clone(&cache.name), byte, bytes, what }, found, bucket))
+    let found = kernel_finds(&after) == Some(jset.seq);
+    let what = format!("journal entry {}", jset.seq);
+    Ok(Placed { write: Write { device: Arc::clone(&cache.name), byte, bytes, what }, bucket, found })
 }
 
 /// Clears the first block of every journal bucket but `keep`.

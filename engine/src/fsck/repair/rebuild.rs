@@ -51,6 +51,18 @@ pub fn rebuild(
     Some(Rebuilt { writes: builder.writes, root, uuids, prio_bucket })
 }
 
+/// Prio sets alone, with these priorities and generations; and the first one's bucket.
+pub fn prios(
+    cache: &Cache,
+    buckets: Vec<BucketDisk>,
+    seq: u64,
+    free: &mut dyn FnMut() -> Option<BucketNr>,
+) -> Option<(Vec<Write>, BucketNr)> {
+    let mut builder = Builder { cache, free, random: &mut || 0, buckets, writes: Vec::new() };
+    let first = builder.prios(seq)?;
+    Some((builder.writes, first))
+}
+
 struct Builder<'b> {
     cache: &'b Cache,
     free: &'b mut dyn FnMut() -> Option<BucketNr>,

@@ -7,6 +7,8 @@ use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::{DETACHED_UUID, UuidEntry};
 use bcache_format::{Pos, SECTOR_SIZE, Sectors};
 
+/// Bits in which a rotted UUID may differ. Two different ones differ in 64, and less than this once in 10^18.
+const ROTTED_BITS: u32 = 16;
 /// Clean extents that are compared to find out whose they are.
 const COMPARED: usize = 32;
 
@@ -32,6 +34,13 @@ pub(super) fn repaired(checked: &Checked, view: &SetView) -> Vec<UuidEntry> {
     for backing in &checked.backings {
         link(checked, view, &mut table, backing);
     }
+    // The next device to be attached would get the keys of a free slot.
+    for (slot, entry) in (0u32..).zip(&mut table).filter(|(_, entry)| entry.is_free()) {
+        if checked.slots.get(&slot).is_some_and(|used| used.all > 0) {
+            entry.uuid = DETACHED_UUID;
+            entry.invalidated = 1;
+        }
+    }
     table
 }
 
@@ -40,6 +49,15 @@ fn link(checked: &Checked, view: &SetView, table: &mut [UuidEntry], backing: &Ba
     let attached = matches!(backing.sb.state(), BackingState::Dirty | BackingState::Clean);
     let ours = backing.sb.set_uuid == view.cache.sb.set_uuid;
     if !attached || !ours || table.iter().any(|entry| entry.uuid == backing.sb.uuid) {
+        return;
+    }
+    // A slot whose UUID is the device's except for some bits: those rotted.
+    let rotted = |entry: &&mut UuidEntry| {
+        (entry.uuid.as_u128() ^ backing.sb.uuid.as_u128()).count_ones() <= ROTTED_BITS
+            && !entry.is_flash_only()
+    };
+    if let Some(entry) = table.iter_mut().find(rotted) {
+        entry.uuid = backing.sb.uuid;
         return;
     }
     let free = |slot: u32| table.get(slot as usize).is_some_and(UuidEntry::is_free);
