@@ -1,0 +1,236 @@
+//! What is known of every bucket in memory.
+
+use bcache_format::bkey::gen_after;
+use bcache_format::prio::{BTREE_PRIO, INITIAL_PRIO};
+use bcache_format::{BucketNr, Geometry, Ptr};
+
+/// Distance between a bucket's generation and the oldest pointer to it at which it may not be reused before GC has
+/// looked for such pointers (`BUCKET_GC_GEN_MAX`).
+pub const GC_GEN_MAX: u8 = 96;
+
+/// What GC, or the allocation since, found in a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mark {
+    /// Nothing.
+    #[default]
+    Free,
+    /// Clean data only: may be reused.
+    Reclaimable,
+    /// Dirty data.
+    Dirty,
+    /// A btree node, a prio set, the uuid table or the journal.
+    Metadata,
+}
+
+/// One bucket.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bucket {
+    /// Priority for replacement.
+    pub prio: u16,
+    /// Generation; pointers with an older one are stale.
+    pub generation: u8,
+    /// Oldest generation that a pointer on disk may have.
+    pub last_gc: u8,
+    /// What is in it.
+    pub mark: Mark,
+    /// Was reusable when the running GC began, and still may be reused while it runs.
+    pub reclaimable_in_gc: bool,
+    /// Keys that are not in the btree yet, open buckets and free lists hold it.
+    pub pin: u32,
+    /// Sectors in use.
+    pub sectors: u32,
+}
+
+/// All buckets of the cache device.
+pub struct Buckets {
+    list: Vec<Bucket>,
+    geometry: Geometry,
+    /// Marks are complete: no GC is running.
+    pub marks_valid: bool,
+    /// Smallest priority of a data bucket at the last rescaling.
+    pub min_prio: u16,
+    rescale: i64,
+}
+
+impl Buckets {
+    /// As many as the geometry says, all free.
+    #[must_use]
+    pub fn new(geometry: Geometry) -> Self {
+        let count = usize::try_from(geometry.nbuckets).unwrap_or(0);
+        let list = vec![Bucket { prio: INITIAL_PRIO, ..Bucket::default() }; count];
+        let rescale = Self::rescale_step(&geometry);
+        Self { list, geometry, marks_valid: true, min_prio: INITIAL_PRIO, rescale }
+    }
+    const fn rescale_step(geometry: &Geometry) -> i64 {
+        (geometry.nbuckets * geometry.bucket_sectors as u64 / 1024) as i64
+    }
+    /// The bucket with this number. Numbers come from checked pointers and from the free lists.
+    #[must_use]
+    pub fn get(&self, bucket: BucketNr) -> &Bucket {
+        &self.list[bucket.0 as usize]
+    }
+    /// The bucket with this number, to change it.
+    pub fn get_mut(&mut self, bucket: BucketNr) -> &mut Bucket {
+        &mut self.list[bucket.0 as usize]
+    }
+    /// Buckets that may be allocated, with their numbers.
+    pub fn usable(&self) -> impl Iterator<Item = (BucketNr, &Bucket)> {
+        let first = self.geometry.first_bucket;
+        (first..self.geometry.nbuckets).map(|nr| (BucketNr(nr), &self.list[nr as usize]))
+    }
+    /// The same, to change them.
+    pub fn usable_mut(&mut self) -> impl Iterator<Item = (BucketNr, &mut Bucket)> {
+        let first = self.geometry.first_bucket as usize;
+        self.list.iter_mut().enumerate().skip(first).map(|(nr, bucket)| (BucketNr(nr as u64), bucket))
+    }
+    /// How far the pointer's bucket is ahead of it; 0 when the pointer is good.
+    #[must_use]
+    pub fn staleness(&self, ptr: Ptr) -> u8 {
+        self.list
+            .get(self.geometry.ptr_bucket(ptr).0 as usize)
+            .map_or(128, |bucket| gen_after(bucket.generation, ptr.generation()))
+    }
+    /// Raises a bucket's generation to that of a pointer found on disk, if the pointer is ahead: the prio sets are
+    /// written less often than pointers.
+    pub fn raise(&mut self, ptr: Ptr) {
+        let at = self.geometry.ptr_bucket(ptr).0 as usize;
+        if let Some(bucket) = self.list.get_mut(at)
+            && gen_after(ptr.generation(), bucket.generation) > 0
+        {
+            bucket.generation = ptr.generation();
+        }
+    }
+    /// Takes note of a pointer that is on disk, so that its bucket's generation never laps it.
+    pub fn note_oldest(&mut self, ptr: Ptr) {
+        let at = self.geometry.ptr_bucket(ptr).0 as usize;
+        if let Some(bucket) = self.list.get_mut(at)
+            && gen_after(bucket.last_gc, ptr.generation()) > 0
+        {
+            bucket.last_gc = ptr.generation();
+        }
+    }
+    /// Marks what a live extent points to.
+    pub fn mark_data(&mut self, ptr: Ptr, sectors: u64, dirty: bool) {
+        let limit = self.geometry.bucket_sectors;
+        let nr = self.geometry.ptr_bucket(ptr);
+        let bucket = self.get_mut(nr);
+        if dirty {
+            bucket.mark = Mark::Dirty;
+        } else if bucket.mark == Mark::Free {
+            bucket.mark = Mark::Reclaimable;
+        }
+        bucket.sectors = bucket.sectors.saturating_add(sectors as u32).min(limit);
+        if bucket.prio == BTREE_PRIO {
+            bucket.prio = INITIAL_PRIO;
+        }
+    }
+    /// Marks metadata.
+    pub fn mark_metadata(&mut self, nr: BucketNr) {
+        let sectors = self.geometry.bucket_sectors;
+        let bucket = self.get_mut(nr);
+        bucket.mark = Mark::Metadata;
+        bucket.sectors = sectors;
+    }
+    /// Whether a bucket may be emptied and reused now.
+    #[must_use]
+    pub fn may_invalidate(&self, bucket: &Bucket) -> bool {
+        (self.marks_valid || bucket.reclaimable_in_gc)
+            && matches!(bucket.mark, Mark::Free | Mark::Reclaimable)
+            && bucket.pin == 0
+            && bucket.generation.wrapping_sub(bucket.last_gc) < GC_GEN_MAX
+    }
+    /// Empties a bucket: every pointer into it is stale from now on. It stays pinned until it is allocated and used.
+    pub fn invalidate(&mut self, nr: BucketNr) {
+        let bucket = self.get_mut(nr);
+        bucket.generation = bucket.generation.wrapping_add(1);
+        bucket.prio = INITIAL_PRIO;
+        bucket.pin += 1;
+        bucket.reclaimable_in_gc = false;
+        bucket.mark = Mark::Free;
+        bucket.sectors = 0;
+    }
+    /// Orders buckets for lru replacement: little used and little filled first.
+    #[must_use]
+    pub fn lru_weight(&self, bucket: &Bucket) -> u64 {
+        let base = u64::from(INITIAL_PRIO.saturating_sub(self.min_prio)) / 8;
+        (u64::from(bucket.prio.saturating_sub(self.min_prio)) + base) * u64::from(bucket.sectors)
+    }
+    /// Ages all data buckets once for every 1/1024 of the cache that was read or written.
+    pub fn age(&mut self, sectors: u64) {
+        self.rescale -= sectors as i64;
+        if self.rescale >= 0 {
+            return;
+        }
+        self.rescale += Self::rescale_step(&self.geometry).max(sectors as i64);
+        let mut min_prio = u16::MAX;
+        for bucket in &mut self.list {
+            if bucket.prio != 0 && bucket.prio != BTREE_PRIO && bucket.pin == 0 {
+                bucket.prio -= 1;
+                min_prio = min_prio.min(bucket.prio);
+            }
+        }
+        self.min_prio = min_prio;
+    }
+    /// Buckets that hold nothing that must stay.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        let free = |bucket: &Bucket| bucket.pin == 0 && matches!(bucket.mark, Mark::Free | Mark::Reclaimable);
+        self.usable().filter(|(_, bucket)| free(bucket)).count() as u64
+    }
+    /// The geometry.
+    #[must_use]
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buckets() -> Buckets {
+        Buckets::new(Geometry { block_sectors: 1, bucket_sectors: 64, first_bucket: 1, nbuckets: 1024 })
+    }
+
+    #[test]
+    fn a_bucket_with_dirty_data_metadata_or_a_pin_is_never_emptied() {
+        let mut all = buckets();
+        let nr = BucketNr(7);
+        assert!(all.may_invalidate(all.get(nr)));
+        for mark in [Mark::Dirty, Mark::Metadata] {
+            all.get_mut(nr).mark = mark;
+            assert!(!all.may_invalidate(all.get(nr)));
+        }
+        all.get_mut(nr).mark = Mark::Reclaimable;
+        assert!(all.may_invalidate(all.get(nr)));
+        all.get_mut(nr).pin = 1;
+        assert!(!all.may_invalidate(all.get(nr)));
+        all.get_mut(nr).pin = 0;
+        all.marks_valid = false;
+        assert!(!all.may_invalidate(all.get(nr)), "marks are not complete while GC runs");
+    }
+
+    #[test]
+    fn generations_never_lap_the_oldest_pointer() {
+        let mut all = buckets();
+        let nr = BucketNr(9);
+        for _ in 0..GC_GEN_MAX {
+            assert!(all.may_invalidate(all.get(nr)));
+            all.invalidate(nr);
+            all.get_mut(nr).pin = 0;
+        }
+        assert!(!all.may_invalidate(all.get(nr)));
+    }
+
+    #[test]
+    fn pointers_ahead_of_their_bucket_raise_it() {
+        let mut all = buckets();
+        let ptr = Ptr::new(0, 64 * 5, 3);
+        assert_eq!(all.staleness(ptr), 0);
+        all.raise(ptr);
+        assert_eq!(all.get(BucketNr(5)).generation, 3);
+        all.raise(Ptr::new(0, 64 * 5, 2));
+        assert_eq!(all.get(BucketNr(5)).generation, 3);
+        assert_eq!(all.staleness(Ptr::new(0, 64 * 5, 1)), 2);
+    }
+}

@@ -1,0 +1,193 @@
+//! Inserting extents.
+
+use super::extent::Extent;
+use super::node::{Body, Node};
+use crate::error::Result;
+use crate::request::MissId;
+use crate::set::CacheSet;
+use bcache_format::{Pos, SECTOR_SIZE};
+use std::rc::Rc;
+
+/// Words a bset may gather before it is written: a page, less what allocators keep of it in the kernel, whose leaves
+/// are written at the same size.
+const LEAF_WRITE_BYTES: u64 = 4096 - 48;
+/// Words one extent can add to a bset: itself, and the halves of one that it splits.
+const WORDS_PER_INSERT: usize = 9;
+
+/// How a key survives until its leaf is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It is added to the journal.
+    Journal,
+    /// It is in this journal entry already: replay.
+    Replayed(u64),
+    /// It need not: what it replaces is as good until GC frees the bucket, and GC writes the leaves first.
+    Unjournaled,
+    /// The same, and only as long as nothing else was inserted where this cache miss was seen.
+    Miss(MissId),
+}
+
+impl CacheSet {
+    /// Says that sectors of an inode are where `extent` says, or nowhere if it is a hole. What was known of them before
+    /// is forgotten. Journal entry and leaf change together: no other key comes in between.
+    pub(crate) async fn insert(self: &Rc<Self>, extent: Extent, durability: Durability) -> Result<()> {
+        let mut rest = Some(extent);
+        while let Some(extent) = rest {
+            let mut later = None;
+            let mut apply = |leaf: &Rc<Node>| {
+                if let Durability::Miss(miss) = durability
+                    && !self.misses.holds(miss)
+                {
+                    return;
+                }
+                let (now, behind) = cut_at(extent, leaf.max);
+                later = behind;
+                self.insert_in_leaf(leaf, now, durability);
+            };
+            self.with_leaf(extent.start_pos(), &mut apply).await?;
+            rest = later;
+        }
+        if durability == Durability::Journal {
+            self.journal_soon();
+        }
+        Ok(())
+    }
+
+    /// Compare-and-exchange: where the btree still says what `expected` says, it says `with` from now on, which covers the
+    /// same sectors. Answers the sectors that were exchanged.
+    pub(crate) async fn replace(self: &Rc<Self>, expected: Extent, with: Extent) -> Result<u64> {
+        debug_assert_eq!((expected.start_pos(), expected.pos()), (with.start_pos(), with.pos()));
+        let mut done = 0;
+        let mut rest = Some((expected, with));
+        while let Some((expected, with)) = rest {
+            let mut left = None;
+            let mut apply = |leaf: &Rc<Node>| {
+                let (now, later) = cut_at(expected, leaf.max);
+                left = later;
+                let Some(found) = first_same(leaf, now) else { return };
+                // One at a time: each needs room of its own in the bset.
+                self.insert_in_leaf(leaf, with.part(found.start(), found.end()), Durability::Unjournaled);
+                done += found.size();
+                if found.end() < now.end() {
+                    left = Some(expected.part(found.end(), expected.end()));
+                }
+            };
+            self.with_leaf(expected.start_pos(), &mut apply).await?;
+            rest = left.map(|left| (left, with.part(left.start(), left.end())));
+        }
+        Ok(done)
+    }
+
+    /// Calls `apply` once with the leaf of `pos`, with room for one insert. A leaf without room is written anew, with what
+    /// `apply` does to it.
+    async fn with_leaf(self: &Rc<Self>, pos: Pos, apply: &mut dyn FnMut(&Rc<Node>)) -> Result<()> {
+        loop {
+            self.check()?;
+            let leaf = self.node_at(pos, 0).await?;
+            if leaf.is_frozen() {
+                leaf.wait_thawed().await;
+            } else if leaf.has_room(WORDS_PER_INSERT, &self.cache.geometry) {
+                apply(&leaf);
+                return Ok(());
+            } else if self.split(pos, WORDS_PER_INSERT, apply).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Changes one leaf, with nothing awaited: its map, what it will write, the journal and all accounts.
+    fn insert_in_leaf(self: &Rc<Self>, leaf: &Rc<Node>, extent: Extent, durability: Durability) {
+        let seq = match durability {
+            Durability::Journal => Some(self.journal.add(extent.key())),
+            Durability::Replayed(seq) => Some(seq),
+            Durability::Unjournaled | Durability::Miss(_) => None,
+        };
+        let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
+        {
+            let mut state = leaf.state_mut();
+            let Body::Leaf { map, pending } = &mut state.body else { return };
+            let mut dirty = 0i64;
+            let mut cut = |old: Extent| dirty -= if old.dirty() { old.size() as i64 } else { 0 };
+            map.overlay(extent, false, bucket_sectors, &mut cut);
+            pending.overlay(extent, true, bucket_sectors, |_| ());
+            dirty += if extent.dirty() { extent.size() as i64 } else { 0 };
+            self.account_dirty(extent.inode(), dirty);
+        }
+        let own = if let Durability::Miss(miss) = durability { Some(miss) } else { None };
+        self.misses.invalidate(extent.inode(), extent.start(), extent.end(), own);
+        if !extent.dirty() && !extent.is_hole() {
+            let device = self.devices.borrow().get(&extent.inode()).cloned();
+            if let Some(backing) = device.as_ref().and_then(|device| device.backing()) {
+                leaf.state_mut().write.needs_below(extent.inode(), backing.dev.epoch());
+            }
+        }
+        self.leaf_dirty(leaf, seq);
+    }
+
+    /// Notes that `leaf` has keys to write, the oldest of them in journal entry `seq`, and leaves the writing to later:
+    /// to the journal when it needs the room, to GC, to the flusher, or to a write of its own when the bset is large.
+    fn leaf_dirty(self: &Rc<Self>, leaf: &Rc<Node>, seq: Option<u64>) {
+        let large = {
+            let mut state = leaf.state_mut();
+            if state.write.since == 0 {
+                state.write.since = self.env.now();
+            }
+            state.write.epoch = self.cache.epoch();
+            if let Some(seq) = seq
+                && state.write.pin.is_none_or(|pin| seq < pin)
+            {
+                self.journal.pin(seq);
+                if let Some(old) = state.write.pin.replace(seq) {
+                    self.journal.unpin(old);
+                }
+            }
+            state.body.pending_words() as u64 * 8
+                > LEAF_WRITE_BYTES.max(self.cache.geometry.block_bytes() - SECTOR_SIZE)
+        };
+        if large && !leaf.write_queued.replace(true) {
+            let (set, leaf) = (Rc::clone(self), Rc::clone(leaf));
+            self.env
+                .spawn(async move {
+                    if let Err(error) = set.node_write(&leaf).await {
+                        set.fail(error);
+                    }
+                })
+                .detach();
+        }
+    }
+}
+
+/// The part of an extent up to `max`, and the rest.
+fn cut_at(extent: Extent, max: Pos) -> (Extent, Option<Extent>) {
+    if extent.pos() <= max {
+        return (extent, None);
+    }
+    let (start, end) = (extent.start(), extent.end());
+    (extent.part(start, max.offset), Some(extent.part(max.offset, end)))
+}
+
+/// The first part of `expected` that the leaf still has exactly so.
+fn first_same(leaf: &Node, expected: Extent) -> Option<Extent> {
+    let state = leaf.state();
+    let Body::Leaf { map, .. } = &state.body else { return None };
+    let within = map.iter_from(expected.start_pos()).take_while(|extent| extent.start_pos() < expected.pos());
+    let mut overlapping = within.map(|extent| extent.part(expected.start(), expected.end()));
+    overlapping.find(|part| *part == expected.part(part.start(), part.end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bcache_format::Ptr;
+
+    #[test]
+    fn extents_are_cut_where_their_leaf_ends() {
+        let extent = Extent::new(1, 100, 20, Ptr::new(0, 640, 0), true);
+        let (now, later) = cut_at(extent, Pos::new(1, 90));
+        assert_eq!((now.start(), now.end(), now.ptr().offset()), (80, 90, 640));
+        let later = later.unwrap();
+        assert_eq!((later.start(), later.end(), later.ptr().offset()), (90, 100, 650));
+        assert_eq!(cut_at(extent, Pos::new(1, 100)).1, None);
+        assert_eq!(cut_at(extent, Pos::MAX).1, None);
+    }
+}

@@ -1,0 +1,129 @@
+//! Looking up where sectors are.
+
+use super::extent::Extent;
+use super::node::{Body, Node};
+use super::node_io::NodeRef;
+use crate::error::Result;
+use crate::set::CacheSet;
+use bcache_format::Pos;
+use std::rc::Rc;
+
+/// A part of a range, as the btree knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// In the cache.
+    Cached(Extent),
+    /// Not in the cache: sectors `start .. end`.
+    Missing {
+        /// First sector.
+        start: u64,
+        /// Sector after the last.
+        end: u64,
+    },
+}
+
+impl CacheSet {
+    /// The node of `level` that the extents ending behind `pos` begin in: from memory, or which node must be read first.
+    pub(crate) fn resident(&self, pos: Pos, level: u8) -> std::result::Result<Rc<Node>, NodeRef> {
+        let mut node = self.tree.root();
+        while node.level > level {
+            let child = {
+                let state = node.state();
+                let Body::Interior { children, .. } = &state.body else { break };
+                // Positions are below the largest, where the last child ends.
+                let at = children.partition_point(|child| child.max <= pos).min(children.len() - 1);
+                children[at]
+            };
+            let below = node.level - 1;
+            match self.tree.get(self.cache.geometry.ptr_bucket(child.ptr)) {
+                Some(next) if next.ptr == child.ptr && next.level == below => node = next,
+                _ => return Err(NodeRef { ptr: child.ptr, level: below, max: child.max }),
+            }
+        }
+        Ok(node)
+    }
+
+    /// The node of `level` for `pos`; only the caller waits when nodes must be read. No await may stand between this and
+    /// the use of what it answers, or the node may have been replaced.
+    pub(crate) async fn node_at(&self, pos: Pos, level: u8) -> Result<Rc<Node>> {
+        loop {
+            match self.resident(pos, level) {
+                Ok(node) => return Ok(node),
+                Err(wanted) => {
+                    let read = self.node(wanted).await;
+                    // While it was read it may have been replaced; then its failure means nothing.
+                    if let Err(error) = read
+                        && self.resident(pos, wanted.level).is_err_and(|now| now.ptr == wanted.ptr)
+                    {
+                        self.fail_if_untrusted(&error);
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Collects what the btree knows of sectors `start .. end` of `inode`, as far as nodes in memory say. Answers where it
+    /// stopped, with the node that must be read; nothing when it came to the end.
+    pub fn pieces_resident(
+        &self,
+        inode: u32,
+        start: u64,
+        end: u64,
+        pieces: &mut Vec<Piece>,
+    ) -> Option<(u64, NodeRef)> {
+        let mut at = start;
+        while at < end {
+            let leaf = match self.resident(Pos::new(inode, at), 0) {
+                Ok(leaf) => leaf,
+                Err(wanted) => return Some((at, wanted)),
+            };
+            let leaf_end = if leaf.max.inode == inode { leaf.max.offset.min(end) } else { end };
+            let state = leaf.state();
+            let Body::Leaf { map, .. } = &state.body else { return None };
+            let buckets = self.alloc.buckets.borrow();
+            for extent in map.iter_from(Pos::new(inode, at)) {
+                if extent.inode() != inode || extent.start() >= leaf_end {
+                    break;
+                }
+                // A pointer whose bucket moved on says nothing.
+                if buckets.staleness(extent.ptr()) > 0 {
+                    continue;
+                }
+                let part = extent.part(at, leaf_end);
+                if part.start() > at {
+                    push_missing(pieces, at, part.start());
+                }
+                at = part.end();
+                pieces.push(Piece::Cached(part));
+            }
+            if at < leaf_end {
+                push_missing(pieces, at, leaf_end);
+                at = leaf_end;
+            }
+        }
+        None
+    }
+
+    /// What the btree knows of sectors `start .. end` of `inode`, in order and without gaps.
+    pub async fn pieces(&self, inode: u32, start: u64, end: u64) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::with_capacity(1);
+        let mut at = start;
+        while let Some((stopped, wanted)) = self.pieces_resident(inode, at, end, &mut pieces) {
+            at = stopped;
+            self.node_at(Pos::new(inode, at), 0).await?;
+            let _ = wanted;
+        }
+        Ok(pieces)
+    }
+}
+
+fn push_missing(pieces: &mut Vec<Piece>, start: u64, end: u64) {
+    if let Some(Piece::Missing { end: last, .. }) = pieces.last_mut()
+        && *last == start
+    {
+        *last = end;
+        return;
+    }
+    pieces.push(Piece::Missing { start, end });
+}

@@ -1,0 +1,274 @@
+//! Reading and writing nodes.
+
+use super::extent::Extent;
+use super::extent_map::ExtentMap;
+use super::node::{Body, Child, Node, PendingWrite};
+use crate::dev::Buf;
+use crate::error::{Error, Result};
+use crate::set::CacheSet;
+use crate::sync::WaitQueue;
+use bcache_format::bset::{self, Bset};
+use bcache_format::node as format;
+use bcache_format::{BucketNr, Pos, Ptr};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A node that is to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeRef {
+    /// Where it is.
+    pub ptr: Ptr,
+    /// Its level.
+    pub level: u8,
+    /// Everything up to here is in it.
+    pub max: Pos,
+}
+
+impl CacheSet {
+    /// The node, from memory or from the device. Others that want it meanwhile wait for this read, and see the node
+    /// only when it has passed all checks.
+    pub(crate) async fn node(&self, wanted: NodeRef) -> Result<Rc<Node>> {
+        let nr = self.cache.geometry.ptr_bucket(wanted.ptr);
+        loop {
+            if let Some(node) = self.tree.get(nr) {
+                if node.ptr == wanted.ptr && node.level == wanted.level && node.max == wanted.max {
+                    return Ok(node);
+                }
+                let what =
+                    format!("two parents name a btree node in bucket {nr}: {} and {}", node.ptr, wanted.ptr);
+                return Err(self.cache.untrusted(what));
+            }
+            let others = self.tree.reading.borrow().get(&nr).cloned();
+            if let Some(queue) = others {
+                queue.wait().await;
+                continue;
+            }
+            self.tree.reading.borrow_mut().insert(nr, Rc::new(WaitQueue::new()));
+            let read = self.read_node(wanted).await;
+            let queue = self.tree.reading.borrow_mut().remove(&nr);
+            if let Ok(node) = &read {
+                self.tree.add(node);
+                self.tree.evict();
+            }
+            if let Some(queue) = queue {
+                queue.wake_all();
+            }
+            return read;
+        }
+    }
+
+    /// Reads a node and checks all that can be checked of it.
+    async fn read_node(&self, wanted: NodeRef) -> Result<Rc<Node>> {
+        let geometry = self.cache.geometry;
+        let nr = geometry.ptr_bucket(wanted.ptr);
+        if !geometry.is_usable(nr) {
+            return Err(self.cache.untrusted(format!("btree node {} lies outside the device", wanted.ptr)));
+        }
+        let at = wanted.ptr.offset() * bcache_format::SECTOR_SIZE;
+        let buf = Buf::recycled(geometry.btree_node_bytes() as usize);
+        let bytes = self.cache.dev.read(at, buf).await?;
+        self.stats.node_reads.add(1);
+        let broken = |what: String| {
+            self.cache
+                .untrusted(format!("btree node in bucket {nr} (byte {at}, level {}): {what}", wanted.level))
+        };
+        let parsed = format::parse(&bytes, wanted.ptr, self.cache.magic, geometry.block_bytes())
+            .map_err(|bad| broken(bad.error.to_string()))?;
+        let Some((_, first)) = parsed.sets.first() else { return Err(broken("empty".to_owned())) };
+        let body = if wanted.level == 0 {
+            self.fold_leaf(&parsed.sets, wanted.max)
+        } else {
+            self.fold_interior(&parsed.sets, wanted.max)
+        };
+        let body = body.map_err(broken)?;
+        let written = parsed.written / geometry.block_bytes();
+        let node = Node::new(wanted.ptr, &geometry, wanted.level, wanted.max, first.seq(), body, written);
+        Ok(Rc::new(node))
+    }
+
+    /// Lays the bsets of a leaf over each other, oldest first.
+    fn fold_leaf(&self, sets: &[(u64, Bset<'_>)], max: Pos) -> Result<Body, String> {
+        let geometry = &self.cache.geometry;
+        let bucket_sectors = u64::from(geometry.bucket_sectors);
+        let mut map = ExtentMap::new();
+        for (i, (byte, set)) in sets.iter().enumerate() {
+            let mut last = Pos::ZERO;
+            for key in set.keys() {
+                let key = key.map_err(|error| error.at(*byte).to_string())?;
+                if key.size() == 0 {
+                    continue;
+                }
+                let Some(extent) = Extent::from_key(&key) else {
+                    return Err(format!("bset at byte {byte}: key {key} starts before the first sector"));
+                };
+                if extent.start_pos() < last || extent.pos() > max {
+                    return Err(format!("bset at byte {byte}: key {key} is out of order"));
+                }
+                last = extent.pos();
+                if i == 0 {
+                    if !extent.is_hole() {
+                        map.push(extent);
+                    }
+                } else {
+                    map.overlay(extent, false, bucket_sectors, |_| ());
+                }
+            }
+        }
+        // A bad pointer may have been covered by a newer key; only what is left counts.
+        for extent in map.iter() {
+            if let Some(problem) = geometry.ptr_problem(&extent.key()) {
+                return Err(format!("key {extent:?}: {problem}"));
+            }
+        }
+        Ok(Body::Leaf { map, pending: ExtentMap::new() })
+    }
+
+    /// The live children of an interior node: those whose bucket has not moved on.
+    fn fold_interior(&self, sets: &[(u64, Bset<'_>)], max: Pos) -> Result<Body, String> {
+        let geometry = &self.cache.geometry;
+        let mut keys = Vec::new();
+        for (byte, set) in sets {
+            for key in set.keys() {
+                let key = key.map_err(|error| error.at(*byte).to_string())?;
+                let Some(ptr) = key.ptr().filter(|ptr| key.n_ptrs() == 1 && ptr.is_device() && !key.dirty())
+                else {
+                    return Err(format!("bset at byte {byte}: {key} does not point at a node"));
+                };
+                if let Some(problem) = geometry.ptr_problem(&key) {
+                    return Err(format!("bset at byte {byte}: {key}: {problem}"));
+                }
+                if key.pos() > max {
+                    return Err(format!("bset at byte {byte}: {key} lies behind the node's end"));
+                }
+                keys.push((key.pos(), ptr));
+            }
+        }
+        // Freeing markers, and pointers the prio sets do not know of yet, raise generations before anything is judged.
+        let mut buckets = self.alloc.buckets.borrow_mut();
+        for (_, ptr) in &keys {
+            buckets.raise(*ptr);
+        }
+        let mut stale = Vec::new();
+        // A bucket used twice for children of this node stands here twice; the newer pointer is the live one.
+        let mut live: HashMap<BucketNr, Child> = HashMap::new();
+        for (pos, ptr) in keys {
+            if pos == Pos::ZERO || buckets.staleness(ptr) > 0 {
+                stale.push(ptr);
+            } else {
+                live.insert(geometry.ptr_bucket(ptr), Child { max: pos, ptr });
+            }
+        }
+        let mut children: Vec<Child> = live.into_values().collect();
+        children.sort_unstable_by_key(|child| child.max);
+        if children.last().is_none_or(|last| last.max != max) {
+            return Err("no live child at the node's end".to_owned());
+        }
+        if let Some(pair) = children.windows(2).find(|pair| pair[0].max == pair[1].max) {
+            return Err(format!("two live children end at {}", pair[0].max));
+        }
+        Ok(Body::Interior { children, stale, pending: Vec::new() })
+    }
+
+    /// Writes the keys that `node` has gathered as one bset, now, and waits until it is durable. Nothing to do when
+    /// there are none.
+    ///
+    /// Data that the keys name is made durable first: FUA speaks only for the bset itself, and a bset may not say where
+    /// data is that a power cut can still take.
+    pub(crate) async fn node_write(&self, node: &Rc<Node>) -> Result<()> {
+        let _ordered = node.io.lock().await;
+        node.write_queued.set(false);
+        if node.is_dead() || !node.is_dirty() {
+            return Ok(());
+        }
+        self.check()?;
+        let (image, at_block, write) = self.take_pending(node)?;
+        self.write_bset(node, at_block, image, &write).await?;
+        self.write_done(write);
+        Ok(())
+    }
+
+    /// What is waiting for a bset is released once that is durable.
+    pub(super) fn write_done(&self, write: PendingWrite) {
+        if let Some(seq) = write.pin {
+            self.journal.unpin(seq);
+        }
+        self.alloc.unblock_prio(write.prio_blocked);
+    }
+
+    /// Turns the gathered keys into a bset; they count as written from here on.
+    fn take_pending(&self, node: &Node) -> Result<(Vec<u8>, u64, PendingWrite)> {
+        let geometry = &self.cache.geometry;
+        let mut state = node.state_mut();
+        let keys: Vec<_> = match &mut state.body {
+            Body::Leaf { pending, .. } => std::mem::take(pending).iter().map(Extent::key).collect(),
+            Body::Interior { pending, .. } => {
+                let mut keys = std::mem::take(pending);
+                keys.sort_by_key(bcache_format::Bkey::pos);
+                keys
+            }
+        };
+        let image = bset::write(&keys, node.seq, bset::VERSION, node.ptr, self.cache.magic)
+            .map_err(|error| self.format_error(error))?;
+        let at_block = state.written;
+        state.written += (image.len() as u64).div_ceil(geometry.block_bytes());
+        debug_assert!(state.written <= geometry.btree_node_blocks());
+        Ok((image, at_block, std::mem::take(&mut state.write)))
+    }
+
+    /// Writes a bset and waits until it, and the data it names, is durable.
+    pub(super) async fn write_bset(
+        &self,
+        node: &Node,
+        at_block: u64,
+        image: Vec<u8>,
+        write: &PendingWrite,
+    ) -> Result<()> {
+        let geometry = &self.cache.geometry;
+        let block = geometry.block_bytes();
+        let mut padded = Buf::zeroed((image.len() as u64).next_multiple_of(block) as usize);
+        padded[..image.len()].copy_from_slice(&image);
+        #[cfg(sim_bugs)]
+        let flush = node.level > 0 || !crate::sim_bugs::on(crate::sim_bugs::Bug::LeafWithoutFlush);
+        #[cfg(not(sim_bugs))]
+        let flush = true;
+        if flush {
+            self.metadata(self.cache.ensure_flushed(write.epoch).await)?;
+            self.flush_below(&write.below).await?;
+        }
+        let at = node.ptr.offset() * bcache_format::SECTOR_SIZE + at_block * block;
+        let padded = padded.freeze();
+        let first = self.cache.dev.geometry().logical_block as usize;
+        if at_block > 0 && padded.len() > first {
+            // A node that is in use grows. Its log ends at the first block that does not begin with its seq, so the
+            // header comes last: a write that a power cut tears must not look like a bset that went bad.
+            let rest = padded.slice(first..padded.len());
+            self.metadata(self.cache.write_fua(at + first as u64, rest).await)?;
+            self.metadata(self.cache.write_fua(at, padded.slice(0..first)).await)?;
+        } else {
+            self.metadata(self.cache.write_fua(at, padded).await)?;
+        }
+        self.stats.node_writes.add(1);
+        self.stats.node_sectors_written.add(image.len() as u64 / bcache_format::SECTOR_SIZE);
+        Ok(())
+    }
+
+    /// Flushes backing devices whose clean keys are about to become durable.
+    async fn flush_below(&self, below: &[(u32, u64)]) -> Result<()> {
+        for (inode, epoch) in below {
+            let device = self.devices.borrow().get(inode).cloned();
+            if let Some(backing) = device.as_ref().and_then(|device| device.backing()) {
+                backing.dev.ensure_flushed(*epoch).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns a failed read or write of metadata into the end of all writing.
+    pub(crate) fn metadata<T>(&self, result: std::result::Result<T, crate::dev::DevError>) -> Result<T> {
+        result.map_err(|error| {
+            let error = Error::from(error);
+            self.fail(error.clone());
+            error
+        })
+    }
+}

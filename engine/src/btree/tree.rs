@@ -1,0 +1,146 @@
+//! The nodes in memory.
+
+use super::node::{Body, Node};
+use crate::sync::{Mutex, WaitQueue};
+use bcache_format::BucketNr;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+/// The btree's nodes in memory, and its root.
+pub struct Tree {
+    nodes: RefCell<HashMap<BucketNr, Rc<Node>, foldhash::fast::FixedState>>,
+    root: RefCell<Option<Rc<Node>>>,
+    /// Nodes that are being read, with who waits for them: the write lock of a node that is not there yet.
+    pub(super) reading: RefCell<HashMap<BucketNr, Rc<WaitQueue>>>,
+    /// Held by whoever changes which nodes there are.
+    pub structure: Mutex<()>,
+    /// Order in which eviction looks.
+    clock: RefCell<VecDeque<BucketNr>>,
+    bytes: Cell<usize>,
+    limit: Cell<usize>,
+}
+
+impl Tree {
+    /// No nodes, and room for `limit` bytes of them.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            nodes: RefCell::default(),
+            root: RefCell::default(),
+            reading: RefCell::default(),
+            structure: Mutex::new(()),
+            clock: RefCell::default(),
+            bytes: Cell::new(0),
+            limit: Cell::new(limit),
+        }
+    }
+    /// The node in bucket `nr`, if it is in memory.
+    #[must_use]
+    pub fn get(&self, nr: BucketNr) -> Option<Rc<Node>> {
+        let nodes = self.nodes.borrow();
+        let node = nodes.get(&nr)?;
+        node.used.set(true);
+        Some(Rc::clone(node))
+    }
+    /// The root.
+    ///
+    /// # Panics
+    /// Before recovery has set one.
+    #[must_use]
+    #[allow(clippy::expect_used)]
+    pub fn root(&self) -> Rc<Node> {
+        Rc::clone(self.root.borrow().as_ref().expect("recovery sets a root first"))
+    }
+    /// Whether there is a root yet.
+    #[must_use]
+    pub fn has_root(&self) -> bool {
+        self.root.borrow().is_some()
+    }
+    /// Makes `node` the root. Each journal entry names the root there is when it is written.
+    pub fn set_root(&self, node: &Rc<Node>) {
+        *self.root.borrow_mut() = Some(Rc::clone(node));
+    }
+    /// Takes a node into memory.
+    pub fn add(&self, node: &Rc<Node>) {
+        self.bytes.set(self.bytes.get() + node.bytes());
+        self.nodes.borrow_mut().insert(node.bucket, Rc::clone(node));
+        self.clock.borrow_mut().push_back(node.bucket);
+    }
+    /// Forgets a node.
+    pub fn remove(&self, node: &Node) {
+        if self.nodes.borrow_mut().remove(&node.bucket).is_some() {
+            self.bytes.set(self.bytes.get().saturating_sub(node.bytes()));
+        }
+    }
+    /// Nodes grow as keys are inserted; this looks again how large they are.
+    pub fn recount(&self) {
+        self.bytes.set(self.nodes.borrow().values().map(|node| node.bytes()).sum());
+    }
+    /// Nodes in memory.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nodes.borrow().len()
+    }
+    /// Whether no node is in memory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.borrow().is_empty()
+    }
+    /// Bytes of the nodes in memory, as of the last look.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.get()
+    }
+    /// Sets the bound on [`Self::bytes`].
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit.set(bytes);
+    }
+    /// Leaves with keys that are not on disk, in no order.
+    #[must_use]
+    pub fn dirty_nodes(&self) -> Vec<Rc<Node>> {
+        self.nodes.borrow().values().filter(|node| node.is_dirty()).cloned().collect()
+    }
+    /// Leaves that pin journal entries up to `target`, those with the oldest first.
+    #[must_use]
+    pub fn leaves_pinning(&self, target: u64) -> Vec<Rc<Node>> {
+        let pin = |node: &Rc<Node>| node.state().write.pin.filter(|pin| *pin <= target);
+        let mut found: Vec<_> =
+            self.nodes.borrow().values().filter_map(|node| Some((pin(node)?, Rc::clone(node)))).collect();
+        found.sort_by_key(|(pin, node)| (*pin, node.bucket));
+        found.into_iter().map(|(_, node)| node).collect()
+    }
+    /// Puts nodes out of memory until they fit the bound: clean ones that were not used lately and are in nobody's
+    /// hands. The root stays.
+    pub fn evict(&self) {
+        if self.bytes.get() <= self.limit.get() {
+            return;
+        }
+        let mut looks = self.clock.borrow().len() * 2;
+        while self.bytes.get() > self.limit.get() && looks > 0 {
+            looks -= 1;
+            let Some(nr) = self.clock.borrow_mut().pop_front() else { return };
+            let Some(node) = self.nodes.borrow().get(&nr).cloned() else { continue };
+            // One hand is the table's, one is ours.
+            let idle = Rc::strong_count(&node) == 2 && !node.is_dirty() && !node.is_frozen();
+            if node.used.replace(false) || !idle || self.is_root(&node) {
+                self.clock.borrow_mut().push_back(nr);
+                continue;
+            }
+            self.bytes.set(self.bytes.get().saturating_sub(node.bytes()));
+            self.nodes.borrow_mut().remove(&nr);
+        }
+    }
+    fn is_root(&self, node: &Rc<Node>) -> bool {
+        self.root.borrow().as_ref().is_some_and(|root| Rc::ptr_eq(root, node))
+    }
+    /// Extents in the leaves in memory.
+    #[must_use]
+    pub fn extents(&self) -> usize {
+        let count = |node: &Rc<Node>| match &node.state().body {
+            Body::Leaf { map, .. } => map.len(),
+            Body::Interior { .. } => 0,
+        };
+        self.nodes.borrow().values().map(count).sum()
+    }
+}

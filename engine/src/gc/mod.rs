@@ -1,0 +1,299 @@
+//! Garbage collection: finds out what is in every bucket.
+//!
+//! Insertions do not keep count of what they leave behind. GC walks the whole btree and marks the buckets that live keys
+//! point to; the others may be reused. It runs beside requests in slices of [`SLICE`]: what is allocated meanwhile is
+//! marked when it is allocated, what is inserted meanwhile is pinned until it is in the tree, so a bucket is never
+//! unmarked that anybody needs.
+//!
+//! Leaves are written before GC ends. Replacing keys are not journaled, so until then a crash would bring back keys that
+//! point into buckets which the marks call free. Prio writes are blocked from GC's start to its end.
+
+use crate::alloc::Mark;
+use crate::btree::{Body, Node, children_of};
+use crate::error::Result;
+use crate::set::CacheSet;
+use crate::sync::WaitQueue;
+use bcache_format::{Geometry, Pos};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+mod moving;
+
+/// How long GC works before it lets others run.
+const SLICE: Duration = Duration::from_micros(200);
+/// Nodes that are joined at most at once.
+const MERGE_NODES: usize = 4;
+/// Staleness of a key beyond which its node is written anew.
+const STALE_REWRITE: u8 = 10;
+/// Passes follow each other no faster than this when they free nothing.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// GC's state.
+pub struct Gc {
+    requested: Cell<bool>,
+    wake: WaitQueue,
+    passes: Cell<u64>,
+    done: WaitQueue,
+    closing: Cell<bool>,
+    closed: WaitQueue,
+    /// Sectors that may be written until the next pass.
+    budget: Cell<i64>,
+    interval: i64,
+    running: Cell<bool>,
+}
+
+impl Gc {
+    /// A pass for every sixteenth of the cache that is written.
+    #[must_use]
+    pub fn new(geometry: &Geometry) -> Self {
+        let interval = (geometry.nbuckets * u64::from(geometry.bucket_sectors) / 16) as i64;
+        Self {
+            requested: Cell::new(false),
+            wake: WaitQueue::new(),
+            passes: Cell::new(0),
+            done: WaitQueue::new(),
+            closing: Cell::new(false),
+            closed: WaitQueue::new(),
+            budget: Cell::new(interval),
+            interval,
+            running: Cell::new(false),
+        }
+    }
+    /// Asks for a pass.
+    pub fn request(&self) {
+        self.requested.set(true);
+        self.wake.wake_all();
+    }
+    /// Counts sectors written.
+    pub fn wrote(&self, sectors: u64) {
+        self.budget.set(self.budget.get() - sectors as i64);
+        if self.budget.get() < 0 {
+            self.wake.wake_all();
+        }
+    }
+    /// Whether a pass is running.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running.get()
+    }
+    /// Waits until a pass that has not ended yet ends.
+    pub(crate) async fn wait_for_pass(&self, set: &CacheSet) {
+        let before = self.passes.get();
+        self.done.wait_until(|| self.passes.get() > before || set.is_closing()).await;
+    }
+    pub(crate) fn close(&self) {
+        self.closing.set(true);
+        self.wake.wake_all();
+        self.done.wake_all();
+        self.closed.wake_all();
+    }
+    pub(crate) async fn closed(&self) {
+        self.closed.wait_until(|| self.closing.get()).await;
+    }
+}
+
+impl CacheSet {
+    /// Runs until the set stops: a pass whenever one is asked for or enough was written.
+    pub(crate) async fn gc_task(self: Rc<Self>) {
+        let gc = &self.gc;
+        loop {
+            gc.wake.wait_until(|| gc.closing.get() || gc.requested.get() || gc.budget.get() < 0).await;
+            if self.is_closing() {
+                return;
+            }
+            gc.requested.set(false);
+            gc.budget.set(gc.interval);
+            let before = self.alloc.in_use_percent();
+            if let Err(error) = self.gc_pass().await {
+                self.fail(error);
+                return;
+            }
+            gc.passes.set(gc.passes.get() + 1);
+            gc.done.wake_all();
+            if self.alloc.in_use_percent() >= before && self.env.timeout(PAUSE, gc.closed()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// One pass over the whole btree.
+    pub(crate) async fn gc_pass(self: &Rc<Self>) -> Result<()> {
+        self.gc.running.set(true);
+        self.alloc.block_prio();
+        self.gc_start();
+        let result = self.gc_walk().await;
+        if result.is_ok() {
+            self.gc_finish();
+        }
+        self.alloc.unblock_prio(1);
+        self.gc.running.set(false);
+        self.stats.gc_passes.add(1);
+        result?;
+        if self.settings.copy_gc_enabled.get() {
+            self.moving_gc().await?;
+        }
+        Ok(())
+    }
+
+    fn gc_start(&self) {
+        let mut buckets = self.alloc.buckets.borrow_mut();
+        let reusable: Vec<_> =
+            buckets.usable().filter(|(_, bucket)| buckets.may_invalidate(bucket)).map(|(nr, _)| nr).collect();
+        for nr in reusable {
+            buckets.get_mut(nr).reclaimable_in_gc = true;
+        }
+        for (_, bucket) in buckets.usable_mut() {
+            bucket.last_gc = bucket.generation;
+            if bucket.pin == 0 {
+                bucket.mark = Mark::Free;
+                bucket.sectors = 0;
+            }
+        }
+        buckets.marks_valid = false;
+    }
+
+    async fn gc_walk(self: &Rc<Self>) -> Result<()> {
+        let top = self.tree.root().level;
+        let mut slice = self.env.now();
+        for level in (0..=top).rev() {
+            let mut at = Pos::ZERO;
+            loop {
+                // The tree may have changed at each await; the position is what stays.
+                let level = level.min(self.tree.root().level);
+                let node = self.node_at(at, level).await?;
+                let rewrite = self.gc_mark(&node);
+                if level == 0 && node.is_dirty() {
+                    self.node_write(&node).await?;
+                }
+                let end = node.max;
+                if level < self.tree.root().level {
+                    self.gc_improve(&node, rewrite).await?;
+                }
+                drop(node);
+                if self.env.now() - slice > SLICE.as_nanos() as u64 {
+                    self.env.yield_now().await;
+                    if self.is_closing() {
+                        return Err(crate::error::Error::Stopping);
+                    }
+                    slice = self.env.now();
+                }
+                if end == Pos::MAX {
+                    break;
+                }
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks what a node points to. True when so little of it is of use that it should be written anew.
+    fn gc_mark(&self, node: &Node) -> bool {
+        let geometry = &self.cache.geometry;
+        let mut buckets = self.alloc.buckets.borrow_mut();
+        buckets.mark_metadata(node.bucket);
+        let state = node.state();
+        match &state.body {
+            Body::Interior { children, stale, .. } => {
+                for child in children {
+                    buckets.note_oldest(child.ptr);
+                    buckets.mark_metadata(geometry.ptr_bucket(child.ptr));
+                }
+                let mut oldest = 0;
+                for ptr in stale {
+                    buckets.note_oldest(*ptr);
+                    oldest = oldest.max(buckets.staleness(*ptr));
+                }
+                oldest > STALE_REWRITE || stale.len() > children.len()
+            }
+            Body::Leaf { map, .. } => {
+                let (mut all, mut good, mut oldest) = (0usize, 0usize, 0u8);
+                for extent in map.iter() {
+                    all += 1;
+                    buckets.note_oldest(extent.ptr());
+                    let stale = buckets.staleness(extent.ptr());
+                    oldest = oldest.max(stale);
+                    if stale == 0 {
+                        good += 1;
+                        buckets.mark_data(extent.ptr(), extent.size(), extent.dirty());
+                    }
+                }
+                oldest > STALE_REWRITE || (all - good) * 2 > all || self.settings.gc_always_rewrite.get()
+            }
+        }
+    }
+
+    /// Joins a node with its neighbours if they fit into fewer, or writes it anew. Neither is worth waiting for buckets.
+    async fn gc_improve(self: &Rc<Self>, node: &Rc<Node>, rewrite: bool) -> Result<()> {
+        let Some(structure) = self.tree.structure.try_lock() else { return Ok(()) };
+        if node.is_dead() {
+            return Ok(());
+        }
+        let siblings = self.gc_siblings(node).await?;
+        let sparse = siblings.len() > 1;
+        if !sparse && !rewrite {
+            return Ok(());
+        }
+        let Some(mut spare) = self.alloc.try_take_nodes(self.nodes_for_split() + siblings.len()) else {
+            return Ok(());
+        };
+        self.stats.gc_rewrites.add(1);
+        let result = if sparse {
+            self.rewrite(&siblings, &mut spare, 1, &mut || ()).await
+        } else {
+            self.rewrite(std::slice::from_ref(node), &mut spare, 0, &mut || ()).await
+        };
+        for nr in spare {
+            self.alloc.give_back(nr);
+        }
+        drop(structure);
+        result
+    }
+
+    /// The node and the neighbours in front of it with which it fits into one node less, two thirds full.
+    async fn gc_siblings(&self, node: &Rc<Node>) -> Result<Vec<Rc<Node>>> {
+        let parent = self.parent_of(node).await?;
+        let geometry = &self.cache.geometry;
+        let mut run = vec![Rc::clone(node)];
+        let mut words = self.gc_words(node);
+        let mut best = Vec::new();
+        let children = children_of(&parent);
+        let here = children.iter().position(|child| child.ptr == node.ptr).unwrap_or(0);
+        for child in children.iter().take(here).rev().take(MERGE_NODES - 1) {
+            // Only what is in memory: the walk came by here just now.
+            let Some(sibling) = self.tree.get(geometry.ptr_bucket(child.ptr)) else { break };
+            if sibling.ptr != child.ptr || sibling.is_frozen() {
+                break;
+            }
+            words += self.gc_words(&sibling);
+            run.insert(0, sibling);
+            if words <= self.node_words() * 2 / 3 * (run.len() - 1) {
+                best = run.clone();
+            }
+        }
+        Ok(best)
+    }
+
+    fn gc_words(&self, node: &Node) -> usize {
+        match &node.state().body {
+            Body::Leaf { map, .. } => map.words(),
+            Body::Interior { children, .. } => children.len() * 3,
+        }
+    }
+
+    fn gc_finish(&self) {
+        self.mark_roots();
+        let journal = self.journal.bucket_numbers();
+        let mut buckets = self.alloc.buckets.borrow_mut();
+        for nr in journal {
+            buckets.mark_metadata(bcache_format::BucketNr(nr));
+        }
+        for (_, bucket) in buckets.usable_mut() {
+            bucket.reclaimable_in_gc = false;
+        }
+        buckets.marks_valid = true;
+        drop(buckets);
+        self.alloc.wants_gc.set(false);
+        self.alloc.count_available();
+    }
+}

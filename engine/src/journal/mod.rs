@@ -1,0 +1,218 @@
+//! The journal: keys are durable here before their leaves are.
+//!
+//! Keys are added to the open entry; the writer closes and writes it when somebody waits for it, when it is full, or
+//! after `journal_delay_ms`. Each write is a flush of the cache device (so that data is durable before the keys that
+//! name it), then the entry with FUA.
+//!
+//! Every leaf with keys that are not on disk pins the oldest entry it has keys of. `last_seq` of an entry is the oldest
+//! pinned one when it is written: recovery replays from there. A journal bucket is written anew only when a *durable*
+//! entry says that nothing in it is needed.
+
+mod reclaim;
+mod replay;
+mod write;
+
+pub use replay::{Found, read as read_journal};
+
+use crate::sync::WaitQueue;
+use bcache_format::bkey::Bkey;
+use bcache_format::jset::{HEADER_BYTES, Jset};
+use bcache_format::{BucketNr, Geometry};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
+/// Words of keys that the largest entry has room for.
+const ENTRY_WORDS: usize = (bcache_format::geometry::JSET_MAX_BYTES as usize - HEADER_BYTES) / 8;
+/// Closed entries that may wait for the writer before those who add keys have to wait.
+const CLOSED_MAX: usize = 16;
+
+/// An entry that is being filled, or waits to be written.
+#[derive(Debug, Default)]
+struct Entry {
+    seq: u64,
+    keys: Vec<Bkey>,
+    words: usize,
+}
+
+/// One bucket of the ring.
+#[derive(Clone, Copy, Debug)]
+struct RingBucket {
+    nr: BucketNr,
+    /// Newest entry in it; 0 for none.
+    newest: u64,
+}
+
+/// Where the next entry goes.
+struct Ring {
+    buckets: Vec<RingBucket>,
+    current: usize,
+    /// Byte in the current bucket.
+    used: u64,
+}
+
+/// The journal's state.
+pub struct Journal {
+    open: RefCell<Entry>,
+    closed: RefCell<VecDeque<Entry>>,
+    /// Pins of the entries from `front` on.
+    pins: RefCell<VecDeque<u32>>,
+    front: Cell<u64>,
+    ring: RefCell<Ring>,
+    /// Newest durable entry, and the oldest that it needs.
+    durable: Cell<u64>,
+    durable_last: Cell<u64>,
+    /// The open entry must be written even if it holds no keys.
+    requested: Cell<u64>,
+    timer_armed: Cell<bool>,
+    writer: WaitQueue,
+    reclaimer: WaitQueue,
+    written: WaitQueue,
+    unpinned: WaitQueue,
+    closing: Cell<bool>,
+    block_bytes: u64,
+    bucket_bytes: u64,
+}
+
+impl Journal {
+    /// The journal of a set whose newest entry is `newest` (0 for none), written to buckets `first .. first + count`.
+    /// `last_seq` is the oldest entry that the newest needs, `newest_in` the newest entry of each bucket.
+    #[must_use]
+    pub fn new(geometry: &Geometry, first: u64, newest_in: &[u64], newest: u64, last_seq: u64) -> Self {
+        let bucket =
+            |(i, newest): (usize, &u64)| RingBucket { nr: BucketNr(first + i as u64), newest: *newest };
+        let buckets: Vec<RingBucket> = newest_in.iter().enumerate().map(bucket).collect();
+        let current =
+            buckets.iter().enumerate().max_by_key(|(_, bucket)| bucket.newest).map_or(0, |(i, _)| i);
+        let front = if newest == 0 { 1 } else { last_seq };
+        // One pin for each entry that may have to be replayed, given up when it has been, and one for the open entry.
+        let pins = (front..=newest).map(|_| 1).chain([1]).collect();
+        // Nothing is written behind an old entry: the tail may be torn. A new set starts at the start.
+        let used = if newest == 0 { 0 } else { geometry.bucket_bytes() };
+        Self {
+            open: RefCell::new(Entry { seq: newest + 1, ..Entry::default() }),
+            closed: RefCell::default(),
+            pins: RefCell::new(pins),
+            front: Cell::new(front),
+            ring: RefCell::new(Ring { buckets, current, used }),
+            durable: Cell::new(newest),
+            durable_last: Cell::new(last_seq),
+            requested: Cell::new(0),
+            timer_armed: Cell::new(false),
+            writer: WaitQueue::new(),
+            reclaimer: WaitQueue::new(),
+            written: WaitQueue::new(),
+            unpinned: WaitQueue::new(),
+            closing: Cell::new(false),
+            block_bytes: geometry.block_bytes(),
+            bucket_bytes: geometry.bucket_bytes(),
+        }
+    }
+    /// Adds a key to the open entry and says which that is. Never waits; see [`Self::congested`].
+    pub fn add(&self, key: Bkey) -> u64 {
+        if self.open.borrow().words + key.u64s() > self.entry_words() {
+            self.close_open();
+        }
+        let mut open = self.open.borrow_mut();
+        open.words += key.u64s();
+        open.keys.push(key);
+        open.seq
+    }
+    /// Words of keys an entry may have: it must also fit into a bucket.
+    fn entry_words(&self) -> usize {
+        let bucket = usize::try_from(self.bucket_bytes).unwrap_or(usize::MAX);
+        ENTRY_WORDS.min((bucket - HEADER_BYTES) / 8)
+    }
+    fn close_open(&self) {
+        let mut open = self.open.borrow_mut();
+        let next = Entry { seq: open.seq + 1, ..Entry::default() };
+        self.closed.borrow_mut().push_back(std::mem::replace(&mut open, next));
+        self.pins.borrow_mut().push_back(1);
+        self.writer.wake_all();
+    }
+    /// Whether so much waits to be written that nothing should be added.
+    #[must_use]
+    pub fn congested(&self) -> bool {
+        self.closed.borrow().len() >= CLOSED_MAX
+    }
+    /// Number of the entry that keys are being added to.
+    #[must_use]
+    pub fn open_seq(&self) -> u64 {
+        self.open.borrow().seq
+    }
+    /// Newest durable entry.
+    #[must_use]
+    pub fn durable_seq(&self) -> u64 {
+        self.durable.get()
+    }
+    /// Whether keys wait to be written.
+    #[must_use]
+    pub fn has_unwritten_keys(&self) -> bool {
+        !self.open.borrow().keys.is_empty() || !self.closed.borrow().is_empty()
+    }
+    /// Keeps entry `seq` from being reclaimed.
+    pub fn pin(&self, seq: u64) {
+        let mut pins = self.pins.borrow_mut();
+        match seq.checked_sub(self.front.get()).and_then(|at| pins.get_mut(at as usize)) {
+            Some(count) => *count += 1,
+            None => debug_assert!(false, "entry {seq} is not pinned by anybody"),
+        }
+    }
+    /// Drops one pin of entry `seq`.
+    pub fn unpin(&self, seq: u64) {
+        let mut pins = self.pins.borrow_mut();
+        match seq.checked_sub(self.front.get()).and_then(|at| pins.get_mut(at as usize)) {
+            Some(count) => *count = count.saturating_sub(1),
+            None => debug_assert!(false, "entry {seq} is not pinned"),
+        }
+        while pins.len() > 1 && pins.front() == Some(&0) {
+            pins.pop_front();
+            self.front.set(self.front.get() + 1);
+            self.unpinned.wake_all();
+        }
+    }
+    /// Oldest entry that somebody needs.
+    #[must_use]
+    pub fn last_seq(&self) -> u64 {
+        self.front.get()
+    }
+    /// Wakes all who wait, to see that the set failed or stops.
+    pub(crate) fn close(&self) {
+        self.closing.set(true);
+        self.writer.wake_all();
+        self.reclaimer.wake_all();
+        self.written.wake_all();
+        self.unpinned.wake_all();
+    }
+}
+
+/// The parts of an entry that name where the rest of the metadata is.
+#[derive(Clone, Copy, Debug)]
+pub struct Roots {
+    /// The btree's root.
+    pub btree_root: Bkey,
+    /// Its level.
+    pub btree_level: u16,
+    /// The uuid table.
+    pub uuid_bucket: Bkey,
+    /// The first prio set.
+    pub prio_bucket: BucketNr,
+}
+
+impl Roots {
+    fn jset(self, seq: u64, last_seq: u64, this_dev: usize, keys: Vec<Bkey>) -> Jset {
+        let mut prio_bucket = [BucketNr(0); 8];
+        if let Some(slot) = prio_bucket.get_mut(this_dev) {
+            *slot = self.prio_bucket;
+        }
+        Jset {
+            seq,
+            last_seq,
+            version: bcache_format::jset::VERSION,
+            uuid_bucket: self.uuid_bucket,
+            btree_root: self.btree_root,
+            btree_level: self.btree_level,
+            prio_bucket,
+            keys,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Writing entries.
+
+use super::{Entry, Journal, Ring};
+use crate::dev::Buf;
+use crate::error::Result;
+use crate::set::CacheSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+impl CacheSet {
+    /// Waits until entry `seq` and all before it are durable; asks for them to be written at once.
+    pub(crate) async fn commit(&self, seq: u64) -> Result<()> {
+        let journal = &self.journal;
+        if journal.durable.get() < seq {
+            journal.requested.set(journal.requested.get().max(seq));
+            journal.writer.wake_all();
+            journal.written.wait_until(|| journal.durable.get() >= seq || self.is_failed()).await;
+        }
+        if journal.durable.get() >= seq { Ok(()) } else { self.check() }
+    }
+
+    /// Makes the places of root, uuid table and prio sets durable: all keys added so far, too.
+    pub(crate) async fn commit_roots(&self) -> Result<()> {
+        self.commit(self.journal.open_seq()).await
+    }
+
+    /// Makes all keys added so far durable; writes nothing when they are.
+    pub(crate) async fn commit_keys(&self) -> Result<()> {
+        let journal = &self.journal;
+        let open = journal.open_seq();
+        let newest = if journal.open.borrow().keys.is_empty() { open - 1 } else { open };
+        self.commit(newest).await
+    }
+
+    /// Waits while the journal has more to write than it should.
+    pub(crate) async fn journal_admission(&self) -> Result<()> {
+        let journal = &self.journal;
+        if journal.congested() {
+            journal.written.wait_until(|| !journal.congested() || self.is_failed()).await;
+        }
+        self.check()
+    }
+
+    /// Sees to it that keys just added are written within `journal_delay_ms`.
+    pub(crate) fn journal_soon(self: &Rc<Self>) {
+        if self.journal.timer_armed.replace(true) {
+            return;
+        }
+        let set = Rc::clone(self);
+        self.env
+            .spawn(async move {
+                set.env.sleep(Duration::from_millis(set.settings.journal_delay_ms.get())).await;
+                set.journal.timer_armed.set(false);
+                let journal = &set.journal;
+                if !journal.open.borrow().keys.is_empty() {
+                    journal.requested.set(journal.requested.get().max(journal.open_seq()));
+                    journal.writer.wake_all();
+                }
+            })
+            .detach();
+    }
+
+    /// Runs until the set stops: writes entries, one at a time, in order.
+    pub(crate) async fn journal_task(self: Rc<Self>) {
+        let journal = &self.journal;
+        loop {
+            journal.writer.wait_until(|| journal.closing.get() || journal.has_work()).await;
+            if self.is_failed() || (journal.closing.get() && !journal.has_work()) {
+                return;
+            }
+            if let Err(error) = self.write_next().await {
+                self.fail(error);
+                return;
+            }
+        }
+    }
+
+    async fn write_next(&self) -> Result<()> {
+        let journal = &self.journal;
+        // Keys may be added while room is made.
+        while !journal.next_fits() {
+            self.journal_space(journal.next_bytes()).await?;
+        }
+        let entry = journal.take_next();
+        let seq = entry.seq;
+        let last_seq = journal.last_seq();
+        let this_dev = self.cache.this_dev();
+        let jset = self.roots().jset(seq, last_seq, this_dev, entry.keys);
+        let image = jset.write(self.cache.magic, journal.block_bytes).map_err(|e| self.format_error(e))?;
+        let at = journal.ring.borrow_mut().place(seq, image.len() as u64, journal.bucket_bytes);
+        #[cfg(sim_bugs)]
+        let skip_flush = crate::sim_bugs::on(crate::sim_bugs::Bug::JournalWithoutFlush);
+        #[cfg(not(sim_bugs))]
+        let skip_flush = false;
+        if !skip_flush {
+            self.metadata(self.cache.ensure_flushed(self.cache.epoch()).await)?;
+        }
+        self.metadata(self.cache.write_fua(at, Buf::copied(&image).freeze()).await)?;
+        journal.durable.set(seq);
+        journal.durable_last.set(last_seq);
+        journal.unpin(seq);
+        self.stats.journal_writes.add(1);
+        journal.written.wake_all();
+        journal.reclaimer.wake_all();
+        Ok(())
+    }
+}
+
+impl Journal {
+    fn has_work(&self) -> bool {
+        !self.closed.borrow().is_empty() || self.requested.get() >= self.open_seq()
+    }
+    fn next_bytes(&self) -> u64 {
+        let closed = self.closed.borrow();
+        let words = closed.front().map_or_else(|| self.open.borrow().words, |entry| entry.words);
+        bcache_format::jset::Jset::padded_bytes(words, self.block_bytes)
+    }
+    fn next_fits(&self) -> bool {
+        self.ring.borrow().used + self.next_bytes() <= self.bucket_bytes
+    }
+    fn take_next(&self) -> Entry {
+        if self.closed.borrow().is_empty() {
+            self.close_open();
+        }
+        self.closed.borrow_mut().pop_front().unwrap_or_default()
+    }
+}
+
+impl Ring {
+    /// Byte on the device where `bytes` of entry `seq` go. There is room: [`CacheSet::journal_space`] saw to it.
+    fn place(&mut self, seq: u64, bytes: u64, bucket_bytes: u64) -> u64 {
+        debug_assert!(self.used + bytes <= bucket_bytes);
+        let at = self.buckets[self.current].nr.0 * bucket_bytes + self.used;
+        self.used += bytes;
+        self.buckets[self.current].newest = seq;
+        at
+    }
+}

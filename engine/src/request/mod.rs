@@ -1,0 +1,12 @@
+//! Requests: reads, writes, flushes and discards of the devices that a set serves.
+
+mod bypass;
+mod place;
+mod ranges;
+mod read;
+mod volume;
+mod write;
+
+pub use bypass::{Congestion, Streams};
+pub use ranges::{MissId, Misses, RangeGuard, Ranges};
+pub use volume::DeviceVolume;

@@ -1,0 +1,265 @@
+//! Reads.
+
+use super::place::Wanted;
+use super::ranges::MissId;
+use crate::alloc::{Reserve, WritePoint};
+use crate::btree::{Durability, Extent, Piece};
+use crate::dev::{Buf, Io, Shared};
+use crate::error::{Error, Result};
+use crate::set::{CacheSet, Device, Kind, Stage};
+use bcache_format::prio::INITIAL_PRIO;
+use bcache_format::{Pos, SECTOR_SIZE};
+use std::rc::Rc;
+
+/// Sectors of missed data that may be on their way into the cache; what misses beyond is not cached.
+const MISS_SECTORS_MAX: u64 = 32 << 11;
+
+/// A part of a read under way.
+enum Part {
+    Cached { extent: Extent, io: Io<Buf>, began: u64 },
+    Missing { start: u64, end: u64, io: Option<Io<Buf>>, miss: Option<MissId> },
+}
+
+impl CacheSet {
+    /// Reads sectors `start .. end` (in the device's keys' terms) of an attached device.
+    pub(crate) async fn read(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Shared>> {
+        let Some(inode) = device.inode.get() else { return self.read_uncached(device, start, end).await };
+        if self.is_failed() {
+            return self.read_failed_set(device, inode, start, end).await;
+        }
+        let bypass = self.should_bypass(device, start, end - start, false);
+        let mut answer = Vec::with_capacity(1);
+        let mut hit = true;
+        let mut at = start;
+        while at < end {
+            let parts = self.begin_parts(device, inode, at, end, bypass).await?;
+            for part in parts {
+                match part {
+                    Part::Cached { extent, io, began } => {
+                        match self.finish_cached(device, extent, io, began).await? {
+                            Some(data) => answer.push(data),
+                            // The bucket was reused meanwhile: look again, from here.
+                            None => break,
+                        }
+                        at = extent.end();
+                    }
+                    Part::Missing { start, end, io, miss } => {
+                        hit = false;
+                        answer.push(self.finish_missing(device, inode, start, end, io, miss).await?);
+                        at = end;
+                    }
+                }
+            }
+        }
+        count(device, bypass, hit, end - start);
+        Ok(answer)
+    }
+
+    /// Looks up `at .. end` and begins to read all of it. Lookup, placeholders and the start of all I/O stand in one
+    /// breath: nothing can change in between.
+    async fn begin_parts(
+        &self,
+        device: &Device,
+        inode: u32,
+        at: u64,
+        end: u64,
+        bypass: bool,
+    ) -> Result<Vec<Part>> {
+        let mut pieces = Vec::with_capacity(1);
+        while self.pieces_resident(inode, at, end, &mut pieces).is_some() {
+            // Something must be read; after that the whole range is looked up again.
+            let stopped = pieces.last().map_or(at, piece_end);
+            self.node_at(Pos::new(inode, stopped), 0).await?;
+            pieces.clear();
+        }
+        Ok(pieces.into_iter().map(|piece| self.begin_part(device, inode, piece, bypass)).collect())
+    }
+
+    fn begin_part(&self, device: &Device, inode: u32, piece: Piece, bypass: bool) -> Part {
+        match piece {
+            Piece::Cached(extent) => {
+                let at = extent.ptr().offset() * SECTOR_SIZE;
+                let io = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize));
+                let bucket = self.cache.geometry.ptr_bucket(extent.ptr());
+                self.alloc.buckets.borrow_mut().get_mut(bucket).prio = INITIAL_PRIO;
+                Part::Cached { extent, io, began: self.env.now() }
+            }
+            Piece::Missing { start, end } => {
+                let io = device.backing().map(|backing| {
+                    let buf = Buf::recycled(((end - start) * SECTOR_SIZE) as usize);
+                    backing.dev.dev.read(start * SECTOR_SIZE, buf)
+                });
+                let room = self.misses.sectors() + (end - start) <= MISS_SECTORS_MAX;
+                // What is read while it is being written may be old.
+                let quiet = !device.writes.overlaps(start, end);
+                let cache = !bypass && room && quiet && io.is_some();
+                let miss = cache.then(|| self.misses.begin(inode, start, end));
+                Part::Missing { start, end, io, miss }
+            }
+        }
+    }
+
+    /// Nothing when the bucket was reused while it was read.
+    async fn finish_cached(
+        &self,
+        device: &Device,
+        extent: Extent,
+        io: Io<Buf>,
+        began: u64,
+    ) -> Result<Option<Shared>> {
+        let result = io.await;
+        let now = self.env.now();
+        let threshold = self.settings.congested_read_threshold_us.get();
+        self.congestion.count(now.saturating_sub(began) / 1000, threshold, now);
+        #[cfg(sim_bugs)]
+        let check = !crate::sim_bugs::on(crate::sim_bugs::Bug::NoGenRecheck);
+        #[cfg(not(sim_bugs))]
+        let check = true;
+        if check && self.alloc.buckets.borrow().staleness(extent.ptr()) > 0 {
+            self.stats.cache_read_races.add(1);
+            return Ok(None);
+        }
+        match result {
+            Ok(buf) => Ok(Some(buf.freeze())),
+            Err(source) => {
+                self.stats.cache_read_errors.add(1);
+                if extent.dirty() {
+                    return Err(Error::DirtyLost { start: extent.start(), end: extent.end(), source });
+                }
+                let data = self.read_uncached(device, extent.start(), extent.end()).await?;
+                Ok(data.into_iter().next())
+            }
+        }
+    }
+
+    async fn finish_missing(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        inode: u32,
+        start: u64,
+        end: u64,
+        io: Option<Io<Buf>>,
+        miss: Option<MissId>,
+    ) -> Result<Shared> {
+        let Some(io) = io else { return Ok(Buf::zeroed(((end - start) * SECTOR_SIZE) as usize).freeze()) };
+        let data = match io.await {
+            Ok(buf) => buf.freeze(),
+            Err(error) => {
+                device.stats.backing_read_errors.add(1);
+                if let Some(miss) = miss {
+                    self.misses.end(miss, end - start);
+                }
+                return Err(error.into());
+            }
+        };
+        if let Some(miss) = miss {
+            let (set, device, copy) = (Rc::clone(self), Rc::clone(device), data.clone());
+            let wanted = Wanted { inode, start, end, dirty: false, stream: WritePoint(u64::from(inode)) };
+            // The client does not wait for this.
+            self.task(Stage::Device, async move {
+                set.insert_miss(&device, wanted, copy, miss).await;
+                set.misses.end(miss, end - start);
+            });
+        }
+        Ok(data)
+    }
+
+    async fn insert_miss(self: &Rc<Self>, device: &Device, wanted: Wanted, data: Shared, miss: MissId) {
+        if self.is_closing() || !self.misses.holds(miss) {
+            device.stats.cache_miss_collisions.add(1);
+            return;
+        }
+        let Some(extents) = self.try_place(wanted, Reserve::None) else { return };
+        let mut wrote = Vec::with_capacity(extents.len());
+        for extent in &extents {
+            let from = ((extent.start() - wanted.start) * SECTOR_SIZE) as usize;
+            let slice = data.slice(from..from + (extent.size() * SECTOR_SIZE) as usize);
+            wrote.push(self.cache.write(extent.ptr().offset() * SECTOR_SIZE, slice).await);
+        }
+        for (extent, wrote) in extents.iter().zip(wrote) {
+            if wrote.is_err() {
+                self.stats.cache_write_errors.add(1);
+                continue;
+            }
+            if !self.misses.holds(miss) {
+                device.stats.cache_miss_collisions.add(1);
+                break;
+            }
+            if let Err(error) = self.insert(*extent, Durability::Miss(miss)).await {
+                self.fail_if_untrusted(&error);
+                break;
+            }
+        }
+        self.placed(&extents);
+    }
+
+    /// Reads from below, without the cache.
+    pub(crate) async fn read_uncached(&self, device: &Device, start: u64, end: u64) -> Result<Vec<Shared>> {
+        let bytes = ((end - start) * SECTOR_SIZE) as usize;
+        match &device.kind {
+            Kind::FlashOnly { .. } => Ok(vec![Buf::zeroed(bytes).freeze()]),
+            Kind::Cached(backing) => {
+                let read = backing.dev.dev.read(start * SECTOR_SIZE, Buf::recycled(bytes)).await;
+                let buf = read.inspect_err(|_| device.stats.backing_read_errors.add(1))?;
+                Ok(vec![buf.freeze()])
+            }
+        }
+    }
+
+    /// A set that stopped writing still answers reads that cannot hide dirty data: of a device that has none, from below;
+    /// of others, what the nodes in memory say.
+    async fn read_failed_set(
+        &self,
+        device: &Device,
+        inode: u32,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Shared>> {
+        if device.backing().is_some() && self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0 {
+            return self.read_uncached(device, start, end).await;
+        }
+        let mut pieces = Vec::new();
+        if self.pieces_resident(inode, start, end, &mut pieces).is_some() {
+            self.check()?;
+        }
+        let mut answer = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Missing { start, end } => answer.extend(self.read_uncached(device, start, end).await?),
+                Piece::Cached(extent) => {
+                    let at = extent.ptr().offset() * SECTOR_SIZE;
+                    let io = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize));
+                    answer.extend(self.finish_cached(device, extent, io, self.env.now()).await?);
+                }
+            }
+        }
+        Ok(answer)
+    }
+}
+
+const fn piece_end(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Cached(extent) => extent.end(),
+        Piece::Missing { end, .. } => *end,
+    }
+}
+
+/// Counts a read as a hit or a miss.
+fn count(device: &Device, bypass: bool, hit: bool, sectors: u64) {
+    device.stats.reads.add(1);
+    let counter = match (bypass, hit) {
+        (false, true) => &device.stats.cache_hits,
+        (false, false) => &device.stats.cache_misses,
+        (true, true) => &device.stats.cache_bypass_hits,
+        (true, false) => &device.stats.cache_bypass_misses,
+    };
+    counter.add(1);
+    if bypass {
+        device.stats.bypassed_sectors.add(sectors);
+    }
+}

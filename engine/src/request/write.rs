@@ -1,0 +1,260 @@
+//! Writes, flushes and discards.
+
+use super::place::Wanted;
+use crate::alloc::{Reserve, WritePoint};
+use crate::btree::{Durability, Extent, Piece};
+use crate::dev::Shared;
+use crate::error::{Error, Result};
+use crate::set::{Backing, CacheSet, Device};
+use bcache_format::SECTOR_SIZE;
+use std::rc::Rc;
+
+impl CacheSet {
+    /// Writes `data` at sector `start` (in the keys' terms) of an attached device.
+    pub(crate) async fn write(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        start: u64,
+        data: Shared,
+        fua: bool,
+    ) -> Result<()> {
+        device.stats.writes.add(1);
+        let end = start + data.len() as u64 / SECTOR_SIZE;
+        let held = device.writes.hold(start, end).await;
+        match device.inode.get() {
+            Some(inode) => self.write_cached(device, inode, start, end, data).await?,
+            None => write_below(device, start, data).await?,
+        }
+        drop(held);
+        if fua { self.flush(device).await } else { Ok(()) }
+    }
+
+    async fn write_cached(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        inode: u32,
+        start: u64,
+        end: u64,
+        data: Shared,
+    ) -> Result<()> {
+        self.journal_admission().await?;
+        let Some(backing) = device.backing() else {
+            return self.write_dirty(device, None, inode, start, end, data).await;
+        };
+        let mut bypass = self.should_bypass(device, start, end - start, true);
+        let mut writeback = self.should_writeback(device, bypass);
+        // Older data of this range is on its way to the backing device. Written there, ours could arrive first.
+        if device.writeback.active.overlaps(start, end) {
+            (bypass, writeback) = (false, true);
+        }
+        if writeback {
+            device.stats.cache_hits.add(1);
+            return self.write_dirty(device, Some(backing), inode, start, end, data).await;
+        }
+        if bypass {
+            device.stats.cache_bypass_misses.add(1);
+            device.stats.bypassed_sectors.add(end - start);
+            return self.write_around(device, inode, start, end, data).await;
+        }
+        device.stats.cache_misses.add(1);
+        self.write_through(device, inode, start, end, data).await
+    }
+
+    /// To the cache only. The backing superblock says dirty first.
+    async fn write_dirty(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        backing: Option<&Backing>,
+        inode: u32,
+        start: u64,
+        end: u64,
+        data: Shared,
+    ) -> Result<()> {
+        device.dirty_writers.set(device.dirty_writers.get() + 1);
+        let result = async {
+            #[cfg(sim_bugs)]
+            let mark = !crate::sim_bugs::on(crate::sim_bugs::Bug::DirtyWithoutSuperblock);
+            #[cfg(not(sim_bugs))]
+            let mark = true;
+            if let Some(backing) = backing.filter(|_| mark) {
+                backing.mark_dirty().await?;
+            }
+            let stream = WritePoint(u64::from(inode));
+            let extents = self.place(Wanted { inode, start, end, dirty: true, stream }).await?;
+            let result = self.fill_and_insert(&extents, start, &data).await;
+            self.placed(&extents);
+            result
+        }
+        .await;
+        device.dirty_writers.set(device.dirty_writers.get() - 1);
+        device.writeback.wake();
+        result
+    }
+
+    /// Data first, then the keys that name it.
+    async fn fill_and_insert(self: &Rc<Self>, extents: &[Extent], start: u64, data: &Shared) -> Result<()> {
+        let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, data)).collect();
+        let mut result = Ok(());
+        for io in ios {
+            let wrote = io.await;
+            self.cache.completed();
+            if let Err(error) = wrote {
+                self.stats.cache_write_errors.add(1);
+                result = Err(error);
+            }
+        }
+        result?;
+        for extent in extents {
+            self.insert(*extent, Durability::Journal).await?;
+        }
+        Ok(())
+    }
+
+    fn begin_fill(&self, extent: &Extent, start: u64, data: &Shared) -> crate::dev::Io<()> {
+        let from = ((extent.start() - start) * SECTOR_SIZE) as usize;
+        let slice = data.slice(from..from + (extent.size() * SECTOR_SIZE) as usize);
+        self.cache.dev.write(extent.ptr().offset() * SECTOR_SIZE, slice, false)
+    }
+
+    /// To both.
+    async fn write_through(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        inode: u32,
+        start: u64,
+        end: u64,
+        data: Shared,
+    ) -> Result<()> {
+        let wanted = Wanted { inode, start, end, dirty: false, stream: WritePoint(u64::from(inode)) };
+        let Some(extents) = self.try_place(wanted, Reserve::None) else {
+            return self.write_around(device, inode, start, end, data).await;
+        };
+        let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, &data)).collect();
+        let below = self.write_around(device, inode, start, end, data).await;
+        let mut filled = true;
+        for io in ios {
+            let wrote = io.await;
+            self.cache.completed();
+            if wrote.is_err() {
+                self.stats.cache_write_errors.add(1);
+                filled = false;
+            }
+        }
+        let mut result = below;
+        for extent in extents.iter().filter(|_| filled) {
+            if result.is_ok() {
+                result = self.insert(*extent, Durability::Journal).await;
+            }
+        }
+        self.placed(&extents);
+        result
+    }
+
+    /// To the backing device, after which the cache knows nothing of the range.
+    ///
+    /// A power cut may keep the new data below and a clean copy of the old in the cache, or lose the new data below and
+    /// forget newer, dirty data in the cache. Neither may be: clean copies are forgotten, durably, before the write, and
+    /// dirty data only when the write is durable.
+    async fn write_around(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        inode: u32,
+        start: u64,
+        end: u64,
+        data: Shared,
+    ) -> Result<()> {
+        // Reads that began before may have old data on its way into the cache; those that begin now do not cache.
+        self.misses.invalidate(inode, start, end, None);
+        let pieces = self.pieces(inode, start, end).await?;
+        let cached = pieces
+            .iter()
+            .filter_map(|piece| if let Piece::Cached(extent) = piece { Some(extent) } else { None });
+        let (dirty, clean): (Vec<Extent>, Vec<Extent>) = cached.partition(|extent| extent.dirty());
+        #[cfg(sim_bugs)]
+        let strict = !crate::sim_bugs::on(crate::sim_bugs::Bug::StaleCleanCopy);
+        #[cfg(not(sim_bugs))]
+        let strict = true;
+        if !clean.is_empty() && strict {
+            self.forget(&clean).await?;
+            self.commit_keys().await?;
+        }
+        write_below(device, start, data).await?;
+        if !dirty.is_empty()
+            && let Some(backing) = device.backing()
+        {
+            backing.dev.ensure_flushed(backing.dev.epoch()).await?;
+            self.forget(&dirty).await?;
+        }
+        if !strict {
+            self.forget(&clean).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that sectors are not in the cache.
+    async fn forget(self: &Rc<Self>, extents: &[Extent]) -> Result<()> {
+        for extent in extents {
+            self.insert(Extent::hole(extent.inode(), extent.end(), extent.size()), Durability::Journal)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Makes all that was acknowledged durable: keys in the journal, and data on the backing device if any went there.
+    pub(crate) async fn flush(&self, device: &Device) -> Result<()> {
+        device.stats.flushes.add(1);
+        let epoch = device.backing().map(|backing| backing.dev.epoch());
+        if device.inode.get().is_some() {
+            #[cfg(sim_bugs)]
+            let commit = !crate::sim_bugs::on(crate::sim_bugs::Bug::FlushWithoutJournal);
+            #[cfg(not(sim_bugs))]
+            let commit = true;
+            if commit {
+                self.commit_keys().await?;
+            }
+        }
+        #[cfg(sim_bugs)]
+        let below = !crate::sim_bugs::on(crate::sim_bugs::Bug::FlushWithoutBacking);
+        #[cfg(not(sim_bugs))]
+        let below = true;
+        if let (Some(backing), Some(epoch), true) = (device.backing(), epoch, below) {
+            backing.dev.ensure_flushed(epoch).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets sectors, in the cache and below: their content is undefined.
+    pub(crate) async fn discard(self: &Rc<Self>, device: &Rc<Device>, start: u64, end: u64) -> Result<()> {
+        let _held = device.writes.hold(start, end).await;
+        // What is being written back must not come back after the discard.
+        device.writeback.active.wait_free(start, end).await;
+        if let Some(inode) = device.inode.get() {
+            self.journal_admission().await?;
+            self.misses.invalidate(inode, start, end, None);
+            let pieces = self.pieces(inode, start, end).await?;
+            let cached = pieces.into_iter();
+            let cached = cached
+                .filter_map(|piece| if let Piece::Cached(extent) = piece { Some(extent) } else { None });
+            let cached: Vec<Extent> = cached.collect();
+            if !cached.is_empty() {
+                // As before a write: no copy may come back when what is below is gone.
+                self.forget(&cached).await?;
+                self.commit_keys().await?;
+            }
+        }
+        if let Some(backing) = device.backing().filter(|backing| backing.dev.dev.geometry().discard) {
+            let (at, len) = (start * SECTOR_SIZE, (end - start) * SECTOR_SIZE);
+            let result = backing.dev.dev.discard(at, len).await;
+            backing.dev.completed();
+            result?;
+        }
+        Ok(())
+    }
+}
+
+async fn write_below(device: &Device, start: u64, data: Shared) -> Result<()> {
+    let Some(backing) = device.backing() else { return Err(Error::refused("a volume has nothing below it")) };
+    let result = backing.dev.write(start * SECTOR_SIZE, data).await;
+    result.inspect_err(|_| device.stats.backing_write_errors.add(1))?;
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Bringing backing devices and volumes to a set.
+
+use super::cache_dev::{Tracked, read_superblock};
+use super::device::{Backing, Device, Kind};
+use super::{CacheSet, Stage};
+use crate::dev::BlockDev;
+use crate::error::{Error, Result};
+use bcache_format::superblock::BackingState;
+use bcache_format::uuid_entry::UuidEntry;
+use std::rc::Rc;
+use uuid::Uuid;
+
+impl CacheSet {
+    /// Attaches a backing device that belongs to this set, or to none yet.
+    ///
+    /// | state | its uuid in the table | then |
+    /// |---|---|---|
+    /// | clean, dirty | yes | goes on with its slot |
+    /// | dirty | no | refused: its dirty data is in another cache |
+    /// | none, stale | yes | the old slot is invalidated, a new one taken: what the cache has is out of date |
+    /// | clean, none, stale | no | a new slot |
+    ///
+    /// # Errors
+    /// The device cannot be used with this set; nothing was changed.
+    pub async fn attach(self: &Rc<Self>, dev: Rc<dyn BlockDev>) -> Result<Rc<Device>> {
+        let (sb, block) = read_superblock(&dev).await?;
+        let name = dev.name().to_owned();
+        let set_uuid = self.cache.sb.borrow().set_uuid;
+        let (state, uuid, label) = (sb.state(), sb.uuid, sb.label);
+        if sb.block_sectors < self.cache.sb.borrow().block_sectors {
+            return Err(Error::refused(format!("{name}: its blocks are smaller than the cache's")));
+        }
+        if state != BackingState::None && sb.set_uuid != set_uuid {
+            return Err(Error::refused(format!("{name}: belongs to another cache set, {}", sb.set_uuid)));
+        }
+        if self.devices().iter().any(|device| device.uuid == uuid) {
+            return Err(Error::refused(format!("{name}: a device with UUID {uuid} is attached already")));
+        }
+        let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
+            return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
+        };
+        let known = self.uuids.borrow().find(&uuid);
+        let outdated = matches!(state, BackingState::None | BackingState::Stale);
+        if known.is_none() && state == BackingState::Dirty {
+            return Err(Error::refused(format!("{name}: has dirty data in a cache that this is not")));
+        }
+        let device = Rc::new(Device::new(Kind::Cached(Box::new(backing)), uuid, label));
+        let slot = match known {
+            Some(slot) if !outdated => slot,
+            _ => {
+                if let Some(slot) = known {
+                    self.invalidate_slot(slot).await?;
+                }
+                self.new_slot(&device, set_uuid).await?
+            }
+        };
+        self.adopt(&device, slot);
+        Ok(device)
+    }
+
+    async fn new_slot(&self, device: &Device, set_uuid: Uuid) -> Result<u32> {
+        let now = self.env.wall_secs();
+        let entry = UuidEntry {
+            uuid: device.uuid,
+            label: device.label,
+            first_reg: now,
+            last_reg: now,
+            ..UuidEntry::EMPTY
+        };
+        let slot = self.take_slot(entry).await?;
+        if let Some(backing) = device.backing() {
+            backing
+                .update(|sb| {
+                    sb.set_uuid = set_uuid;
+                    sb.set_state(BackingState::Clean);
+                })
+                .await?;
+        }
+        Ok(slot)
+    }
+
+    fn adopt(self: &Rc<Self>, device: &Rc<Device>, slot: u32) {
+        device.inode.set(Some(slot));
+        self.devices.borrow_mut().insert(slot, Rc::clone(device));
+        if device.backing().is_some() {
+            self.task(Stage::Device, Rc::clone(self).writeback_task(Rc::clone(device)));
+            self.task(Stage::Device, Rc::clone(self).writeback_rate_task(Rc::clone(device)));
+        }
+    }
+
+    /// The flash-only volumes that the set has.
+    pub fn adopt_volumes(self: &Rc<Self>) -> Vec<Rc<Device>> {
+        let entries = self.uuids.borrow().entries.clone();
+        let mut volumes = Vec::new();
+        for (slot, entry) in entries.iter().enumerate() {
+            let slot = slot as u32;
+            let known = self.devices.borrow().contains_key(&slot);
+            if entry.is_flash_only() && !entry.is_free() && !entry.is_detached() && !known {
+                let kind = Kind::FlashOnly { sectors: entry.sectors.0 };
+                let device = Rc::new(Device::new(kind, entry.uuid, entry.label));
+                self.adopt(&device, slot);
+                volumes.push(device);
+            }
+        }
+        volumes
+    }
+
+    /// Makes a flash-only volume.
+    ///
+    /// # Errors
+    /// The table is full, or the set has failed.
+    pub async fn create_volume(self: &Rc<Self>, uuid: Uuid, entry: UuidEntry) -> Result<Rc<Device>> {
+        let mut entry = UuidEntry { uuid, ..entry };
+        entry.set_flash_only(true);
+        self.take_slot(entry).await?;
+        self.adopt_volumes().into_iter().find(|device| device.uuid == uuid).ok_or(Error::Stopping)
+    }
+
+    /// Detaches a backing device: everything dirty is written back first; then its superblock says that it is whole by
+    /// itself, and its slot is never used again.
+    ///
+    /// # Errors
+    /// Something could not be written back; the device stays attached.
+    pub async fn detach(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
+        let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else {
+            return Err(Error::refused("not an attached backing device"));
+        };
+        device.detaching.set(true);
+        device.writeback.wake();
+        let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
+        device.writeback.progress.wait_until(|| clean() || self.is_closing()).await;
+        if !clean() {
+            device.detaching.set(false);
+            self.check()?;
+            return Err(Error::Stopping);
+        }
+        backing.dev.ensure_flushed(backing.dev.epoch()).await?;
+        backing
+            .update(|sb| {
+                sb.set_uuid = Uuid::nil();
+                sb.set_state(BackingState::None);
+            })
+            .await?;
+        device.inode.set(None);
+        self.devices.borrow_mut().remove(&inode);
+        device.writeback.close();
+        self.invalidate_slot(inode).await?;
+        device.detaching.set(false);
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! Devices with what must be known to flush them no more often than needed.
+
+use crate::dev::{BlockDev, Buf, DevError, Shared};
+use crate::error::{Error, Result};
+use bcache_format::magic::SetMagic;
+use bcache_format::superblock::{SB_BYTES, SB_OFFSET, Superblock};
+use bcache_format::{Geometry, Problem};
+use std::cell::{Cell, RefCell};
+use std::ops::Deref;
+use std::rc::Rc;
+
+/// A device whose writes are counted, so that who needs earlier ones durable knows whether a flush is due.
+///
+/// The *epoch* is the number of writes completed. A flush that begins at epoch `e` makes all of them durable.
+pub struct Tracked {
+    /// The device.
+    pub dev: Rc<dyn BlockDev>,
+    epoch: Cell<u64>,
+    flushed: Cell<u64>,
+    flushes: Cell<u64>,
+}
+
+impl Tracked {
+    /// Wraps a device. What was written before is taken as not durable.
+    pub fn new(dev: Rc<dyn BlockDev>) -> Self {
+        Self { dev, epoch: Cell::new(1), flushed: Cell::new(0), flushes: Cell::new(0) }
+    }
+    /// Writes completed so far.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+    /// Flushes sent so far.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.get()
+    }
+    /// Counts a write that completed.
+    pub fn completed(&self) {
+        self.epoch.set(self.epoch.get() + 1);
+    }
+    /// Writes; durable after a flush.
+    pub async fn write(&self, at: u64, data: Shared) -> Result<(), DevError> {
+        let result = self.dev.write(at, data, false).await;
+        self.completed();
+        result
+    }
+    /// Writes; durable when it returns. Earlier writes are not, for all that.
+    pub async fn write_fua(&self, at: u64, data: Shared) -> Result<(), DevError> {
+        self.dev.write(at, data, true).await
+    }
+    /// Makes the writes completed before `epoch` durable; sends nothing when they are.
+    pub async fn ensure_flushed(&self, epoch: u64) -> Result<(), DevError> {
+        if self.flushed.get() >= epoch {
+            return Ok(());
+        }
+        let covers = self.epoch.get();
+        self.flushes.set(self.flushes.get() + 1);
+        self.dev.flush().await?;
+        self.flushed.set(self.flushed.get().max(covers));
+        Ok(())
+    }
+}
+
+/// The cache device of a set.
+pub struct CacheDev {
+    tracked: Tracked,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Its set's magic numbers.
+    pub magic: SetMagic,
+    /// Its superblock.
+    pub sb: RefCell<Superblock>,
+    block: RefCell<Vec<u8>>,
+}
+
+impl Deref for CacheDev {
+    type Target = Tracked;
+    fn deref(&self) -> &Tracked {
+        &self.tracked
+    }
+}
+
+/// Reads the superblock of a device: it, and the block it came in.
+///
+/// # Errors
+/// The read fails, the superblock is not one, or does not fit the device.
+pub async fn read_superblock(dev: &Rc<dyn BlockDev>) -> Result<(Superblock, Vec<u8>)> {
+    let geometry = dev.geometry();
+    if geometry.bytes < SB_OFFSET + SB_BYTES as u64 {
+        return Err(Error::refused(format!("{}: too small for a bcache superblock", dev.name())));
+    }
+    let block = dev.read(SB_OFFSET, Buf::recycled(SB_BYTES)).await?;
+    let refuse = |error: bcache_format::Error| match error.problem {
+        Problem::Magic { .. } => Error::refused(format!("{}: not a bcache device", dev.name())),
+        _ => Error::refused(format!("{}: {}", dev.name(), error.at(SB_OFFSET))),
+    };
+    let sb = Superblock::parse(&block).map_err(refuse)?;
+    sb.check_device(geometry.bytes, geometry.logical_block).map_err(refuse)?;
+    Ok((sb, block.to_vec()))
+}
+
+impl CacheDev {
+    /// The cache device `dev`, whose superblock was read.
+    ///
+    /// # Errors
+    /// It is not a cache device.
+    pub fn new(dev: Rc<dyn BlockDev>, sb: Superblock, block: Vec<u8>) -> Result<Self> {
+        let Some(geometry) = sb.geometry() else {
+            return Err(Error::refused(format!("{}: a backing device, not a cache", dev.name())));
+        };
+        let magic = sb.set_magic();
+        Ok(Self {
+            tracked: Tracked::new(dev),
+            geometry,
+            magic,
+            sb: RefCell::new(sb),
+            block: RefCell::new(block),
+        })
+    }
+    /// Number of the device in its set.
+    pub fn this_dev(&self) -> usize {
+        self.sb.borrow().cache().map_or(0, |cache| cache.nr_this_dev.into())
+    }
+    /// Changes the superblock and writes it; durable when it returns.
+    pub async fn update_sb(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        {
+            let mut sb = self.sb.borrow_mut();
+            change(&mut sb);
+            sb.seq += 1;
+        }
+        self.tracked.ensure_flushed(self.tracked.epoch()).await?;
+        write_superblock(&self.tracked, &self.sb, &self.block).await
+    }
+    /// Writes the numbers of `count` journal buckets to where the superblock will have them. They are not in force, nor
+    /// covered by the checksum, before the superblock counts them; the write that does so changes one sector only, which
+    /// no power cut can tear.
+    pub async fn announce_journal(&self, count: u16) -> Result<()> {
+        let image = {
+            let mut block = self.block.borrow_mut();
+            let mut sb = self.sb.borrow().clone();
+            if let Some(fields) = sb.cache_mut() {
+                fields.njournal_buckets = count;
+            }
+            let refuse = |error: bcache_format::Error| Error::refused(error.to_string());
+            sb.write_to(&mut block).map_err(refuse)?;
+            self.sb.borrow().write_to(&mut block).map_err(refuse)?;
+            Buf::copied(&block)
+        };
+        Ok(self.tracked.write_fua(SB_OFFSET, image.freeze()).await?)
+    }
+    /// An error about metadata on this device.
+    pub fn untrusted(&self, what: impl Into<String>) -> Error {
+        Error::Untrusted { device: self.dev.name().into(), what: what.into().into() }
+    }
+}
+
+/// Writes a superblock into the block it was read from; durable when it returns.
+pub async fn write_superblock(
+    dev: &Tracked,
+    sb: &RefCell<Superblock>,
+    block: &RefCell<Vec<u8>>,
+) -> Result<()> {
+    let image = {
+        let mut block = block.borrow_mut();
+        sb.borrow()
+            .write_to(&mut block)
+            .map_err(|error| Error::refused(format!("{}: {error}", dev.dev.name())))?;
+        Buf::copied(&block)
+    };
+    Ok(dev.write_fua(SB_OFFSET, image.freeze()).await?)
+}

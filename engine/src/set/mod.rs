@@ -1,0 +1,158 @@
+//! A cache set: one cache device, its backing devices and volumes.
+
+mod attach;
+mod audit;
+mod cache_dev;
+mod device;
+mod recover;
+mod stop;
+mod uuids;
+
+pub use cache_dev::{CacheDev, Tracked, read_superblock};
+pub use device::{Backing, Device, Kind};
+pub use uuids::UuidTable;
+
+use crate::alloc::Alloc;
+use crate::btree::{Node, Tree};
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::gc::Gc;
+use crate::journal::{Journal, Roots};
+use crate::request::{Congestion, Misses};
+use crate::settings::SetSettings;
+use crate::stats::SetStats;
+use crate::sync::{Mutex, WaitQueue};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// When a task stops: those of a stage need all later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Works for a device: cache misses on their way, writeback.
+    Device = 0,
+    /// Finds space: GC, allocation, late leaves.
+    Space = 1,
+    /// The journal.
+    Journal = 2,
+}
+
+/// A running cache set.
+pub struct CacheSet {
+    /// Clock, chance and tasks.
+    pub env: Env,
+    /// The cache device.
+    pub cache: CacheDev,
+    /// Buckets.
+    pub alloc: Alloc,
+    /// The journal.
+    pub journal: Journal,
+    /// The btree.
+    pub tree: Tree,
+    pub(crate) gc: Gc,
+    pub(crate) misses: Misses,
+    pub(crate) congestion: Congestion,
+    pub(crate) uuids: RefCell<UuidTable>,
+    pub(crate) uuids_io: Mutex<()>,
+    /// Dirty sectors of each inode.
+    dirty: RefCell<BTreeMap<u32, i64>>,
+    /// Attached devices by inode.
+    pub(crate) devices: RefCell<BTreeMap<u32, Rc<Device>>>,
+    /// Settings.
+    pub settings: SetSettings,
+    /// Counters.
+    pub stats: SetStats,
+    failure: RefCell<Option<Rc<str>>>,
+    closing: Cell<bool>,
+    /// Tasks of the set that run, by when they stop.
+    tasks: [Cell<usize>; 3],
+    tasks_ended: WaitQueue,
+}
+
+impl CacheSet {
+    /// Dirty sectors of `inode`.
+    pub fn dirty_sectors(&self, inode: u32) -> u64 {
+        u64::try_from(self.dirty.borrow().get(&inode).copied().unwrap_or(0)).unwrap_or(0)
+    }
+    pub(crate) fn account_dirty(&self, inode: u32, change: i64) {
+        if change != 0 {
+            *self.dirty.borrow_mut().entry(inode).or_default() += change;
+        }
+    }
+    /// Inodes that have dirty data, with how much.
+    pub fn dirty_inodes(&self) -> Vec<(u32, u64)> {
+        let dirty = self.dirty.borrow();
+        dirty
+            .iter()
+            .filter(|(_, sectors)| **sectors > 0)
+            .map(|(inode, sectors)| (*inode, *sectors as u64))
+            .collect()
+    }
+    /// Ends all writing because of `error`. The first one counts.
+    pub(crate) fn fail(&self, error: Error) {
+        if matches!(error, Error::Stopping | Error::Failed(_) | Error::Refused(_)) {
+            return;
+        }
+        if self.failure.borrow().is_none() {
+            tracing::error!(%error, "the cache set stops writing");
+            *self.failure.borrow_mut() = Some(error.to_string().into());
+            self.journal.close();
+            self.alloc.close();
+            self.gc.close();
+        }
+    }
+    pub(crate) fn fail_if_untrusted(&self, error: &Error) {
+        if matches!(error, Error::Untrusted { .. } | Error::Dev(_)) {
+            self.fail(error.clone());
+        }
+    }
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+    /// Why the set stopped writing, if it did.
+    pub fn failure(&self) -> Option<Rc<str>> {
+        self.failure.borrow().clone()
+    }
+    /// Whether tasks should end.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.get() || self.is_failed()
+    }
+    /// An error once the set has failed.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &*self.failure.borrow() {
+            Some(why) => Err(Error::Failed(Rc::clone(why))),
+            None => Ok(()),
+        }
+    }
+    pub(crate) fn format_error(&self, error: bcache_format::Error) -> Error {
+        self.cache.untrusted(error.to_string())
+    }
+    /// Where the metadata is, for the next journal entry.
+    pub(crate) fn roots(&self) -> Roots {
+        let root: Rc<Node> = self.tree.root();
+        Roots {
+            btree_root: root.key(&self.cache.geometry),
+            btree_level: root.level.into(),
+            uuid_bucket: self.uuids.borrow().key,
+            prio_bucket: self.alloc.prio_head.get(),
+        }
+    }
+    /// Runs a task of the set until it ends by itself.
+    pub(crate) fn task(self: &Rc<Self>, stage: Stage, future: impl Future<Output = ()> + 'static) {
+        let set = Rc::clone(self);
+        let running = &self.tasks[stage as usize];
+        running.set(running.get() + 1);
+        self.env
+            .spawn(async move {
+                future.await;
+                let running = &set.tasks[stage as usize];
+                running.set(running.get() - 1);
+                set.tasks_ended.wake_all();
+            })
+            .detach();
+    }
+    /// Attached devices and volumes, by inode.
+    pub fn devices(&self) -> Vec<Rc<Device>> {
+        self.devices.borrow().values().cloned().collect()
+    }
+}

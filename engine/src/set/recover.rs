@@ -1,0 +1,382 @@
+//! Starting a set: order, and nothing else.
+//!
+//! | superblock | journal | then |
+//! |---|---|---|
+//! | SYNC not set | whatever | a new set: everything on the device is meaningless |
+//! | SYNC set | an entry | read prios, uuids, root as the newest entry names them; walk the btree; mark; replay |
+//! | SYNC set | empty | refused: the metadata is gone, and with it what was dirty |
+
+use super::cache_dev::{CacheDev, read_superblock};
+use super::uuids::UuidTable;
+use super::{CacheSet, Mutex, Stage};
+use crate::alloc::Alloc;
+use crate::btree::{Durability, Extent, NodeRef, Tree, children_of};
+use crate::dev::{BlockDev, Buf};
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::gc::Gc;
+use crate::journal::{Found, Journal, read_journal};
+use crate::request::{Congestion, Misses};
+use crate::settings::SetSettings;
+use crate::stats::SetStats;
+use crate::sync::WaitQueue;
+use bcache_format::bkey::Bkey;
+use bcache_format::prio::{INITIAL_PRIO, PrioSet};
+use bcache_format::superblock::{NBUCKETS_TOO_FEW, Version};
+use bcache_format::uuid_entry::{UuidEntry, parse_table};
+use bcache_format::{BucketNr, Pos};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+/// Journal buckets of a new set: one in 128, 2 to 256.
+fn journal_buckets(nbuckets: u64) -> u16 {
+    (nbuckets / 128).clamp(2, 256) as u16
+}
+
+impl CacheSet {
+    /// Starts the set of the cache device `dev`: a new one, or the one that is there. `settings` are changed by what the
+    /// superblock says.
+    ///
+    /// # Errors
+    /// The device cannot be used, or what is on it cannot be trusted; then nothing was written.
+    pub async fn start(env: Env, dev: Rc<dyn BlockDev>, settings: SetSettings) -> Result<Rc<Self>> {
+        let (sb, block) = read_superblock(&dev).await?;
+        let cache = CacheDev::new(dev, sb, block)?;
+        let sb = cache.sb.borrow().clone();
+        let name = cache.dev.name().to_owned();
+        let Some(fields) = sb.cache() else {
+            return Err(Error::refused(format!("{name}: not a cache device")));
+        };
+        if fields.nr_in_set != 1 {
+            return Err(Error::refused(format!(
+                "{name}: sets of several cache devices never worked, nor do they here"
+            )));
+        }
+        if fields.nbuckets <= NBUCKETS_TOO_FEW {
+            return Err(Error::refused(format!(
+                "{name}: {} buckets are too few, 513 are needed",
+                fields.nbuckets
+            )));
+        }
+        settings.discard.set(sb.discard());
+        let Some(replacement) = sb.replacement() else {
+            return Err(Error::refused(format!(
+                "{name}: unknown replacement policy {}",
+                sb.replacement_number()
+            )));
+        };
+        settings.replacement.set(replacement);
+        if !sb.sync() {
+            return Self::start_new(env, cache, settings).await;
+        }
+        match read_journal(&cache, sb.discard()).await? {
+            Some(found) => Self::start_existing(env, cache, settings, found).await,
+            None => {
+                Err(cache
+                    .untrusted("no journal entry can be read, though the superblock says there are some"))
+            }
+        }
+    }
+
+    fn build(
+        env: Env,
+        cache: CacheDev,
+        settings: SetSettings,
+        journal: Journal,
+        uuids: UuidTable,
+    ) -> Rc<Self> {
+        let geometry = cache.geometry;
+        Rc::new(Self {
+            env,
+            alloc: Alloc::new(geometry),
+            journal,
+            tree: Tree::new(settings.btree_cache_bytes.get()),
+            gc: Gc::new(&geometry),
+            misses: Misses::default(),
+            congestion: Congestion::default(),
+            uuids: RefCell::new(uuids),
+            uuids_io: Mutex::new(()),
+            dirty: RefCell::default(),
+            devices: RefCell::default(),
+            settings,
+            stats: SetStats::default(),
+            failure: RefCell::default(),
+            closing: Cell::new(false),
+            tasks: Default::default(),
+            tasks_ended: WaitQueue::new(),
+            cache,
+        })
+    }
+
+    /// A new set. Root, uuid table, prios and the first journal entry are durable before the superblock says that there
+    /// is anything to find.
+    async fn start_new(env: Env, cache: CacheDev, settings: SetSettings) -> Result<Rc<Self>> {
+        let geometry = cache.geometry;
+        let count = journal_buckets(geometry.nbuckets);
+        // An earlier life of a set with the same UUID may have left entries with larger numbers than ours will have.
+        for i in 0..u64::from(count) {
+            let at = geometry.bucket_start_byte(BucketNr(geometry.first_bucket + i));
+            let blank = Buf::zeroed(geometry.block_bytes() as usize).freeze();
+            cache.write(at, blank).await?;
+        }
+        let newest_in = vec![0; count.into()];
+        let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, 0, 0);
+        let entries = vec![UuidEntry::EMPTY; geometry.nr_uuids()];
+        let set = Self::build(env, cache, settings, journal, UuidTable { entries, key: Bkey::ZERO });
+        set.mark_reserved(count);
+        set.alloc.count_available();
+        set.hand_out_unused();
+        set.create_first_root().await?;
+        set.start_tasks();
+        set.write_uuids().await?;
+        set.write_prios().await?;
+        set.cache.announce_journal(count).await?;
+        let result = set
+            .cache
+            .update_sb(|sb| {
+                sb.version = sb.version.max(Version::CacheWithUuid);
+                sb.set_sync(true);
+                if let Some(fields) = sb.cache_mut() {
+                    fields.njournal_buckets = count;
+                }
+            })
+            .await;
+        result.inspect_err(|error| set.fail(error.clone()))?;
+        Ok(set)
+    }
+
+    async fn start_existing(
+        env: Env,
+        cache: CacheDev,
+        settings: SetSettings,
+        found: Found,
+    ) -> Result<Rc<Self>> {
+        let geometry = cache.geometry;
+        let Found { newest, replay, newest_in } = found;
+        let count = newest_in.len() as u16;
+        // With discard on, leading entries may be gone; what pins them is given up at once.
+        let first = replay.first().map_or(newest.seq, |(seq, _)| *seq);
+        let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, newest.seq, first);
+        let entries = read_uuids(&cache, &newest.uuid_bucket, newest.version).await?;
+        let set = Self::build(env, cache, settings, journal, UuidTable { entries, key: newest.uuid_bucket });
+        set.read_prios(newest.prio_bucket.get(set.cache.this_dev()).copied().unwrap_or_default()).await?;
+        set.read_root(&newest.btree_root, newest.btree_level).await?;
+        set.walk_tree().await?;
+        set.mark_journal(&replay)?;
+        set.mark_reserved(count);
+        set.mark_roots();
+        set.alloc.count_available();
+        set.hand_out_unused();
+        set.start_tasks();
+        for (seq, keys) in replay {
+            for key in keys {
+                let Some(extent) = set.replayed(&key)? else { continue };
+                if extent.dirty() {
+                    set.insert(extent, Durability::Replayed(seq)).await?;
+                } else {
+                    // A clean key says that both devices have the same. The journal is durable before the backing
+                    // device is flushed, so after a crash that may not be so: read from below again.
+                    let hole = Extent::hole(extent.inode(), extent.end(), extent.size());
+                    set.insert(hole, Durability::Replayed(seq)).await?;
+                }
+                if !extent.is_hole() {
+                    set.alloc.unpin(geometry.ptr_bucket(extent.ptr()));
+                }
+            }
+            set.journal.unpin(seq);
+        }
+        set.check()?;
+        Ok(set)
+    }
+
+    /// The chain of prio sets: counted, because its end points into the chain before.
+    async fn read_prios(&self, head: BucketNr) -> Result<()> {
+        let geometry = self.cache.geometry;
+        let mut found = crate::alloc::PrioChain::default();
+        let mut seen = BTreeSet::new();
+        let mut next = head;
+        let per = geometry.prios_per_bucket();
+        for i in 0..geometry.prio_buckets() {
+            if !geometry.is_usable(next) || !seen.insert(next) {
+                return Err(self.cache.untrusted(format!("prio set {i} cannot be in bucket {next}")));
+            }
+            let at = geometry.bucket_start_byte(next);
+            let bytes = self.cache.dev.read(at, Buf::recycled(geometry.meta_bucket_bytes() as usize)).await?;
+            let set = PrioSet::parse(&bytes, self.cache.magic)
+                .map_err(|error| self.cache.untrusted(format!("bucket {next} (byte {at}): {error}")))?;
+            let mut buckets = self.alloc.buckets.borrow_mut();
+            for (nr, entry) in (i * per..geometry.nbuckets).zip(&set.entries) {
+                let bucket = buckets.get_mut(BucketNr(nr));
+                bucket.prio = entry.prio.get();
+                bucket.generation = entry.generation;
+                bucket.last_gc = entry.generation;
+            }
+            found.buckets.push(next);
+            found.seq = found.seq.max(set.seq);
+            next = set.next_bucket;
+        }
+        self.alloc.prio_head.set(head);
+        *self.alloc.prio.borrow_mut() = found;
+        Ok(())
+    }
+
+    async fn read_root(&self, key: &Bkey, level: u16) -> Result<()> {
+        let broken = |what: &str| self.cache.untrusted(format!("btree root {key}, level {level}: {what}"));
+        let Some(ptr) = key.ptr().filter(|ptr| key.n_ptrs() == 1 && ptr.is_device()) else {
+            return Err(broken("not a pointer to a node"));
+        };
+        if let Some(problem) = self.cache.geometry.ptr_problem(key) {
+            return Err(broken(problem));
+        }
+        // A tree of this height would need more nodes than pointers can name.
+        let Some(level) = u8::try_from(level).ok().filter(|level| *level < 16) else {
+            return Err(broken("impossible level"));
+        };
+        self.alloc.buckets.borrow_mut().raise(ptr);
+        let root = self.node(NodeRef { ptr, level, max: Pos::MAX }).await?;
+        self.tree.set_root(&root);
+        Ok(())
+    }
+
+    /// Visits every node in order: generations from all pointers, marks, and how much is dirty.
+    async fn walk_tree(&self) -> Result<()> {
+        let root = self.tree.root();
+        self.alloc.buckets.borrow_mut().mark_metadata(root.bucket);
+        let mut todo = vec![root];
+        let mut visited = BTreeSet::new();
+        while let Some(node) = todo.pop() {
+            if !visited.insert(node.bucket) {
+                return Err(self
+                    .cache
+                    .untrusted(format!("btree node in bucket {} is reached twice", node.bucket)));
+            }
+            if node.level == 0 {
+                self.mark_leaf(&node);
+                continue;
+            }
+            // Children below leaves are read one by one, so that a large tree does not have to fit into memory.
+            for child in children_of(&node).into_iter().rev() {
+                let wanted = NodeRef { ptr: child.ptr, level: node.level - 1, max: child.max };
+                self.alloc.buckets.borrow_mut().mark_metadata(self.cache.geometry.ptr_bucket(child.ptr));
+                let read = self.node(wanted).await?;
+                if read.level == 0 {
+                    if !visited.insert(read.bucket) {
+                        let what = format!("btree node in bucket {} is reached twice", read.bucket);
+                        return Err(self.cache.untrusted(what));
+                    }
+                    self.mark_leaf(&read);
+                } else {
+                    todo.push(read);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_leaf(&self, leaf: &crate::btree::Node) {
+        leaf.for_each_extent(|extent| {
+            let mut buckets = self.alloc.buckets.borrow_mut();
+            buckets.raise(extent.ptr());
+            buckets.note_oldest(extent.ptr());
+            if buckets.staleness(extent.ptr()) == 0 {
+                buckets.mark_data(extent.ptr(), extent.size(), extent.dirty());
+            }
+            if extent.dirty() {
+                self.account_dirty(extent.inode(), extent.size() as i64);
+            }
+        });
+    }
+
+    /// An extent of the journal; nothing for keys that say nothing.
+    fn replayed(&self, key: &Bkey) -> Result<Option<Extent>> {
+        if key.size() == 0 {
+            return Ok(None);
+        }
+        match Extent::from_key(key) {
+            Some(extent) if self.cache.geometry.ptr_problem(key).is_none() => Ok(Some(extent)),
+            _ => Err(self.cache.untrusted(format!("journal key {key} is impossible"))),
+        }
+    }
+
+    /// What the journal names is in use until it is replayed.
+    fn mark_journal(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<()> {
+        for key in replay.iter().flat_map(|(_, keys)| keys) {
+            let Some(extent) = self.replayed(key)?.filter(|extent| !extent.is_hole()) else { continue };
+            let mut buckets = self.alloc.buckets.borrow_mut();
+            buckets.raise(extent.ptr());
+            if buckets.staleness(extent.ptr()) == 0 {
+                buckets.mark_data(extent.ptr(), extent.size(), extent.dirty());
+            }
+            drop(buckets);
+            self.alloc.pin(self.cache.geometry.ptr_bucket(extent.ptr()));
+        }
+        Ok(())
+    }
+
+    /// The journal's buckets are never allocated.
+    fn mark_reserved(&self, journal_buckets: u16) {
+        let first = self.cache.geometry.first_bucket;
+        let mut buckets = self.alloc.buckets.borrow_mut();
+        for nr in first..first + u64::from(journal_buckets) {
+            buckets.mark_metadata(BucketNr(nr));
+        }
+    }
+
+    /// The uuid table's bucket and the prio sets'.
+    pub(crate) fn mark_roots(&self) {
+        let chain = self.alloc.prio.borrow();
+        let mut buckets = self.alloc.buckets.borrow_mut();
+        for nr in chain.buckets.iter().chain(&chain.retiring) {
+            buckets.mark_metadata(*nr);
+        }
+        if let Some(ptr) = self.uuids.borrow().key.ptr() {
+            buckets.mark_metadata(self.cache.geometry.ptr_bucket(ptr));
+        }
+    }
+
+    /// Puts buckets in which nothing is on the free lists at once: nothing on disk points there, so their generations
+    /// need not be durable first, and without some free buckets no prio set could be written and none become free.
+    fn hand_out_unused(&self) {
+        let unused: Vec<BucketNr> = {
+            let buckets = self.alloc.buckets.borrow();
+            let unused = |bucket: &crate::alloc::Bucket| {
+                bucket.sectors == 0
+                    && bucket.mark == crate::alloc::Mark::Free
+                    && buckets.may_invalidate(bucket)
+            };
+            buckets.usable().filter(|(_, bucket)| unused(bucket)).map(|(nr, _)| nr).collect()
+        };
+        for nr in unused {
+            self.alloc.buckets.borrow_mut().invalidate(nr);
+            if !self.alloc.push_free(nr) {
+                let mut buckets = self.alloc.buckets.borrow_mut();
+                let bucket = buckets.get_mut(nr);
+                bucket.pin -= 1;
+                bucket.generation = bucket.generation.wrapping_sub(1);
+                bucket.prio = INITIAL_PRIO;
+                return;
+            }
+        }
+    }
+
+    fn start_tasks(self: &Rc<Self>) {
+        self.task(Stage::Journal, Rc::clone(self).journal_task());
+        self.task(Stage::Journal, Rc::clone(self).journal_reclaim_task());
+        self.task(Stage::Space, Rc::clone(self).refill_task());
+        self.task(Stage::Space, Rc::clone(self).gc_task());
+        self.task(Stage::Space, Rc::clone(self).flusher_task());
+    }
+}
+
+async fn read_uuids(cache: &CacheDev, key: &Bkey, version: u32) -> Result<Vec<UuidEntry>> {
+    let geometry = cache.geometry;
+    let pointer = key.ptr().filter(|ptr| ptr.is_device() && geometry.ptr_problem(key).is_none());
+    let Some(ptr) = pointer else {
+        return Err(cache.untrusted(format!("uuid table {key}: not a place on the device")));
+    };
+    let at = geometry.bucket_start_byte(geometry.ptr_bucket(ptr));
+    let bytes = cache.dev.read(at, Buf::recycled(geometry.meta_bucket_bytes() as usize)).await?;
+    parse_table(&bytes, version, geometry.nr_uuids())
+        .map_err(|error| cache.untrusted(format!("uuid table at byte {at}: {error}")))
+}

@@ -1,0 +1,85 @@
+//! Stopping a set, and writing leaves that have waited long.
+
+use super::{CacheSet, Stage};
+use crate::error::Result;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Leaves are written this long after their first key, if nothing else wrote them before.
+const LEAF_DELAY: Duration = Duration::from_secs(30);
+/// How often is looked for such leaves.
+const FLUSHER_STEP: Duration = Duration::from_secs(5);
+
+impl CacheSet {
+    /// Writes leaves whose keys have waited long enough.
+    pub(crate) async fn flusher_task(self: Rc<Self>) {
+        loop {
+            if self.env.timeout(FLUSHER_STEP, self.gc.closed()).await.is_ok() || self.is_closing() {
+                return;
+            }
+            self.tree.recount();
+            self.tree.evict();
+            let before = self.env.now().saturating_sub(LEAF_DELAY.as_nanos() as u64);
+            for node in self.tree.dirty_nodes() {
+                let since = node.state().write.since;
+                if since != 0 && since <= before && self.node_write(&node).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Stops the set: waits for requests under way, writes every node that has keys to write, and closes the journal.
+    /// After a failure nothing is written: what is on disk is what recovery can trust.
+    ///
+    /// # Errors
+    /// Something could not be written; recovery will replay the journal.
+    pub async fn stop(self: &Rc<Self>) -> Result<()> {
+        let devices = self.devices();
+        for device in &devices {
+            device.close().await;
+        }
+        self.ended(Stage::Device).await;
+        self.closing.set(true);
+        self.alloc.close();
+        self.gc.close();
+        self.ended(Stage::Space).await;
+        let mut result = if self.is_failed() { self.check() } else { self.write_everything().await };
+        for device in &devices {
+            if result.is_ok() {
+                result = self.settle(device).await;
+            }
+        }
+        self.journal.close();
+        self.ended(Stage::Journal).await;
+        result
+    }
+
+    async fn ended(&self, stage: Stage) {
+        self.tasks_ended.wait_until(|| self.tasks[stage as usize].get() == 0).await;
+    }
+
+    async fn write_everything(self: &Rc<Self>) -> Result<()> {
+        self.commit_keys().await?;
+        for node in self.tree.dirty_nodes() {
+            self.node_write(&node).await?;
+        }
+        // The next start has nothing to replay.
+        self.commit_roots().await
+    }
+
+    /// Leaves the backing superblock saying what is so.
+    async fn settle(&self, device: &super::Device) -> Result<()> {
+        let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return Ok(()) };
+        backing.mark_clean(|| self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0).await?;
+        Ok(backing.dev.ensure_flushed(backing.dev.epoch()).await?)
+    }
+}
+
+impl super::Device {
+    /// No new requests; waits for those under way.
+    pub(crate) async fn close(&self) {
+        self.writeback.close();
+        self.idle.wait_until(|| self.requests.get() == 0).await;
+    }
+}

@@ -1,0 +1,76 @@
+//! The table of backing devices and volumes in memory, and writing it.
+
+use super::CacheSet;
+use crate::alloc::Reserve;
+use crate::dev::Buf;
+use crate::error::{Error, Result};
+use bcache_format::uuid_entry::{DETACHED_UUID, UuidEntry, write_table};
+use bcache_format::{Bkey, Ptr, SECTOR_SIZE};
+use uuid::Uuid;
+
+/// The table, and where it is.
+#[derive(Clone, Debug)]
+pub struct UuidTable {
+    /// Slots; the number of one is the inode of its keys.
+    pub entries: Vec<UuidEntry>,
+    /// The key that names its bucket.
+    pub key: Bkey,
+}
+
+impl UuidTable {
+    /// The slot of a device or volume.
+    pub fn find(&self, uuid: &Uuid) -> Option<u32> {
+        let position = self.entries.iter().position(|entry| entry.uuid == *uuid)?;
+        u32::try_from(position).ok()
+    }
+}
+
+impl CacheSet {
+    /// Writes the table to a bucket of its own, and the journal entry that names it. The old one is free then.
+    pub(crate) async fn write_uuids(&self) -> Result<()> {
+        let _one = self.uuids_io.lock().await;
+        let geometry = self.cache.geometry;
+        let bucket = self.alloc.take(Reserve::Btree).await?;
+        let image = write_table(&self.uuids.borrow().entries, geometry.meta_bucket_bytes());
+        let at = geometry.bucket_start(bucket);
+        self.metadata(self.cache.write(at.bytes(), Buf::copied(&image).freeze()).await)?;
+        let generation = self.alloc.buckets.borrow().get(bucket).generation;
+        let ptr = Ptr::new(self.cache.this_dev() as u16, at.0, generation);
+        let key = Bkey::extent(0, 0, geometry.meta_bucket_bytes() / SECTOR_SIZE, ptr, false);
+        let old = std::mem::replace(&mut self.uuids.borrow_mut().key, key);
+        self.alloc.unpin(bucket);
+        self.commit_roots().await?;
+        if let Some(ptr) = old.ptr() {
+            self.alloc.release(geometry.ptr_bucket(ptr));
+        }
+        Ok(())
+    }
+
+    /// Gives a device a slot of its own that was never used: a used one's keys are in the tree for ever.
+    pub(crate) async fn take_slot(&self, entry: UuidEntry) -> Result<u32> {
+        let slot = {
+            let mut table = self.uuids.borrow_mut();
+            let free = table.entries.iter_mut().enumerate().find(|(_, slot)| slot.is_free());
+            let Some((slot, place)) = free else {
+                return Err(Error::refused("the cache set has no room for another device"));
+            };
+            *place = entry;
+            slot as u32
+        };
+        self.write_uuids().await?;
+        Ok(slot)
+    }
+
+    /// Ends the use of a slot. Its keys are never served again.
+    pub(crate) async fn invalidate_slot(&self, slot: u32) -> Result<()> {
+        {
+            let now = self.env.wall_secs();
+            let mut table = self.uuids.borrow_mut();
+            if let Some(entry) = table.entries.get_mut(slot as usize) {
+                entry.uuid = DETACHED_UUID;
+                entry.invalidated = now;
+            }
+        }
+        self.write_uuids().await
+    }
+}

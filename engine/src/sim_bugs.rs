@@ -1,0 +1,33 @@
+//! Mistakes that tests can switch on, one for each rule, to know that they would be found. Compiled only with
+//! `--cfg sim_bugs`.
+
+use std::cell::Cell;
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Bug {
+    JournalWithoutFlush,
+    LeafWithoutFlush,
+    ReclaimPinnedJournal,
+    FlushWithoutJournal,
+    FlushWithoutBacking,
+    MissOverwritesWrite,
+    NoGenRecheck,
+    DirtyWithoutSuperblock,
+    CleanWithoutFlush,
+    StaleCleanCopy,
+    WritebackBeforeJournal,
+}
+
+thread_local!(static BUG: Cell<Option<Bug>> = const { Cell::new(None) });
+
+/// Switches one on, or all off, for this thread.
+pub fn set(bug: Option<Bug>) {
+    BUG.set(bug);
+}
+
+/// Whether it is on.
+pub fn on(bug: Bug) -> bool {
+    BUG.get() == Some(bug)
+}

@@ -1,0 +1,97 @@
+//! Counters.
+
+use std::cell::Cell;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(Cell<u64>);
+
+impl Counter {
+    /// Adds.
+    pub fn add(&self, n: u64) {
+        self.0.set(self.0.get().wrapping_add(n));
+    }
+    /// The sum so far.
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+macro_rules! counters {
+    ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $field:ident),+ $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Debug, Default)]
+        pub struct $name { $($(#[$doc])* pub $field: Counter),+ }
+
+        impl $name {
+            /// Names and values, in order.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field.get())),+]
+            }
+        }
+    };
+}
+
+counters! {
+    /// What a cache set did since it was started.
+    SetStats {
+        /// Journal entries written.
+        journal_writes,
+        /// Times the journal had to wait for leaves to be written.
+        journal_full,
+        /// Btree nodes read.
+        node_reads,
+        /// Bsets written.
+        node_writes,
+        /// Sectors of bsets written.
+        node_sectors_written,
+        /// Nodes split or compacted.
+        splits,
+        /// Chains of prio sets written.
+        prio_writes,
+        /// Buckets with clean data that were emptied.
+        invalidated,
+        /// GC passes.
+        gc_passes,
+        /// Nodes that GC wrote anew or joined with others.
+        gc_rewrites,
+        /// Sectors of data written to the cache device.
+        sectors_written,
+        /// Reads whose bucket was reused while they ran, and which were done again.
+        cache_read_races,
+        /// Reads of the cache device that failed.
+        cache_read_errors,
+        /// Writes of data to the cache device that failed.
+        cache_write_errors,
+    }
+}
+
+counters! {
+    /// What was asked of a device, by the kernel's names.
+    DeviceStats {
+        /// Reads and writes served by the cache.
+        cache_hits,
+        /// Reads that the cache did not have, and writes that were not cached.
+        cache_misses,
+        /// Hits of requests that bypassed the cache.
+        cache_bypass_hits,
+        /// Misses of requests that bypassed the cache.
+        cache_bypass_misses,
+        /// Misses whose data was not cached because a write came in between.
+        cache_miss_collisions,
+        /// Sectors that bypassed the cache.
+        bypassed_sectors,
+        /// Sectors written back.
+        written_back_sectors,
+        /// Writes of the backing device that failed.
+        backing_write_errors,
+        /// Reads of the backing device that failed.
+        backing_read_errors,
+        /// Reads.
+        reads,
+        /// Writes.
+        writes,
+        /// Flushes.
+        flushes,
+    }
+}

@@ -1,0 +1,282 @@
+//! Writing dirty data back, in the order of the backing device.
+//!
+//! A pass goes over the dirty extents of a device in key order. What it takes at once is read from the cache, written in
+//! order with contiguous runs as one write, and made durable by one flush; only then the keys say clean, each only where
+//! the btree still has exactly what was written back. A write error leaves its keys dirty; they are tried again.
+
+mod rate;
+
+use crate::btree::Extent;
+use crate::dev::{Buf, DevError, Shared};
+use crate::error::Result;
+use crate::request::{RangeGuard, Ranges};
+use crate::set::{CacheSet, Device};
+use crate::sync::WaitQueue;
+use bcache_format::{Pos, SECTOR_SIZE};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Sectors taken at once.
+const BATCH_SECTORS: u64 = 4 << 11;
+/// Extents taken at once.
+const BATCH_EXTENTS: usize = 128;
+/// Sectors of the largest single write.
+const RUN_SECTORS: u64 = 1 << 11;
+/// Pause when all that is dirty is being written to.
+const BUSY: Duration = Duration::from_millis(10);
+/// Pause after an error.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Writeback of one device.
+#[derive(Default)]
+pub struct Writeback {
+    /// Ranges that are being written back.
+    pub(crate) active: Ranges,
+    /// Something became clean, or the set is stopping.
+    pub(crate) progress: WaitQueue,
+    woken: WaitQueue,
+    closed: Cell<bool>,
+    pub(crate) controller: rate::Controller,
+}
+
+impl Writeback {
+    /// There may be something to do.
+    pub(crate) fn wake(&self) {
+        self.woken.wake_all();
+    }
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.woken.wake_all();
+        self.progress.wake_all();
+    }
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+}
+
+/// Where an extent's data is in memory while it is written back.
+struct Run {
+    start: u64,
+    data: Vec<Shared>,
+    extents: Vec<Extent>,
+}
+
+impl CacheSet {
+    /// Runs until the set or the device stops.
+    pub(crate) async fn writeback_task(self: Rc<Self>, device: Rc<Device>) {
+        let writeback = &device.writeback;
+        let mut at = 0;
+        loop {
+            let ended = || writeback.is_closed() || self.is_closing();
+            writeback.woken.wait_until(|| ended() || self.may_write_back(&device)).await;
+            if ended() {
+                writeback.progress.wake_all();
+                return;
+            }
+            let step = self.writeback_step(&device, at).await;
+            writeback.progress.wake_all();
+            match step {
+                Ok(Some((next, sectors))) => {
+                    at = next;
+                    if sectors == 0 {
+                        // All of it is being written to just now.
+                        self.env.sleep(BUSY).await;
+                    }
+                    self.writeback_pause(&device, sectors).await;
+                }
+                Ok(None) => {
+                    let at_start = std::mem::take(&mut at) == 0;
+                    self.end_of_pass(&device, at_start).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "writing back failed, trying again");
+                    self.pause(&device, RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn may_write_back(&self, device: &Device) -> bool {
+        let dirty = device.inode.get().is_some_and(|inode| self.dirty_sectors(inode) > 0);
+        let due = device.detaching.get() || device.settings.writeback_running.get();
+        dirty && due
+    }
+
+    /// Nothing is left behind where the pass began, or the pass begins anew.
+    async fn end_of_pass(self: &Rc<Self>, device: &Rc<Device>, whole: bool) {
+        let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return };
+        let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
+        if clean() {
+            if let Err(error) = backing.mark_clean(clean).await {
+                tracing::warn!(%error, "the backing superblock could not be written");
+            }
+        } else if whole {
+            self.env.sleep(BUSY).await;
+        } else if !device.detaching.get() {
+            self.pause(device, Duration::from_secs(device.settings.writeback_delay.get())).await;
+        }
+    }
+
+    /// Waits, but not when the device stops or is detached.
+    async fn pause(&self, device: &Device, duration: Duration) {
+        let until = self.env.now() + duration.as_nanos() as u64;
+        while !device.writeback.is_closed() && !self.is_closing() && !device.detaching.get() {
+            let now = self.env.now();
+            if now >= until {
+                return;
+            }
+            let step = Duration::from_nanos(until - now).min(Duration::from_millis(250));
+            self.env.sleep(step).await;
+        }
+    }
+
+    async fn writeback_pause(&self, device: &Device, sectors: u64) {
+        if device.detaching.get() || device.settings.writeback_percent.get() == 0 {
+            return;
+        }
+        let rate = device.settings.writeback_rate.get().max(1);
+        let nanos = u128::from(sectors) * 1_000_000_000 / u128::from(rate);
+        self.pause(device, Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).await;
+    }
+
+    /// Writes back what is dirty from sector `at` on, as much as is taken at once. Answers where to go on and how many
+    /// sectors it was; nothing at the end.
+    async fn writeback_step(self: &Rc<Self>, device: &Rc<Device>, at: u64) -> Result<Option<(u64, u64)>> {
+        let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return Ok(None) };
+        let Some((extents, next)) = self.dirty_from(inode, at).await? else { return Ok(None) };
+        let mut held: Vec<RangeGuard<'_>> = Vec::new();
+        let mut taken = Vec::new();
+        for extent in extents {
+            // A write to the backing device is under way there; this extent's turn comes again.
+            if device.writes.overlaps(extent.start(), extent.end()) {
+                continue;
+            }
+            held.extend(device.writeback.active.try_hold(extent.start(), extent.end()));
+            taken.push(extent);
+        }
+        let sectors: u64 = taken.iter().map(Extent::size).sum();
+        // The keys first: after a crash an older, clean key would stand in for one that only memory had, and what is below
+        // would be newer than what the cache calls clean.
+        #[cfg(sim_bugs)]
+        let commit = !crate::sim_bugs::on(crate::sim_bugs::Bug::WritebackBeforeJournal);
+        #[cfg(not(sim_bugs))]
+        let commit = true;
+        if commit {
+            self.commit_keys().await?;
+        }
+        let written = self.copy_back(device, &taken).await?;
+        #[cfg(sim_bugs)]
+        let flush = !crate::sim_bugs::on(crate::sim_bugs::Bug::CleanWithoutFlush);
+        #[cfg(not(sim_bugs))]
+        let flush = true;
+        if flush {
+            backing.dev.ensure_flushed(backing.dev.epoch()).await?;
+        }
+        for extent in &written {
+            let done = self.replace(*extent, extent.with_dirty(false)).await?;
+            device.stats.written_back_sectors.add(done);
+        }
+        drop(held);
+        Ok(Some((next, sectors)))
+    }
+
+    /// Dirty extents from sector `at` of `inode` on, and where to look next. Nothing when there are none.
+    async fn dirty_from(&self, inode: u32, at: u64) -> Result<Option<(Vec<Extent>, u64)>> {
+        let mut pos = Pos::new(inode, at);
+        let mut found: Vec<Extent> = Vec::new();
+        let mut sectors = 0;
+        loop {
+            let leaf = self.node_at(pos, 0).await?;
+            let mut full = false;
+            let from = pos.offset;
+            leaf.for_each_extent(|extent| {
+                let wanted = extent.inode() == inode && extent.end() > from && extent.dirty();
+                if full || !wanted || self.alloc.buckets.borrow().staleness(extent.ptr()) > 0 {
+                    return;
+                }
+                let part = extent.part(from, u64::MAX);
+                sectors += part.size();
+                found.push(part);
+                full = sectors >= BATCH_SECTORS || found.len() >= BATCH_EXTENTS;
+            });
+            let end = leaf.max;
+            drop(leaf);
+            if full || end.inode != inode {
+                let next = found.last().map(Extent::end);
+                return Ok(next.map(|next| (found, next)));
+            }
+            pos = end;
+        }
+    }
+
+    /// Reads the extents from the cache and writes them to the backing device. Answers those that arrived.
+    async fn copy_back(&self, device: &Device, extents: &[Extent]) -> Result<Vec<Extent>> {
+        let Some(backing) = device.backing() else { return Ok(Vec::new()) };
+        let reads: Vec<_> = extents
+            .iter()
+            .map(|extent| {
+                let buf = Buf::recycled((extent.size() * SECTOR_SIZE) as usize);
+                (*extent, self.cache.dev.read(extent.ptr().offset() * SECTOR_SIZE, buf))
+            })
+            .collect();
+        let mut runs: Vec<Run> = Vec::new();
+        for (extent, io) in reads {
+            match io.await {
+                // Replaced and reused meanwhile: somebody wrote something newer.
+                Ok(_) if self.alloc.buckets.borrow().staleness(extent.ptr()) > 0 => {}
+                Ok(buf) => add_to_runs(&mut runs, extent, buf.freeze()),
+                Err(error) => {
+                    self.stats.cache_read_errors.add(1);
+                    tracing::warn!(%error, "dirty data cannot be read and stays where it is");
+                }
+            }
+        }
+        let writes: Vec<_> = runs
+            .iter()
+            .map(|run| backing.dev.dev.write(run.start * SECTOR_SIZE, joined(&run.data), false))
+            .collect();
+        let mut arrived = Vec::new();
+        let mut failed: Option<DevError> = None;
+        for (run, io) in runs.into_iter().zip(writes) {
+            let wrote = io.await;
+            backing.dev.completed();
+            match wrote {
+                Ok(()) => arrived.extend(run.extents),
+                Err(error) => {
+                    device.stats.backing_write_errors.add(1);
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) if arrived.is_empty() => Err(error.into()),
+            _ => Ok(arrived),
+        }
+    }
+}
+
+fn add_to_runs(runs: &mut Vec<Run>, extent: Extent, data: Shared) {
+    if let Some(run) = runs.last_mut() {
+        let sectors: u64 = run.extents.iter().map(Extent::size).sum();
+        if run.start + sectors == extent.start() && sectors + extent.size() <= RUN_SECTORS {
+            run.data.push(data);
+            run.extents.push(extent);
+            return;
+        }
+    }
+    runs.push(Run { start: extent.start(), data: vec![data], extents: vec![extent] });
+}
+
+fn joined(parts: &[Shared]) -> Shared {
+    if let [only] = parts {
+        return only.clone();
+    }
+    let mut whole = Buf::recycled(parts.iter().map(Shared::len).sum());
+    let mut at = 0;
+    for part in parts {
+        whole[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    whole.freeze()
+}
