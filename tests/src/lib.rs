@@ -4,6 +4,7 @@
 pub mod cmd;
 pub mod cuts;
 
+pub mod crash;
 pub mod golden;
 pub mod man;
 pub mod paths;
