@@ -18,10 +18,13 @@ load_bcache() {
   await test -e /sys/fs/bcache/register
 }
 
+# The kernel lets go of a stopped device a moment after it says so: until then it is busy.
 register() {
   local device
-  for device in "$@"; do echo "$device" > /sys/fs/bcache/register; done
+  for device in "$@"; do await try_register "$device"; done
 }
+
+try_register() { { echo "$1" > /sys/fs/bcache/register; } 2> /dev/null; }
 
 gone() { ! compgen -G "$1" > /dev/null; }
 
