@@ -11,3 +11,4 @@ mod fsck;
 mod mutations;
 mod patched;
 mod regions;
+mod salvage;

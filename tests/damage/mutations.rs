@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use bcache_engine::fsck::salvage::Salvage;
 use bcache_engine::fsck::view::{Device, Devices, SetView};
 use bcache_engine::fsck::{Options, check, repair};
 use bcache_format::Pos;
@@ -70,7 +71,7 @@ fn random_damage_is_repaired_or_refused() {
     let sets = ["wb-dirty", "wb-crash", "two-backing-flash", "deep-btree"];
     let worlds: Vec<World> = sets.iter().map(|name| World::of(name)).collect();
     let (mut repaired, mut refusals) = (0, BTreeMap::<String, Vec<u64>>::new());
-    for seed in seeds(RUNS) {
+    for seed in seeds(5 * RUNS) {
         let world = &worlds[(seed % 4) as usize];
         let mut random = Random::new(seed);
         let mut cache = world.cache.clone();
@@ -87,6 +88,11 @@ fn random_damage_is_repaired_or_refused() {
                 let why = why.split(['(', ':']).next().unwrap().to_owned();
                 refusals.entry(why).or_default().push(seed);
             }
+        }
+        if seed % 8 == 0
+            && let Some(cache) = &checked.cache
+        {
+            Salvage::scan(cache, &mut |_, _| {});
         }
         // A hang, not a measurement: seconds where a tenth of one is normal.
         assert!(start.elapsed() < Duration::from_secs(60), "UBCACHE_SEED={seed} hangs");

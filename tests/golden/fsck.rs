@@ -123,3 +123,34 @@ fn exit_codes_are_those_of_fsck() {
     assert_eq!(code(&fsck(&["-n"], std::slice::from_ref(&empty))), 4);
     assert_eq!(code(&fsck(&["-y"], &[empty])), 8);
 }
+
+#[test]
+fn what_salvage_saves_is_the_content_when_the_set_was_stopped() {
+    let dir = paths::scratch().unwrap();
+    let set = Set::open("wb-dirty").unwrap();
+    let devices = set.copy_to(dir.path()).unwrap();
+    let cache = devices.iter().find(|path| path.ends_with("cache.img")).unwrap().clone();
+    let backing = devices.iter().find(|path| path.ends_with("backing.img")).unwrap().clone();
+    // The journal is in buckets 1 to 8 of 64 KiB, the root in bucket 12.
+    for bucket in 1..=8 {
+        write(&cache, bucket * 65536, &[0; 65536]);
+    }
+    write(&cache, 12 * 65536, &[0; 65536]);
+    let bcache = |args: &[&str]| {
+        let mut command = Command::new(paths::program("bcache").unwrap());
+        let output = command.args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let name = |path: &Path| path.to_str().unwrap().to_owned();
+    let image = dir.path().join("image");
+    let text = bcache(&["salvage", "-o", &name(&image), &name(&cache), &name(&backing)]);
+    assert!(text.contains("11.0 MiB sure, 0 B doubtful, 0 B lost"), "{text}");
+    let want = &set.entry.content[0];
+    let (hash, bytes) = sparse::sha256(std::fs::File::open(&image).unwrap()).unwrap();
+    assert_eq!((&hash, bytes), (&want.sha256, want.bytes));
+    bcache(&["salvage", "--to", &name(&backing), &name(&cache)]);
+    let mut content = std::fs::File::open(&backing).unwrap();
+    std::io::Seek::seek(&mut content, std::io::SeekFrom::Start(8192)).unwrap();
+    assert_eq!(sparse::sha256(content).unwrap().0, want.sha256);
+}

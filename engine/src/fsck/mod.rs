@@ -5,6 +5,7 @@ pub mod finding;
 pub mod flush;
 pub mod kind;
 pub mod repair;
+pub mod salvage;
 pub mod usage;
 pub mod view;
 

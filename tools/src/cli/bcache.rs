@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Out, Outcome, completions, doctor, dump, export, flush, fsck, make, map, show, undo};
+use super::{Out, Outcome, completions, doctor, dump, export, flush, fsck, make, map, salvage, show, undo};
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
 #[derive(Debug, Parser)]
@@ -23,6 +23,7 @@ enum Command {
     Flush(flush::Args),
     Fsck(fsck::Args),
     Map(map::Args),
+    Salvage(salvage::Args),
     Undo(undo::Args),
     Completions(completions::Args),
 }
@@ -38,6 +39,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Flush(args) => flush::run(args, out),
         Command::Fsck(args) => fsck::run(args, out),
         Command::Map(args) => map::run(args, out),
+        Command::Salvage(args) => salvage::run(args, out),
         Command::Undo(args) => undo::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }

@@ -37,6 +37,11 @@ pub struct Writable {
 }
 
 impl Writable {
+    /// A file that is open for writing.
+    #[must_use]
+    pub fn new(name: String, file: File) -> Self {
+        Self { name, file }
+    }
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -93,7 +93,7 @@ fn export_to(output: &Path, devices: &[PathBuf], content: &Content<'_>, bar: &Pr
 }
 
 /// Where content goes, in order and without gaps.
-trait Sink {
+pub(super) trait Sink {
     fn data(&mut self, byte: u64, bytes: &[u8]) -> std::io::Result<()>;
     fn zeros(&mut self, bytes: u64) -> std::io::Result<()>;
 }
@@ -116,7 +116,7 @@ impl<W: Write> Sink for Stream<W> {
 }
 
 /// A file of the right length that reads as zeros where nothing is written.
-struct Sparse<'f>(&'f File);
+pub(super) struct Sparse<'f>(pub(super) &'f File);
 
 impl Sink for Sparse<'_> {
     fn data(&mut self, byte: u64, bytes: &[u8]) -> std::io::Result<()> {
@@ -142,7 +142,7 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// Copies all of the content.
-fn copy(content: &Content<'_>, sink: &mut dyn Sink, bar: &ProgressBar) -> Result<()> {
+pub(super) fn copy(content: &Content<'_>, sink: &mut dyn Sink, bar: &ProgressBar) -> Result<()> {
     let mut buffer = vec![0; CHUNK as usize];
     for piece in content.pieces(0, content.bytes) {
         let piece = piece?;
@@ -168,7 +168,7 @@ fn copy(content: &Content<'_>, sink: &mut dyn Sink, bar: &ProgressBar) -> Result
 }
 
 /// A bar on standard error, when that is a terminal.
-fn progress(name: &str, bytes: u64) -> ProgressBar {
+pub(super) fn progress(name: &str, bytes: u64) -> ProgressBar {
     let template = "{msg} {wide_bar} {bytes}/{total_bytes} {eta}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(bytes).with_style(style).with_message(name.to_owned())

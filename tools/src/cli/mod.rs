@@ -19,6 +19,7 @@ pub mod flush;
 pub mod fsck;
 pub mod make;
 pub mod map;
+pub mod salvage;
 pub mod show;
 pub mod undo;
 

@@ -97,12 +97,11 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     Ok(plan)
 }
 
+/// Plans over devices and what a check of them found.
+type Then<'t> = dyn FnMut(&[Device], &Checked) -> Result<Plan, Refused> + 't;
+
 /// A plan whose first part makes room for the rest, which `then` computes over what the first part leads to.
-pub(super) fn after(
-    devices: &[Device],
-    first: Plan,
-    then: &mut dyn FnMut(&[Device], &Checked) -> Result<Plan, Refused>,
-) -> Result<Plan, Refused> {
+pub(super) fn after(devices: &[Device], first: Plan, then: &mut Then<'_>) -> Result<Plan, Refused> {
     let roomy = simulate(devices, &first)?;
     let checked = check(roomy.iter().cloned(), Options::default());
     let mut plan = first;
