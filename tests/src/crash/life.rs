@@ -428,15 +428,8 @@ impl User {
         for (i, sector) in sectors(&data).enumerate() {
             let sector_nr = at + i as u64;
             let value = value_of(&sector, sector_nr)?;
-            let fine = before.may_read(sector_nr, value) || now.may_survive(sector_nr, value);
-            // What was overwritten and acknowledged before the read began must not be seen.
-            let old = !before.may_read(sector_nr, value) && !now.may_read(sector_nr, value);
-            if !fine
-                || (old
-                    && !before.is_busy(sector_nr)
-                    && !now.is_busy(sector_nr)
-                    && !newer(&before, &now, sector_nr))
-            {
+            let fine = before.may_read(sector_nr, value) || now.came_since(&before, sector_nr, value);
+            if !fine {
                 return Err(format!(
                     "read of sector {sector_nr} gives {value}, may be {}",
                     now.describe(sector_nr)
@@ -473,9 +466,4 @@ impl User {
         self.model.borrow_mut().end_write(at..at + len);
         Ok(())
     }
-}
-
-/// Whether writes came and went while a read ran.
-fn newer(before: &Model, now: &Model, at: u64) -> bool {
-    before.describe(at) != now.describe(at)
 }

@@ -25,6 +25,8 @@ impl Written {
 struct Sector {
     /// Values the sector may hold after a crash, oldest first. Never empty once written.
     writes: Vec<Written>,
+    /// Everything begun in this sector, by when: for reads during which writes come and go.
+    log: Vec<(u64, Value)>,
     /// A write or discard is under way.
     busy: bool,
 }
@@ -34,6 +36,7 @@ struct Sector {
 pub struct Model {
     sectors: HashMap<u64, Sector>,
     acks: u64,
+    begun: u64,
 }
 
 impl Model {
@@ -43,8 +46,10 @@ impl Model {
         if sectors.clone().any(|at| self.sectors.get(&at).is_some_and(|sector| sector.busy)) {
             return false;
         }
+        self.begun += 1;
         for at in sectors {
             let sector = self.sectors.entry(at).or_default();
+            sector.log.push((self.begun, value(at)));
             sector.busy = true;
             if sector.writes.is_empty() {
                 sector.writes.push(Written { value: 0, acked: Some(0) });
@@ -95,9 +100,10 @@ impl Model {
         let newest = sector.writes.iter().rposition(|written| written.acked.is_some()).unwrap_or(0);
         sector.writes.iter().skip(newest).any(|written| written.may_be(value))
     }
-    /// Whether something is under way in a sector.
-    pub fn is_busy(&self, at: u64) -> bool {
-        self.sectors.get(&at).is_some_and(|sector| sector.busy)
+    /// Whether `value` was begun since `before` was so.
+    pub fn came_since(&self, before: &Self, at: u64, value: Value) -> bool {
+        let log = self.sectors.get(&at).map(|sector| &sector.log[..]).unwrap_or_default();
+        log.iter().any(|(begun, other)| *begun > before.begun && (*other == value || *other == ANYTHING))
     }
     /// Whether only one value is possible.
     pub fn is_settled(&self, at: u64) -> bool {
@@ -108,7 +114,7 @@ impl Model {
     /// After a crash and a recovery: this is what the sector holds from now on.
     pub fn settle(&mut self, at: u64, value: Value) {
         let writes = vec![Written { value, acked: Some(0) }];
-        self.sectors.insert(at, Sector { writes, busy: false });
+        self.sectors.insert(at, Sector { writes, log: Vec::new(), busy: false });
     }
     /// What may be in a sector, for messages.
     pub fn describe(&self, at: u64) -> String {
