@@ -154,3 +154,39 @@ fn what_salvage_saves_is_the_content_when_the_set_was_stopped() {
     std::io::Seek::seek(&mut content, std::io::SeekFrom::Start(8192)).unwrap();
     assert_eq!(sparse::sha256(content).unwrap().0, want.sha256);
 }
+
+#[test]
+fn a_metadata_image_gives_the_findings_of_its_device() {
+    let dir = paths::scratch().unwrap();
+    let devices = Set::open("deep-btree").unwrap().copy_to(dir.path()).unwrap();
+    let cache = devices.iter().find(|path| path.ends_with("cache.img")).unwrap().clone();
+    write(&cache, 952 * (16 << 10) + 64, b"rot");
+    write(&cache, 4096, b"wrong");
+    let (packed, restored) = (dir.path().join("image"), dir.path().join("restored"));
+    let bcache = |args: &[&str]| {
+        let output = Command::new(paths::program("bcache").unwrap()).args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let name = |path: &Path| path.to_str().unwrap().to_owned();
+    bcache(&["image", "-o", &name(&packed), &name(&cache)]);
+    bcache(&["image", "--restore", "-o", &name(&restored), &name(&packed)]);
+    assert!(packed.metadata().unwrap().len() < 1 << 20);
+    // All but the name of the device.
+    let findings = |path: &PathBuf| {
+        let output = fsck(&["-n", "--json"], std::slice::from_ref(path));
+        assert_eq!(code(&output), 4);
+        String::from_utf8(output.stdout).unwrap().replace(&name(path), "DEV")
+    };
+    let want = findings(&cache);
+    assert!(want.contains("bset-checksum") && want.contains("superblock-checksum"), "{want}");
+    assert_eq!(findings(&packed), want);
+    assert_eq!(findings(&restored), want);
+    let dump = |path: &Path| {
+        let mut command = Command::new(paths::program("bcache").unwrap());
+        let output = command.args(["dump", "extents"]).arg(path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().replace(&name(path), "DEV")
+    };
+    assert!(dump(&cache).lines().count() > 10_000);
+    assert_eq!(dump(&packed), dump(&cache));
+    assert_eq!(code(&fsck(&["-y"], &[packed])), 8);
+}

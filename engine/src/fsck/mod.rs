@@ -3,6 +3,7 @@
 pub mod check;
 pub mod finding;
 pub mod flush;
+pub mod image;
 pub mod kind;
 pub mod repair;
 pub mod salvage;

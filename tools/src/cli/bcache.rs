@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Out, Outcome, completions, doctor, dump, export, flush, fsck, make, map, salvage, show, undo};
+use super::{
+    Out, Outcome, completions, doctor, dump, export, flush, fsck, image, make, map, salvage, show, undo,
+};
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
 #[derive(Debug, Parser)]
@@ -22,6 +24,7 @@ enum Command {
     Export(export::Args),
     Flush(flush::Args),
     Fsck(fsck::Args),
+    Image(image::Args),
     Map(map::Args),
     Salvage(salvage::Args),
     Undo(undo::Args),
@@ -38,6 +41,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Export(args) => export::run(args, out),
         Command::Flush(args) => flush::run(args, out),
         Command::Fsck(args) => fsck::run(args, out),
+        Command::Image(args) => image::run(args, out),
         Command::Map(args) => map::run(args, out),
         Command::Salvage(args) => salvage::run(args, out),
         Command::Undo(args) => undo::run(args, out),

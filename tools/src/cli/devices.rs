@@ -85,7 +85,7 @@ impl ReadAt for Sparse {
     }
 }
 
-/// Opens one device for reading.
+/// Opens one device, or a metadata image, for reading.
 pub fn open(path: &Path, in_use: InUse) -> Result<Device> {
     Ok(open_for(path, in_use, Access::Read)?.0)
 }
@@ -96,6 +96,16 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     let kind = std::fs::metadata(path).with_context(|| name.clone())?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         bail!("{name}: neither a block device nor a file");
+    }
+    if kind.is_file()
+        && let Some(image) = super::image::unpack(path)?
+    {
+        if access == Access::Write {
+            bail!(
+                "{name}: a metadata image cannot be written; `bcache image --restore` makes a device of it"
+            );
+        }
+        return Ok((Arc::new(image), None));
     }
     let mut options = OpenOptions::new();
     options.read(true).write(access == Access::Write);

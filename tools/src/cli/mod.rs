@@ -17,6 +17,7 @@ pub mod dump;
 pub mod export;
 pub mod flush;
 pub mod fsck;
+pub mod image;
 pub mod make;
 pub mod map;
 pub mod salvage;
