@@ -7,6 +7,7 @@ pub mod cuts;
 pub mod crash;
 pub mod golden;
 pub mod man;
+pub mod nbd;
 pub mod paths;
 pub mod sparse;
 pub mod stamp;

@@ -5,5 +5,6 @@ pub mod cli;
 pub mod describe;
 pub mod frontend;
 pub mod make;
+pub mod serve;
 pub mod signature;
 pub mod target;

@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Out, Outcome, completions, doctor, dump, export, flush, fsck, image, make, map, salvage, show, undo,
+    Out, Outcome, completions, doctor, dump, export, flush, fsck, image, make, map, salvage, serve, show,
+    undo,
 };
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
@@ -27,6 +28,7 @@ enum Command {
     Image(image::Args),
     Map(map::Args),
     Salvage(salvage::Args),
+    Serve(serve::Args),
     Undo(undo::Args),
     Completions(completions::Args),
 }
@@ -44,6 +46,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Image(args) => image::run(args, out),
         Command::Map(args) => map::run(args, out),
         Command::Salvage(args) => salvage::run(args, out),
+        Command::Serve(args) => serve::run(args, out),
         Command::Undo(args) => undo::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }

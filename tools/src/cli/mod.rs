@@ -21,6 +21,7 @@ pub mod image;
 pub mod make;
 pub mod map;
 pub mod salvage;
+pub mod serve;
 pub mod show;
 pub mod undo;
 

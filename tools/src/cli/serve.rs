@@ -1,0 +1,168 @@
+//! `bcache serve`: a cached device for NBD clients, without root.
+
+use std::io::{IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bcache_engine::env::{Env, Runtime, Signals};
+use bcache_engine::net::Listener;
+use bcache_engine::volume::Volume;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Out, Outcome};
+use crate::frontend::nbd::{ExportTable, Limits, Server};
+use crate::serve::settings::Assignment;
+use crate::serve::{Request, Service, read_only, report, told};
+
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_millis(500);
+
+/// Serve a cache set to NBD clients on a Unix socket, in the foreground, until a signal
+///
+/// Each backing device and flash-only volume is an export, found by label, UUID or index; the empty name is the first
+/// backing device. SIGTERM and SIGINT stop cleanly; after a kill the next start recovers.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  bcache serve --nbd /tmp/sock --set cache_mode=writeback cache.img disk.img\n  \
+    qemu-io -f raw -c 'read 0 4k' 'nbd+unix:///?socket=/tmp/sock'"
+)]
+pub struct Args {
+    /// Listen on this Unix socket
+    #[arg(long, value_name = "SOCKET")]
+    nbd: PathBuf,
+    /// Change a setting, by its name in the kernel's sysfs; may be given again
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<Assignment>,
+    /// Write nothing at all to any device; the journal is replayed in memory
+    #[arg(long, conflicts_with_all = ["set", "backing_delay"])]
+    read_only: bool,
+    /// Write statistics to this file at the end
+    #[arg(long, value_name = "FILE")]
+    stats_json: Option<PathBuf>,
+    /// Make each read and write of the backing devices take this many milliseconds longer, for trying things out
+    #[arg(long, value_name = "MS")]
+    backing_delay: Option<u64>,
+    /// The cache device and the backing devices of one set, in any order
+    #[arg(required = true, value_name = "DEV")]
+    devices: Vec<PathBuf>,
+}
+
+/// Serves.
+pub fn run(args: Args, out: &mut Out) -> Outcome {
+    let runtime = Runtime::new().context("no runtime")?;
+    let env = runtime.env();
+    // Before anything starts a thread: a signal must find all of them blocked.
+    let signals = Signals::termination(&env).context("signals")?;
+    runtime.block_on(serve(&env, &signals, &args, out))
+}
+
+async fn serve(env: &Env, signals: &Signals, args: &Args, out: &mut Out<'_>) -> Outcome {
+    let (service, volumes) = if args.read_only {
+        (None, read_only::volumes(env, &args.devices)?)
+    } else {
+        let request = Request {
+            devices: &args.devices,
+            settings: &args.set,
+            backing_delay: args.backing_delay.map(Duration::from_millis),
+        };
+        let service = Service::start(env, request).await?;
+        let volumes = service.exports.iter().map(|export| Rc::clone(&export.volume)).collect();
+        (Some(Rc::new(service)), volumes)
+    };
+    let served = clients(env, signals, args, out, service.as_ref(), volumes).await;
+    // Whatever ended the serving, the set is stopped in order.
+    let stopped = match &service {
+        Some(service) => service.set.stop().await.map_err(told).context("the set did not stop cleanly"),
+        None => Ok(()),
+    };
+    let server = served?;
+    let report = report::json(service.as_deref(), server.stats());
+    if let Some(path) = &args.stats_json {
+        write_json(path, &report).with_context(|| path.display().to_string())?;
+    }
+    if std::io::stdout().is_terminal() {
+        write!(out, "{}", report::text(&report))?;
+    }
+    stopped?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes clients in until a signal.
+async fn clients(
+    env: &Env,
+    signals: &Signals,
+    args: &Args,
+    out: &mut Out<'_>,
+    service: Option<&Rc<Service>>,
+    volumes: Vec<Rc<dyn Volume>>,
+) -> Result<Server> {
+    let listener = Listener::bind(env, &args.nbd).with_context(|| args.nbd.display().to_string())?;
+    for volume in &volumes {
+        let id = volume.id();
+        writeln!(out, "export {} uuid {} bytes {}", id.name, id.uuid, volume.size_bytes())?;
+    }
+    writeln!(out, "serving at nbd+unix:///?socket={}", args.nbd.display())?;
+    out.flush()?;
+    let server = Server::new(env, Rc::new(ExportTable::new(volumes)), Limits::default());
+    let listening = server.clone();
+    let accepting = env.spawn(async move { listening.listen(&listener).await });
+    let progress = progress(env, service.cloned(), &server);
+    let ended = first(signals.next(), accepting).await;
+    progress.finish_and_clear();
+    server.stop().await;
+    match ended {
+        First::One(signal) => signal.map(|_| ()).context("waiting for signals")?,
+        First::Other(listened) => listened.context("listening")?,
+    }
+    Ok(server)
+}
+
+/// A line on a terminal that tells what goes on.
+fn progress(env: &Env, service: Option<Rc<Service>>, server: &Server) -> ProgressBar {
+    let bar =
+        if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+        bar.set_style(style);
+    }
+    let (env, server, told) = (env.clone(), server.clone(), bar.clone());
+    if !bar.is_hidden() {
+        let task = env.clone();
+        task.spawn(async move {
+            while !told.is_finished() {
+                told.set_message(report::line(service.as_deref(), server.stats()));
+                told.tick();
+                env.sleep(PROGRESS).await;
+            }
+        })
+        .detach();
+    }
+    bar
+}
+
+fn write_json(path: &Path, report: &serde_json::Value) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(report)?;
+    text.push('\n');
+    Ok(std::fs::write(path, text)?)
+}
+
+/// Which of two came first.
+enum First<A, B> {
+    One(A),
+    Other(B),
+}
+
+/// Waits for the first of two; the other is dropped.
+async fn first<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> First<A, B> {
+    use std::task::Poll;
+    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(value) = one.as_mut().poll(cx) {
+            return Poll::Ready(First::One(value));
+        }
+        other.as_mut().poll(cx).map(First::Other)
+    })
+    .await
+}
