@@ -190,3 +190,35 @@ fn a_metadata_image_gives_the_findings_of_its_device() {
     assert_eq!(dump(&packed), dump(&cache));
     assert_eq!(code(&fsck(&["-y"], &[packed])), 8);
 }
+
+#[test]
+fn damage_that_linux_would_serve_as_wrong_content_is_not_exported() {
+    let dir = paths::scratch().unwrap();
+    let devices = Set::open("wb-dirty").unwrap().copy_to(dir.path()).unwrap();
+    let cache = devices.iter().find(|path| path.ends_with("cache.img")).unwrap().clone();
+    let bcache = |args: &[&str]| {
+        let mut command = Command::new(paths::program("bcache").unwrap());
+        command.args(args).args(&devices).output().unwrap()
+    };
+    // The generation of a bucket with dirty data, in the prio set of bucket 28, under a right checksum.
+    let extents = Command::new(paths::program("bcache").unwrap())
+        .args(["dump", "extents", "--json"])
+        .arg(&cache)
+        .output()
+        .unwrap();
+    let extents = String::from_utf8(extents.stdout).unwrap();
+    let mut extents = extents.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let bucket = extents.find(|extent| extent["state"] == "dirty").unwrap()["bucket"].as_u64().unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(&cache).unwrap();
+    let mut prio = vec![0; 65536];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut prio, 28 * 65536).unwrap();
+    prio[0x28 + 3 * bucket as usize + 2] += 1;
+    bcache_format::prio::seal(&mut prio);
+    write(&cache, 28 * 65536, &prio);
+    let output = bcache(&["export", "-o", "-"]);
+    assert_eq!((code(&output), output.stdout.len()), (1, 0));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("extent-dirty-stale"));
+    let output = bcache(&["doctor"]);
+    assert_eq!(code(&output), 1);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("extent-dirty-stale"));
+}

@@ -14,6 +14,8 @@ struct Case {
     option: &'static str,
     /// Whether nothing is lost by it.
     same: bool,
+    /// Whether the set is flushed as well.
+    flush: bool,
 }
 
 const CASES: &[Case] = &[
@@ -23,13 +25,26 @@ const CASES: &[Case] = &[
         damage: &[(28 * 65536 + 100, b"rot"), (4096, b"checksum")],
         option: "-p",
         same: true,
+        flush: false,
     },
     // Prio set.
-    Case { set: "two-backing-flash", damage: &[(17 * 65536 + 100, b"rot")], option: "-p", same: true },
-    // The superblock's checksum alone.
-    Case { set: "block-4k", damage: &[(4096, b"checksum")], option: "-p", same: true },
+    Case {
+        set: "two-backing-flash",
+        damage: &[(17 * 65536 + 100, b"rot")],
+        option: "-p",
+        same: true,
+        flush: false,
+    },
+    // The superblock's checksum alone; then all dirty data goes to the backing device.
+    Case { set: "block-4k", damage: &[(4096, b"checksum")], option: "-p", same: true, flush: true },
     // A leaf.
-    Case { set: "deep-btree", damage: &[(952 * 16384 + 64, b"rot")], option: "-y", same: false },
+    Case {
+        set: "deep-btree",
+        damage: &[(952 * 16384 + 64, b"rot")],
+        option: "-y",
+        same: false,
+        flush: false,
+    },
 ];
 
 fn damage(cache: &Path, case: &Case) {
@@ -56,6 +71,11 @@ fn the_kernel_takes_repaired_sets_and_shows_their_content() {
         let output =
             fsck.arg(case.option).arg("--undo").arg(own.join("undo")).args(&devices).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}: {output:?}", case.set);
+        if case.flush {
+            let mut flush = Command::new(paths::program("bcache").unwrap());
+            let output = flush.arg("flush").args(&devices).output().unwrap();
+            assert!(output.status.success(), "{}: {output:?}", case.set);
+        }
         for device in &devices {
             machine = machine.disk(device);
             disks += 1;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use bcache_engine::fsck::view::{Backing, Content, Devices, Refusal, SetView, set};
+use bcache_engine::fsck::{Finding, Options, Severity, check};
 use bcache_format::superblock::BackingState;
 
 /// What `--of` names.
@@ -59,6 +60,25 @@ impl Opened {
             _ => None,
         };
         Ok(Self { devices, set })
+    }
+
+    /// Refuses a set that a check finds anything wrong with: some damage is of the kind that gives wrong content and
+    /// nothing else, in Linux too.
+    pub fn must_be_sound(&self) -> Result<()> {
+        if self.set.is_none() {
+            return Ok(());
+        }
+        let caches = self.devices.caches.iter().map(|cache| cache.device.clone());
+        let backings = self.devices.backings.iter().map(|backing| backing.device.clone());
+        let checked = check(caches.chain(backings), Options::default());
+        match checked.findings.iter().find(|finding| finding.severity() > Severity::Harmless) {
+            None => Ok(()),
+            Some(Finding { kind, device, byte, detail, .. }) => {
+                bail!(
+                    "{device}: {kind} at byte {byte}: {detail}; see `bcache fsck -n` with all devices of the set"
+                )
+            }
+        }
     }
 
     /// The content of what is meant, with a word for it.

@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bcache_engine::fsck::view::set::Attachment;
-use bcache_engine::fsck::view::{Backing, Cache, Devices, Fault, SetView};
+use bcache_engine::fsck::view::{Backing, Cache, Devices, SetView};
+use bcache_engine::fsck::{Finding, Kind, Options, Severity, check};
+use bcache_format::Sectors;
 use bcache_format::superblock::BackingState;
-use bcache_format::{Pos, Sectors};
 use bytesize::ByteSize;
 
 use super::devices::{InUse, open};
@@ -40,7 +41,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
             writeln!(out, "  next: bcache show {}", path.display())?;
         }
     }
-    let sets = devices.caches.iter().map(Set::look).collect::<Vec<_>>();
+    let sets = devices.caches.iter().map(|cache| Set::look(cache, &devices.backings)).collect::<Vec<_>>();
     for set in &sets {
         well &= set.tell(out)?;
     }
@@ -55,39 +56,32 @@ struct Set {
     cache: Cache,
     view: Option<SetView>,
     faults: u64,
-    told: Vec<Fault>,
+    told: Vec<Finding>,
+    /// The last journal write was cut off.
+    torn: bool,
     /// Sectors with data by inode: dirty and all.
     sectors: BTreeMap<u32, (u64, u64)>,
 }
 
 impl Set {
-    fn look(cache: &Cache) -> Self {
-        let cache = cache.clone();
-        let (view, faults, told, sectors) = (None, 0, Vec::new(), BTreeMap::new());
-        let mut set = Self { cache, view, faults, told, sectors };
+    fn look(cache: &Cache, backings: &[Backing]) -> Self {
+        let (view, told, sectors) = (None, Vec::new(), BTreeMap::new());
+        let mut set = Self { cache: cache.clone(), view, faults: 0, told, torn: false, sectors };
         if !set.cache.sb.sync() {
             return set;
         }
-        let (mut faults, mut told) = (0, Vec::new());
-        let mut fault = |fault: Fault| {
-            faults += 1;
-            if told.len() < FAULTS_TOLD && !told.contains(&fault) {
-                told.push(fault);
-            }
-        };
-        let view = SetView::read(set.cache.clone(), &mut fault);
-        for extent in view.extents(Pos::ZERO, Pos::MAX) {
-            match extent {
-                Ok(extent) if extent.live().is_some() => {
-                    let (dirty, all) = set.sectors.entry(extent.key.inode()).or_default();
-                    *dirty += if extent.key.dirty() { extent.key.size() } else { 0 };
-                    *all += extent.key.size();
-                }
-                Ok(_) => {}
-                Err(found) => fault(found),
-            }
+        let ours = backings.iter().filter(|backing| backing.sb.set_uuid == cache.sb.set_uuid);
+        let devices = ours.map(|backing| backing.device.clone());
+        let checked = check(std::iter::once(cache.device.clone()).chain(devices), Options::default());
+        set.faults = checked.counts.values().sum();
+        set.torn = checked.has(Kind::JournalTailTorn);
+        let told = checked.findings.into_iter().filter(|finding| finding.severity() > Severity::Harmless);
+        set.told = told.take(FAULTS_TOLD).collect();
+        if set.told.is_empty() {
+            set.faults = 0;
         }
-        (set.faults, set.told, set.view) = (faults, told, Some(view));
+        set.sectors = checked.slots.iter().map(|(slot, used)| (*slot, (used.dirty, used.all))).collect();
+        set.view = checked.set;
         set
     }
 
@@ -108,7 +102,7 @@ impl Set {
                 view.journal.entries.len(),
                 newest.jset.seq
             );
-            if view.journal.torn_tail().is_some() {
+            if self.torn {
                 line += "; the last write was cut off by a crash, which is normal";
             }
             writeln!(out, "{line}")?;
@@ -122,9 +116,9 @@ impl Set {
             writeln!(out, "  in order")?;
             return Ok(true);
         }
-        writeln!(out, "  DAMAGED, {} faults; Linux will probably refuse it. Keep it as it is:", self.faults)?;
-        for fault in &self.told {
-            writeln!(out, "    {fault}")?;
+        writeln!(out, "  DAMAGED, {} findings; Linux may refuse it or serve wrong content:", self.faults)?;
+        for found in &self.told {
+            writeln!(out, "    {} at byte {}: {}", found.kind, found.byte, found.detail)?;
         }
         writeln!(out, "  next: bcache fsck -n {name} and the backing devices of the set")?;
         Ok(false)

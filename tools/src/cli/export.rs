@@ -42,6 +42,7 @@ pub struct Args {
 pub fn run(args: Args, out: &mut Out) -> Outcome {
     let opened = Opened::new(open_all(&args.devices, InUse::Refuse)?, args.of.as_ref())?;
     let (name, content) = opened.content(args.of.as_ref())?;
+    opened.must_be_sound()?;
     let progress = progress(&name, content.bytes);
     if args.output == Path::new("-") {
         if out.get_ref().is_terminal() {
