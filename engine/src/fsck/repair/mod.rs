@@ -16,6 +16,7 @@ mod uuids;
 
 pub use apply::{Failed, WriteAt, apply};
 pub use plan::{Plan, Step, Write};
+pub use rebuild::{Content, Rebuilt, rebuild};
 pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
 
@@ -211,8 +212,8 @@ pub(super) fn rewrite(
     let want = buckets_wanted(cache, keys);
     let mut free: VecDeque<BucketNr> = free::free_buckets(checked, cache, want).into();
     let seq = view.prios.buckets.first().map_or(1, |(_, seq)| seq.wrapping_add(1));
-    let content = rebuild::Content { keys, uuids, buckets: bucket_entries(cache, view, keys), prio_seq: seq };
-    let rebuilt = rebuild::rebuild(cache, content, &mut || free.pop_front(), random);
+    let content = Content { keys, uuids, buckets: bucket_entries(cache, view, keys), prio_seq: seq };
+    let rebuilt = rebuild(cache, content, &mut || free.pop_front(), random);
     let rebuilt = rebuilt.ok_or_else(|| Refused::NoRoom { cache: Arc::clone(&cache.name) })?;
     let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
     let jset = new_entry(view, &rebuilt).ok_or_else(no_journal)?;
@@ -259,7 +260,7 @@ fn bucket_entries(cache: &Cache, view: &SetView, keys: &[Bkey]) -> Vec<BucketDis
 }
 
 /// The entry that makes new metadata the set's: nothing has to be replayed with it.
-fn new_entry(view: &SetView, rebuilt: &rebuild::Rebuilt) -> Option<Jset> {
+fn new_entry(view: &SetView, rebuilt: &Rebuilt) -> Option<Jset> {
     let newest = view.journal.newest()?;
     let seq = newest.jset.seq.checked_add(1)?;
     let mut jset = Jset {
