@@ -1,6 +1,6 @@
 //! Power cuts by the thousand, and proof that the judge of them can say no.
 
-use bcache_tests::cuts::{Campaign, Failure, Passthrough, Subject, Summary};
+use bcache_tests::cuts::{Cached, Campaign, Failure, Passthrough, Subject, Summary};
 
 /// Runs of `S` for `cuts` power cuts. A failure is printed with the command that replays it.
 fn survives<S: Subject>(test: &str, cuts: u64) -> Summary {
@@ -32,6 +32,12 @@ fn found<S: Subject>() -> Failure {
 #[test]
 fn a_disk_as_it_is_survives() {
     let summary = survives::<Passthrough<0>>("a_disk_as_it_is_survives", 2000);
+    assert!(std::env::var("SIM_SEED").is_ok() || summary.in_recovery > 20, "{summary:?}");
+}
+
+#[test]
+fn a_cache_set_survives() {
+    let summary = survives::<Cached>("a_cache_set_survives", 300);
     assert!(std::env::var("SIM_SEED").is_ok() || summary.in_recovery > 20, "{summary:?}");
 }
 

@@ -64,10 +64,6 @@ impl Journal {
         let ring = self.ring.borrow();
         ring.buckets[ring.current].nr.0 * self.bucket_bytes
     }
-    fn try_advance_possible(&self) -> bool {
-        let ring = self.ring.borrow();
-        ring.buckets[ring.next()].newest < self.durable_last.get()
-    }
     fn low_on_space(&self) -> Option<u64> {
         let ring = self.ring.borrow();
         let last_seq = self.last_seq();
@@ -104,8 +100,9 @@ impl CacheSet {
             let before = journal.last_seq();
             self.write_pinning_leaves(u64::MAX).await?;
             self.check()?;
-            if journal.last_seq() == before && !journal.try_advance_possible() {
-                // Others are writing what pins the oldest entry.
+            if journal.last_seq() == before {
+                // Others are writing what pins the oldest entry. Only the caller advances the ring, so until something
+                // is unpinned nothing can have changed.
                 journal.unpinned.wait().await;
                 self.check()?;
             }

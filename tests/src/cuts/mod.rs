@@ -7,11 +7,13 @@
 //!
 //! [`Model`] knows every acknowledged write and judges every sector read.
 
+mod cached;
 mod load;
 mod model;
 mod passthrough;
 mod run;
 
+pub use cached::Cached;
 pub use load::Load;
 pub use model::{Model, Violation, stamp};
 pub use passthrough::{Passthrough, PassthroughBug};

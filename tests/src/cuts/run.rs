@@ -1,6 +1,6 @@
 //! One run from its seed, and many runs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -113,6 +113,16 @@ struct Run<S> {
     summary: Summary,
 }
 
+/// What an epoch is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Start,
+    ReadBack,
+    Load,
+    Check,
+    Stop,
+}
+
 /// How an epoch ended.
 enum Epoch {
     Cut,
@@ -151,9 +161,9 @@ impl<S: Subject> Run<S> {
             power.cut_at(event);
         }
         let devices: Vec<Rc<dyn BlockDev>> = disks.iter().map(Disk::dev).collect();
-        let started = RefCell::new(false);
+        let stage = Cell::new(Stage::Start);
         let mut rng = self.rng.fork();
-        let outcome = runtime.run(&power, self.live(&runtime.env(), &devices, &started, &mut rng));
+        let outcome = runtime.run(&power, self.live(&runtime.env(), &devices, &stage, &mut rng));
         self.summary.trace ^= runtime.trace_hash().rotate_left(self.summary.cuts as u32);
         match outcome {
             Outcome::Done(Ok(())) => {
@@ -163,14 +173,14 @@ impl<S: Subject> Run<S> {
             }
             Outcome::Cut => {
                 self.summary.cuts += 1;
-                self.summary.in_recovery += u64::from(!*started.borrow());
+                self.summary.in_recovery += u64::from(stage.get() == Stage::Start);
                 self.model.borrow_mut().cut();
                 self.images = disks.iter().map(|disk| disk.crash(survival(&mut self.rng))).collect();
                 Ok(Epoch::Cut)
             }
             Outcome::Done(Err(what)) => Err(what),
-            Outcome::Stalled => Err("every task waits for another: a deadlock".to_owned()),
-            Outcome::Endless => Err("some task never rests".to_owned()),
+            Outcome::Stalled => Err(format!("{:?}: every task waits for another: a deadlock", stage.get())),
+            Outcome::Endless => Err(format!("{:?}: some task never rests", stage.get())),
         }
     }
 
@@ -178,22 +188,26 @@ impl<S: Subject> Run<S> {
         &self,
         env: &Env,
         devices: &[Rc<dyn BlockDev>],
-        started: &RefCell<bool>,
+        stage: &Cell<Stage>,
         rng: &mut Rng,
     ) -> Result<(), String> {
         let running = self.subject.start(env, devices).await.map_err(|error| format!("start: {error}"))?;
-        *started.borrow_mut() = true;
         let volume = running.volume();
         let model = &self.model;
         // Half of the time the load meets a volume that nobody has looked at since the cut.
+        stage.set(Stage::ReadBack);
         if rng.chance(1, 2) {
             read_all(&volume, model).await.map_err(|error| format!("after the start: {error}"))?;
         }
+        stage.set(Stage::Load);
         let load = Load::draw(rng, self.subject.align());
         load.run(env, &volume, model, rng).await.map_err(|error| format!("under load: {error}"))?;
+        stage.set(Stage::ReadBack);
         read_all(&volume, model).await.map_err(|error| format!("after the load: {error}"))?;
+        stage.set(Stage::Check);
         running.check().await.map_err(|error| format!("check: {error}"))?;
         drop(volume);
+        stage.set(Stage::Stop);
         running.stop().await.map_err(|error| format!("stop: {error}"))
     }
 }
