@@ -240,8 +240,9 @@ impl Model {
     /// before that.
     fn horizon(&self, sector: &Sector, start: u64) -> u64 {
         let writes = sector.writes.iter().map(|write| self.writes[*write as usize]);
+        // A read under way when a write is acknowledged may still see what was there before, durable or not.
         let known = writes.filter(|write| {
-            write.durable || write.epoch == self.epoch && write.ack.is_some_and(|ack| ack < start)
+            if write.epoch == self.epoch { write.ack.is_some_and(|ack| ack < start) } else { write.durable }
         });
         known.map(|write| write.start).max().unwrap_or(0)
     }
@@ -256,8 +257,13 @@ impl Model {
     fn prune(&mut self, number: u64) {
         let writes = &self.writes;
         let sector = &mut self.sectors[number as usize];
-        let newest =
-            sector.writes.iter().map(|w| writes[*w as usize]).filter(|w| w.durable).map(|w| w.start).max();
+        let newest = sector
+            .writes
+            .iter()
+            .map(|w| writes[*w as usize])
+            .filter(|w| w.durable && w.epoch < self.epoch)
+            .map(|w| w.start)
+            .max();
         if let Some(newest) = newest {
             sector.writes.retain(|w| writes[*w as usize].ack.is_none_or(|ack| ack > newest));
         }
