@@ -164,6 +164,9 @@ impl CacheSet {
             } else {
                 self.relink(olds, &news, buckets).await?;
             }
+            for new in &news {
+                self.alloc.unpin(new.bucket);
+            }
             for old in olds {
                 self.bury(old);
             }
@@ -171,7 +174,8 @@ impl CacheSet {
         })
     }
 
-    /// Writes a node that nobody names yet.
+    /// Writes a node that nobody names yet. Its bucket stays pinned until the tree leads to it: a GC that begins in
+    /// between clears the marks of what is not pinned, and may have passed the place where the node will be.
     async fn create(
         &self,
         level: u8,
@@ -205,7 +209,6 @@ impl CacheSet {
         };
         let node = Rc::new(Node::new(ptr, geometry, level, plan.max, seq, body, written));
         self.write_bset(&node, 0, image, write).await?;
-        self.alloc.unpin(bucket);
         Ok(node)
     }
 
@@ -216,6 +219,7 @@ impl CacheSet {
         let root = self.create(0, plan, &mut buckets, &PendingWrite::default()).await?;
         self.tree.add(&root);
         self.tree.set_root(&root);
+        self.alloc.unpin(root.bucket);
         Ok(())
     }
 
@@ -236,6 +240,9 @@ impl CacheSet {
             self.tree.add(new);
         }
         self.tree.set_root(&root);
+        if news.len() > 1 {
+            self.alloc.unpin(root.bucket);
+        }
         Ok(())
     }
 
