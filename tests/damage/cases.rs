@@ -91,11 +91,30 @@ impl World {
     fn extent(&mut self, damage: impl FnOnce(&SetView, &mut Bkey)) {
         let (region, at, mut key) = self.seen_extent();
         damage(&self.view, &mut key);
+        self.put_extent(&region, at, &key);
+    }
+    /// Writes a key of a bset, which has as many pointers as the one that is there.
+    fn put_extent(&mut self, region: &Region, at: usize, key: &Bkey) {
         let bytes: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
-        change(&mut self.cache, &region, |set| set[at..at + bytes.len()].copy_from_slice(&bytes));
+        change(&mut self.cache, region, |set| set[at..at + bytes.len()].copy_from_slice(&bytes));
+    }
+    /// Where the data of a clean extent is.
+    fn clean_data(&self) -> u64 {
+        let mut extents = self.view.extents(Pos::ZERO, Pos::MAX).flatten();
+        let clean = extents.find_map(|extent| extent.live().filter(|_| !extent.key.dirty()));
+        clean.unwrap().offset() * 512
     }
     /// A dirty extent that is seen whole: nothing newer covers a part of it, neither in its node nor in the journal.
     pub fn seen_extent(&self) -> (Region, usize, Bkey) {
+        self.seen_extents().into_iter().next().expect("a dirty extent")
+    }
+    /// The last of these that is the last key of its bset: it may become larger.
+    fn last_extent(&self) -> (Region, usize, Bkey) {
+        let is_last = |(region, at, key): &(Region, usize, Bkey)| at + key.u64s() * 8 == region.len as usize;
+        self.seen_extents().into_iter().rfind(is_last).expect("a dirty extent at the end of a bset")
+    }
+    fn seen_extents(&self) -> Vec<(Region, usize, Bkey)> {
+        let mut found = Vec::new();
         let mut walk = Walk::new(&self.view.cache, self.view.root.unwrap(), Pos::ZERO, Pos::MAX);
         while let Some(Step::Node(node)) = walk.step_settled(&self.view.gens) {
             for set in node.sets.iter().filter(|_| node.at.level == 0) {
@@ -107,13 +126,13 @@ impl World {
                     let free = covered.is_none_or(|journal| journal.start_pos() >= key.pos());
                     let live = key.dirty() && self.view.gens.stale_key(&key) == 0;
                     if live && free && node.keys.contains(&key) {
-                        return (Region { kind: Holds::Bset(node.ptr), byte, len }, at, key);
+                        found.push((Region { kind: Holds::Bset(node.ptr), byte, len }, at, key));
                     }
                     at += key.u64s() * 8;
                 }
             }
         }
-        panic!("no dirty extent");
+        found
     }
     /// Bumps the stored generation of a bucket.
     fn bump(&mut self, bucket: u64, by: u8) {
@@ -171,6 +190,24 @@ pub const CASES: &[Case] = &[
             w.cache.write(bucket * geometry.bucket_bytes(), &vec![0; len]);
         }
     }),
+    case!("journal bucket unreadable", "wb-dirty", JournalUnreadable, Less, |w| {
+        let newest = w.newest();
+        let geometry = w.view.cache.geometry;
+        let first = geometry.first_bucket * geometry.bucket_bytes();
+        assert!(newest.byte >= first + geometry.bucket_bytes());
+        w.cache.spoil(first + 1024);
+    }),
+    case!("journal bucket of the next entry unreadable", "wb-dirty", JournalUnreadable, Less, |w| {
+        let geometry = w.view.cache.geometry;
+        let bucket = w.newest().byte / geometry.bucket_bytes();
+        let last = geometry.first_bucket + w.view.cache.njournal_buckets() - 1;
+        let next = if bucket == last { geometry.first_bucket } else { bucket + 1 };
+        w.cache.spoil(next * geometry.bucket_bytes());
+    }),
+    case!("journal entry unreadable in the middle", "wb-crash", JournalUnreadable, Less, |w| {
+        let middle = w.regions.iter().filter(|r| r.kind == Holds::Jset).nth(5).copied().unwrap();
+        w.cache.spoil(middle.byte + 0x80);
+    }),
     case!("journal entry rots in the middle", "wb-crash", JournalHole, Less, |w| {
         let middle = w.regions.iter().filter(|r| r.kind == Holds::Jset).nth(5).copied().unwrap();
         rot(w, middle, 0x80);
@@ -205,6 +242,10 @@ pub const CASES: &[Case] = &[
         rot(w, region, 0x100);
     }),
     case!("prio magic", "wb-dirty", PrioMagic, Same, |w| w.prio(|b| b[8] ^= 1)),
+    case!("prio set unreadable", "wb-dirty", PrioUnreadable, Same, |w| {
+        let region = w.region(Holds::Prio);
+        w.cache.spoil(region.byte + 0x1000);
+    }),
     case!("prio loop", "deep-btree", PrioLoop, Same, |w| {
         let region = w.region(Holds::Prio);
         let own = region.byte / w.view.cache.geometry.bucket_bytes();
@@ -244,6 +285,14 @@ pub const CASES: &[Case] = &[
         u64::MAX >> 14
     ))),
     case!("uuid pointer none", "wb-dirty", UuidPointer, Same, |w| w.jset(|b| b[0x2f] &= 0x8f)),
+    case!("uuid pointer to a node", "deep-btree", BucketTwice, Same, |w| {
+        let Holds::Bset(root) = w.root()[0].kind else { panic!("no root") };
+        w.jset(|b| put(b, 0x38, root.0));
+    }),
+    case!("uuid table unreadable", "wb-dirty", UuidUnreadable, Same, |w| {
+        let region = w.region(Holds::Uuids);
+        w.cache.spoil(region.byte);
+    }),
     case!("uuid table zeroed", "wb-dirty", UuidLost, Same, |w| {
         let region = w.region(Holds::Uuids);
         w.cache.write(region.byte, &vec![0; region.len as usize]);
@@ -287,9 +336,35 @@ pub const CASES: &[Case] = &[
         let Holds::Bset(other) = w.leaf()[0].kind else { panic!("no leaf") };
         change_child(w, |key| key.set_ptrs(&[other]));
     }),
+    case!("interior node without a child", "deep-btree", NodeNoChild, Less, |w| {
+        change_children(w, |_, key| key.set_ptrs(&[Ptr::new(4095, 0, 0)]));
+    }),
+    case!("last child lost", "deep-btree", NodeEnd, Less, |w| {
+        change_children(w, |_, key| {
+            if key.pos() == Pos::MAX {
+                key.set_ptrs(&[Ptr::new(4095, 0, 0)]);
+            }
+        });
+    }),
+    case!("two children end together", "deep-btree", NodeOrder, Less, |w| {
+        change_children(w, |live, key| {
+            if key.pos() == live[1].pos() {
+                key.set_inode(live[0].inode());
+                key.set_offset(live[0].offset());
+            }
+        });
+    }),
     case!("cycle", "deep-btree", NodeTwice, Less, |w| {
         let Holds::Bset(root) = w.root()[0].kind else { panic!("no root") };
         change_child(w, |key| key.set_ptrs(&[root]));
+    }),
+    case!("leaf unreadable", "deep-btree", NodeUnreadable, Less, |w| {
+        let leaf = w.leaf()[0];
+        w.cache.spoil(leaf.byte + 1024);
+    }),
+    case!("root unreadable", "deep-btree", NodeUnreadable, Less, |w| {
+        let root = w.root()[0];
+        w.cache.spoil(root.byte);
     }),
     case!("leaf gone", "deep-btree", NodeEmpty, Less, |w| {
         let leaf = w.leaf()[0];
@@ -345,6 +420,19 @@ pub const CASES: &[Case] = &[
     case!("pointer past the end", "wb-dirty", KeyPointer, Less, |w| {
         w.extent(|_, key| key.set_ptrs(&[Ptr::new(0, 1 << 40, 0)]));
     }),
+    case!("key of a slot beyond the table", "wb-dirty", ExtentInode, Less, |w| {
+        let (region, at, mut key) = w.last_extent();
+        key.set_inode(5000);
+        w.put_extent(&region, at, &key);
+    }),
+    case!("two extents share sectors", "wb-dirty", BucketOverfull, Less, |w| {
+        let other = w.view.extents(Pos::ZERO, Pos::MAX).flatten();
+        let (_, _, seen) = w.seen_extent();
+        let other = other.filter(|extent| extent.key.dirty() && extent.key.pos() != seen.pos());
+        let ptr =
+            other.filter_map(|extent| extent.live().filter(|_| extent.key.size() >= seen.size())).last();
+        w.extent(|_, key| key.set_ptrs(&[ptr.unwrap()]));
+    }),
     case!("pointer into the journal", "wb-dirty", ExtentMetadata, Less, |w| {
         w.extent(|view, key| {
             let at =
@@ -361,8 +449,38 @@ pub const CASES: &[Case] = &[
         let generation = w.view.gens.get(w.view.cache.geometry.ptr_bucket(uuids).0).unwrap();
         w.extent(|_, key| key.set_ptrs(&[Ptr::new(0, uuids.offset(), generation)]));
     }),
+    case!("dirty data unreadable", "wb-dirty", DataUnreadable, Less, |w| {
+        let (_, _, key) = w.seen_extent();
+        w.cache.spoil(key.ptr().unwrap().offset() * 512);
+    }),
+    case!("clean data unreadable", "wt-clean", DataUnreadable, Same, |w| {
+        let at = w.clean_data();
+        w.cache.spoil(at);
+    }),
+    case!("clean data rots", "wt-clean", DataDiffers, Same, |w| {
+        let at = w.clean_data();
+        let byte = w.cache.bytes(at, 1)[0];
+        w.cache.write(at, &[byte ^ 8]);
+    }),
     case!("dirty data behind the end", "wb-dirty", ExtentBeyond, Less, |w| {
         w.backings[0].truncate(64 << 20);
+    }),
+    // Devices that do not belong together.
+    case!("two caches", "wb-dirty", TwoCaches, Refused, |w| {
+        let mut other = w.cache.clone();
+        other.rename("other");
+        w.backings.push(other);
+    }),
+    case!("a backing device and its copy", "wb-dirty", BackingTwice, Refused, |w| {
+        let mut copy = w.backings[0].clone();
+        copy.rename("copy");
+        w.backings.push(copy);
+    }),
+    case!("a backing device of another set", "wb-dirty", BackingOtherSet, Refused, |w| {
+        w.backing(|b| {
+            b[0x28] ^= 1;
+            b[0x38] ^= 1;
+        });
     }),
     // Backing devices.
     case!("backing checksum", "wb-dirty", SbChecksum, Same, |w| w.backings[0].write(SB_OFFSET, &[1; 8])),
@@ -386,13 +504,27 @@ fn change_child(world: &mut World, change_key: impl Fn(&mut Bkey)) {
         .collect();
     let root = children[0];
     let child = *children.iter().find(|ptr| **ptr != root).unwrap();
+    change_children(world, |_, key| {
+        if key.ptr() == Some(child) {
+            change_key(key);
+        }
+    });
+}
+
+/// Changes keys of the root's live children; told of all of these, in their order.
+fn change_children(world: &mut World, change_key: impl Fn(&[Bkey], &mut Bkey)) {
+    let mut walk = Walk::new(&world.view.cache, world.view.root.unwrap(), Pos::ZERO, Pos::MAX);
+    let Some(Step::Node(root)) = walk.step_settled(&world.view.gens) else { panic!("no root") };
+    assert!(root.at.level > 0);
+    let is_live = |key: &Bkey| key.pos() != Pos::ZERO && world.view.gens.stale_key(key) == 0;
+    let live: Vec<Bkey> = root.keys.into_iter().filter(is_live).collect();
     for region in world.root() {
         let mut at = 32;
         let bytes = world.cache.bytes(region.byte, region.len);
         while let Some(mut key) = bytes.get(at..).and_then(Bkey::from_bytes) {
             let len = key.u64s() * 8;
-            if key.ptr() == Some(child) && key.pos() != Pos::ZERO {
-                change_key(&mut key);
+            if live.contains(&key) {
+                change_key(&live, &mut key);
                 let new: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
                 change(&mut world.cache, &region, |set| set[at..at + len].copy_from_slice(&new));
             }

@@ -85,6 +85,8 @@ fn one(case: &Case) {
     let before = dirty(&world.view);
     (case.damage)(&mut world);
     let devices = world.devices();
+    let data = matches!(case.kind, Kind::DataUnreadable | Kind::DataDiffers);
+    let run = |devices: &[Device]| check(devices.iter().cloned(), Options { data, progress: None });
     let checked = run(&devices);
     assert!(checked.has(case.kind), "{name}: found {:?} instead of {}", ids(&checked), case.kind);
     let planned = plan(&devices, &checked);
@@ -125,7 +127,11 @@ fn one(case: &Case) {
             let bytes = |devices: &[Device]| {
                 let device = devices.iter().find(|device| device.name() == &*write.device).unwrap();
                 let mut bytes = vec![0; write.bytes.len()];
-                device.read_at(write.byte, &mut bytes).unwrap();
+                // Nothing brings back what cannot be read: it is zeros from then on.
+                let sectors = (write.byte..).step_by(512).zip(bytes.chunks_mut(512));
+                for (at, sector) in sectors {
+                    device.read_at(at, sector).unwrap_or_else(|_| sector.fill(0));
+                }
                 bytes
             };
             assert!(bytes(&back) == bytes(&devices), "{name}: undo at byte {}", write.byte);
@@ -134,28 +140,9 @@ fn one(case: &Case) {
 }
 
 #[test]
-fn every_finding_about_metadata_has_a_case() {
-    // Those that need a device which fails to read, or that another test makes.
-    let elsewhere = [
-        Kind::JournalUnreadable,
-        Kind::PrioUnreadable,
-        Kind::UuidUnreadable,
-        Kind::NodeUnreadable,
-        Kind::DataUnreadable,
-        Kind::DataDiffers,
-        Kind::TwoCaches,
-        Kind::BackingTwice,
-        Kind::BackingOtherSet,
-        Kind::BucketTwice,
-        Kind::BucketOverfull,
-        Kind::ExtentInode,
-        Kind::NodeNoChild,
-        Kind::NodeEnd,
-        Kind::NodeOrder,
-    ];
+fn every_kind_has_a_case() {
     for kind in Kind::ALL {
-        let made = CASES.iter().any(|case| case.kind == *kind);
-        assert!(made != elsewhere.contains(kind), "{kind}");
+        assert!(CASES.iter().any(|case| case.kind == *kind), "{kind}");
     }
 }
 

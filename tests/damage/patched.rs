@@ -1,6 +1,6 @@
 //! A golden device with changes on top.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,14 +17,18 @@ pub struct Patched {
     name: String,
     pages: BTreeMap<u64, Vec<u8>>,
     size: u64,
+    /// Sectors that cannot be read until they are written.
+    bad: BTreeSet<u64>,
 }
+
+const SECTOR: u64 = 512;
 
 impl Patched {
     /// The image at `path`, unchanged.
     pub fn open(path: &Path) -> Self {
         let base: Device = Arc::new(FileDevice::open(path).unwrap());
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        Self { size: base.size(), base, name, pages: BTreeMap::new() }
+        Self { size: base.size(), base, name, pages: BTreeMap::new(), bad: BTreeSet::new() }
     }
     /// The cache of a golden set.
     pub fn cache_of(set: &str) -> Self {
@@ -41,6 +45,14 @@ impl Patched {
     pub fn truncate(&mut self, size: u64) {
         self.size = size;
     }
+    /// Gives the device another name.
+    pub fn rename(&mut self, name: &str) {
+        name.clone_into(&mut self.name);
+    }
+    /// The sector of `byte` cannot be read any more, until it is written.
+    pub fn spoil(&mut self, byte: u64) {
+        self.bad.insert(byte / SECTOR);
+    }
     /// `len` bytes from `byte` on.
     pub fn bytes(&self, byte: u64, len: u64) -> Vec<u8> {
         let mut bytes = vec![0; len as usize];
@@ -49,6 +61,8 @@ impl Patched {
     }
     /// Writes `bytes` at `byte`.
     pub fn write(&mut self, byte: u64, bytes: &[u8]) {
+        let end = byte + bytes.len() as u64;
+        self.bad.retain(|sector| sector * SECTOR < byte || (sector + 1) * SECTOR > end);
         for (i, &value) in bytes.iter().enumerate() {
             let at = byte + i as u64;
             let (page, offset) = (at / PAGE, (at % PAGE) as usize);
@@ -81,6 +95,9 @@ impl ReadAt for Patched {
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
         let end = byte.checked_add(buf.len() as u64).filter(|&end| end <= self.size);
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if self.bad.range(byte / SECTOR..end.div_ceil(SECTOR)).next().is_some() {
+            return Err(io::Error::other("a sector that cannot be read"));
+        }
         self.base.read_at(byte, buf)?;
         for (page, bytes) in self.pages.range(byte / PAGE..end.div_ceil(PAGE)) {
             let start = page * PAGE;

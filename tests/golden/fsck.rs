@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use bcache_tests::golden::Set;
+use bcache_tests::nbd::Served;
 use bcache_tests::{paths, sparse};
 use serde_json::Value;
 
@@ -221,4 +222,48 @@ fn damage_that_linux_would_serve_as_wrong_content_is_not_exported() {
     let output = bcache(&["doctor"]);
     assert_eq!(code(&output), 1);
     assert!(String::from_utf8(output.stdout).unwrap().contains("extent-dirty-stale"));
+}
+
+#[test]
+fn image_files_that_an_engine_works_on_are_left_alone() {
+    let dir = paths::scratch().unwrap();
+    let devices = Set::open("wb-dirty").unwrap().copy_to(dir.path()).unwrap();
+    let name = |path: &Path| path.to_str().unwrap().to_owned();
+    let served = Served::start(dir.path(), &[], &devices).unwrap();
+    let undo = dir.path().join("undo");
+    std::fs::write(&undo, undo_file(&devices)).unwrap();
+    let programs: [&[&str]; 6] = [
+        &["fsck", "-n"],
+        &["fsck", "-p"],
+        &["fsck", "-y"],
+        &["flush"],
+        &["salvage", "-o", "/nonexistent/image"],
+        &["undo", &name(&undo)],
+    ];
+    for args in programs {
+        let mut command = Command::new(paths::program("bcache").unwrap());
+        let output =
+            command.args(args).args(if args[0] == "undo" { &[][..] } else { &devices }).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("in use"), "{args:?}: {said}");
+        assert_eq!(output.status.code(), Some(if args[0] == "fsck" { 8 } else { 1 }), "{args:?}");
+    }
+    assert!(served.stop().unwrap().0.success());
+    assert_eq!(code(&fsck(&["-n"], &devices)), 0);
+    // Another check is no harm, another repair is.
+    let cache = std::fs::File::open(&devices[0]).unwrap();
+    cache.try_lock_shared().unwrap();
+    assert_eq!(code(&fsck(&["-n"], &devices)), 0);
+    assert_eq!(code(&fsck(&["-y"], &devices)), 8);
+}
+
+/// An undo file that would put the first device's first byte back.
+fn undo_file(devices: &[PathBuf]) -> Vec<u8> {
+    use bcache_engine::fsck::repair::{Plan, Write, undo};
+    use bcache_engine::fsck::view::{Device, FileDevice};
+    let device: Device = std::sync::Arc::new(FileDevice::open(&devices[0]).unwrap());
+    let mut plan = Plan::default();
+    let write = Write { device: device.name().into(), byte: 0, bytes: vec![1], what: String::new() };
+    plan.push("a write", vec![write]);
+    undo::save(&plan, &[device]).unwrap()
 }

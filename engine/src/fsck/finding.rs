@@ -67,6 +67,7 @@ pub fn kind_of(structure: Structure, what: &What) -> Kind {
         What::NotALeaf => Kind::NodeLevel,
         What::KeyOrder { .. } => Kind::KeyOrder,
         What::KeyRange { .. } => Kind::KeyRange,
+        What::KeyInode { .. } => Kind::ExtentInode,
         What::KeySize(_) if structure == Structure::Jset => Kind::JournalKey,
         What::KeySize(_) => Kind::KeySize,
         What::NodeTwice(_) => Kind::NodeTwice,

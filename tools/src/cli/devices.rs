@@ -1,18 +1,19 @@
-//! Opening the devices a command line names, for reading only.
+//! Opening the devices a command line names: for reading, or for writing where that is asked for.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 
-/// Whether a block device that somebody uses is opened all the same.
+/// Whether a device that somebody uses is opened all the same: a block device that a mount, device-mapper, bcache or
+/// an engine has, an image file that another of these programs has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InUse {
     /// What is read may change while it is read; good enough to look at.
@@ -112,12 +113,20 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     if kind.is_block_device() && in_use == InUse::Refuse {
         options.custom_flags(OFlag::O_EXCL.bits());
     }
+    let busy = || anyhow!("{name}: in use; stop the cache set or unmount the device first");
     let file = match options.open(path) {
-        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => {
-            bail!("{name}: in use; stop the cache set or unmount the device first")
-        }
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => return Err(busy()),
         other => other.with_context(|| name.clone())?,
     };
+    if kind.is_file() && in_use == InUse::Refuse {
+        // The engine locks the files it works on, too. The lock goes with the last copy of the descriptor.
+        let lock = if access == Access::Write { file.try_lock() } else { file.try_lock_shared() };
+        match lock {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(busy()),
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| name.clone()),
+        }
+    }
     let holes = file.try_clone()?;
     let writable = match access {
         Access::Read => None,

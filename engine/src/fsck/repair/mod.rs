@@ -23,6 +23,7 @@ pub(super) use superblocks::write as write_superblock;
 use super::check::{Checked, Options, check, kernel_finds};
 use super::finding::Finding;
 use super::kind::{Kind, Severity};
+use super::view::journal::Stop;
 use super::view::{Cache, Device, SetView, State};
 use bcache_format::jset::{Jset, VERSION};
 use bcache_format::prio::{BucketDisk, INITIAL_PRIO};
@@ -219,6 +220,10 @@ pub(super) fn rewrite(
     let jset = new_entry(view, &rebuilt).ok_or_else(no_journal)?;
     let placed = place_entry(checked, cache, view, &jset)?;
     plan.push("write new metadata where nothing is", rebuilt.writes);
+    let unreadable = unreadable_buckets(checked);
+    let (there, elsewhere): (Vec<_>, Vec<_>) =
+        unreadable.into_iter().partition(|bucket| *bucket == placed.bucket);
+    plan.push("write the unreadable journal bucket that comes next", overwrite(cache, there));
     plan.push("make it the set's", vec![placed.write]);
     if !placed.found {
         plan.push(
@@ -226,7 +231,27 @@ pub(super) fn rewrite(
             clear_others(checked, cache, placed.bucket),
         );
     }
+    plan.push("write unreadable journal buckets", overwrite(cache, elsewhere));
     Ok(())
+}
+
+/// Journal buckets that cannot be read throughout.
+fn unreadable_buckets(checked: &Checked) -> Vec<BucketNr> {
+    let scans = checked.journal.scans.iter();
+    let unreadable = scans.filter(|scan| matches!(scan.stopped, Some(Stop::Fault(_))));
+    unreadable.map(|scan| scan.bucket).collect()
+}
+
+/// Zeros for whole buckets: a drive replaces sectors that it cannot read when they are written.
+fn overwrite(cache: &Cache, buckets: Vec<BucketNr>) -> Vec<Write> {
+    let zeros = vec![0; usize::try_from(cache.geometry.bucket_bytes()).unwrap_or(0)];
+    let write = |bucket| Write {
+        device: Arc::clone(&cache.name),
+        byte: cache.geometry.bucket_start_byte(bucket),
+        bytes: zeros.clone(),
+        what: format!("clear journal bucket {bucket}"),
+    };
+    buckets.into_iter().map(write).collect()
 }
 
 /// Buckets that the metadata for so many keys takes, with some to spare.
@@ -299,12 +324,13 @@ fn place_entry(checked: &Checked, cache: &Cache, view: &SetView, jset: &Jset) ->
     let (first, count) = (cache.geometry.first_bucket, cache.njournal_buckets());
     let next = BucketNr(first + (newest.bucket.0 - first + 1) % count.max(1));
     let needed = view.journal.entries.values().any(|entry| entry.bucket == next);
+    let readable = !unreadable_buckets(checked).contains(&newest.bucket);
     let end = cache.geometry.bucket_start_byte(newest.bucket) + cache.geometry.bucket_bytes();
     let behind = newest.byte + newest.bytes;
     // The next bucket of the ring, as Linux would after a start; if it is still needed, behind the newest entry.
     let (bucket, byte) = if !needed {
         (next, cache.geometry.bucket_start_byte(next))
-    } else if behind + bytes.len() as u64 <= end {
+    } else if readable && behind + bytes.len() as u64 <= end {
         (newest.bucket, behind)
     } else {
         return Err(no_journal());

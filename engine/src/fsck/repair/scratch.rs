@@ -38,7 +38,8 @@ impl Scratch {
                     let start = page * PAGE;
                     let have = (self.base.size() - start).min(PAGE) as usize;
                     let mut content = vec![0; PAGE as usize];
-                    if let Some(part) = content.get_mut(..have) {
+                    // Of a page that is written whole nothing is needed, readable or not.
+                    if let Some(part) = content.get_mut(..have).filter(|_| len < have as u64) {
                         self.base.read_at(start, part)?;
                     }
                     entry.insert(content.into())
@@ -53,6 +54,13 @@ impl Scratch {
     }
 }
 
+impl Scratch {
+    /// Reads what was not written: only that, since below there may be something that cannot be read.
+    fn below(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        if buf.is_empty() { Ok(()) } else { self.base.read_at(byte, buf) }
+    }
+}
+
 impl ReadAt for Scratch {
     fn name(&self) -> &str {
         self.base.name()
@@ -61,17 +69,22 @@ impl ReadAt for Scratch {
         self.base.size()
     }
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.base.read_at(byte, buf)?;
         let end = byte.saturating_add(buf.len() as u64);
+        let mut at = byte;
         for (page, bytes) in self.pages.range(byte / PAGE..end.div_ceil(PAGE)) {
             let start = page * PAGE;
             let (from, to) = (start.max(byte), (start + PAGE).min(end));
+            if let Some(below) = buf.get_mut((at - byte) as usize..(from - byte) as usize) {
+                self.below(at, below)?;
+            }
             let source = bytes.get((from - start) as usize..(to - start) as usize);
             let target = buf.get_mut((from - byte) as usize..(to - byte) as usize);
             if let (Some(source), Some(target)) = (source, target) {
                 target.copy_from_slice(source);
             }
+            at = to;
         }
-        Ok(())
+        let rest = buf.get_mut((at - byte) as usize..).unwrap_or_default();
+        self.below(at, rest)
     }
 }

@@ -7,6 +7,7 @@
 //! All numbers are little-endian, checksums CRC-64.
 
 use super::super::view::Device;
+use super::super::view::devices::read_sectors;
 use super::plan::{Plan, Step, Write};
 use bcache_format::csum::{SEED_ONES, crc64};
 use std::io;
@@ -76,8 +77,7 @@ pub fn save(plan: &Plan, devices: &[Device]) -> Result<Vec<u8>, UndoError> {
             if written_before { plan.simulate(devices, count).map_err(failed)? } else { devices.to_vec() };
         let device = now.iter().find(|device| device.name() == &*write.device);
         let device = device.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let mut old = vec![0; write.bytes.len()];
-        device.read_at(write.byte, &mut old).map_err(failed)?;
+        let old = bytes_now(device, write.byte, write.bytes.len());
         out.extend_from_slice(&(write.device.len() as u32).to_le_bytes());
         out.extend_from_slice(write.device.as_bytes());
         out.extend_from_slice(&write.byte.to_le_bytes());
@@ -88,6 +88,15 @@ pub fn save(plan: &Plan, devices: &[Device]) -> Result<Vec<u8>, UndoError> {
     let csum = crc64(SEED_ONES, &out);
     out.extend_from_slice(&csum.to_le_bytes());
     Ok(out)
+}
+
+/// What is there. What cannot be read is gone whoever overwrites it, and is kept as zeros.
+fn bytes_now(device: &Device, byte: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    if device.read_at(byte, &mut bytes).is_err() {
+        read_sectors(device, byte, &mut bytes);
+    }
+    bytes
 }
 
 /// What an undo file holds, in the order it was overwritten.
@@ -139,12 +148,14 @@ pub fn plan(saved: &[Saved], devices: &[Device]) -> Result<Plan, UndoError> {
         let failed = |error| UndoError::Read { device: Arc::clone(&one.device), byte: one.byte, error };
         let device = devices.iter().find(|device| device.name() == &*one.device);
         let device = device.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let mut now = vec![0; one.old.len()];
-        device.read_at(one.byte, &mut now).map_err(failed)?;
+        let now = bytes_now(device, one.byte, one.old.len());
         // A later write to the same place is undone first; what is there now is that one's.
         let again =
             saved.iter().skip(index + 1).any(|later| later.device == one.device && later.byte == one.byte);
-        if now != one.old && crc64(SEED_ONES, &now) != one.new_csum && !again {
+        if now == one.old && !again {
+            continue;
+        }
+        if crc64(SEED_ONES, &now) != one.new_csum && !again {
             return Err(UndoError::Changed { device: Arc::clone(&one.device), byte: one.byte });
         }
         let what = "what was there before".to_owned();

@@ -5,7 +5,7 @@ use super::read_at::Device;
 use bcache_format::error::Problem;
 use bcache_format::magic::SetMagic;
 use bcache_format::superblock::{BackingFields, SB_BYTES, SB_OFFSET};
-use bcache_format::{Bkey, BucketNr, Geometry, Structure, Superblock};
+use bcache_format::{Bkey, BucketNr, Geometry, SECTOR_SIZE, Structure, Superblock};
 use std::sync::Arc;
 
 /// A cache device with its superblock.
@@ -108,6 +108,18 @@ pub(crate) fn read(
     Ok(bytes)
 }
 
+/// Fills `buf` from `byte` on a sector at a time; those that cannot be read become zeros, and are told.
+pub(crate) fn read_sectors(device: &Device, byte: u64, buf: &mut [u8]) -> Vec<u64> {
+    let mut bad = Vec::new();
+    for (at, sector) in (byte..).step_by(SECTOR_SIZE as usize).zip(buf.chunks_mut(SECTOR_SIZE as usize)) {
+        if device.read_at(at, sector).is_err() {
+            sector.fill(0);
+            bad.push(at);
+        }
+    }
+    bad
+}
+
 impl Cache {
     /// `len` bytes of `structure` from `byte` of the device on. `len` is what the structure has: never more than a
     /// key's 65,535 sectors.
@@ -116,6 +128,26 @@ impl Cache {
     /// They are past the end of the device, or the device cannot read them.
     pub fn read(&self, structure: Structure, byte: u64, len: u64) -> Result<Vec<u8>, Fault> {
         read(&self.device, &self.name, structure, byte, len)
+    }
+    /// As [`Self::read`], but a sector that the device cannot read becomes zeros; with the first fault, if any.
+    ///
+    /// # Errors
+    /// The bytes are past the end of the device.
+    pub fn read_around(
+        &self,
+        structure: Structure,
+        byte: u64,
+        len: u64,
+    ) -> Result<(Vec<u8>, Option<Fault>), Fault> {
+        let fault = match self.read(structure, byte, len) {
+            Ok(bytes) => return Ok((bytes, None)),
+            Err(fault) if matches!(fault.what, What::Io { .. }) => fault,
+            Err(fault) => return Err(fault),
+        };
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        let bad = read_sectors(&self.device, byte, &mut bytes);
+        let at = bad.first().copied().unwrap_or(byte);
+        Ok((bytes, Some(self.fault(structure, at, fault.what))))
     }
     /// A fault on this device.
     #[must_use]

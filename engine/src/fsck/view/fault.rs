@@ -92,6 +92,14 @@ pub enum What {
         /// The node's range ends here.
         upper: Pos,
     },
+    /// A key of a slot that the uuid table does not have.
+    #[error("{key}: the uuid table has {slots} slots")]
+    KeyInode {
+        /// The key.
+        key: String,
+        /// How many slots there are.
+        slots: usize,
+    },
     /// A child that ends where the one before it does, or earlier.
     #[error("child {key} ends before its place, {lower} to {upper}")]
     ChildOverlap {

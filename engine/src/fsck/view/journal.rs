@@ -197,16 +197,14 @@ pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry,
     let start = cache.geometry.bucket_start_byte(bucket);
     let end = start.saturating_add(cache.geometry.bucket_bytes());
     let mut scan = Scan { bucket, entries: 0, seqs: None, end: start, stopped: None, marks: Vec::new() };
-    let mut window = Window { start, bytes: Vec::new() };
+    let mut window = Window { start, bytes: Vec::new(), fault: None };
     let mut at = start;
     while at < end {
-        let bytes = match window.at(cache, at, end) {
-            Ok(bytes) => bytes,
-            Err(fault) => {
-                scan.stopped.get_or_insert(Stop::Fault(fault));
-                break;
-            }
-        };
+        if let Err(fault) = window.fill(cache, at, end) {
+            scan.stopped.get_or_insert(Stop::Fault(fault));
+            break;
+        }
+        let bytes = window.at(at);
         let jset = match Jset::parse(bytes, cache.magic) {
             Ok(jset) => jset,
             Err(error) => {
@@ -232,6 +230,8 @@ pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry,
             scan.end = at;
         }
     }
+    // What could not be read weighs more than that nothing valid was there.
+    scan.stopped = window.fault.map(Stop::Fault).or(scan.stopped);
     scan
 }
 
@@ -256,17 +256,23 @@ fn stop(cache: &Cache, bytes: &[u8], error: Error, byte: u64) -> Stop {
 struct Window {
     start: u64,
     bytes: Vec<u8>,
+    /// The first place that could not be read, and was taken for zeros.
+    fault: Option<Fault>,
 }
 
 impl Window {
-    /// The bytes from `at` on: all up to `end`, or at least as many as two entries can have.
-    fn at(&mut self, cache: &Cache, at: u64, end: u64) -> Result<&[u8], Fault> {
+    /// Makes sure of the bytes from `at` on: all up to `end`, or at least as many as two entries can have.
+    fn fill(&mut self, cache: &Cache, at: u64, end: u64) -> Result<(), Fault> {
         let held = self.start.saturating_add(self.bytes.len() as u64);
         if held < end && held.saturating_sub(at) < 2 * JSET_MAX_BYTES {
-            self.bytes = cache.read(Structure::Jset, at, WINDOW.min(end - at))?;
-            self.start = at;
+            let (bytes, fault) = cache.read_around(Structure::Jset, at, WINDOW.min(end - at))?;
+            (self.bytes, self.start) = (bytes, at);
+            self.fault = self.fault.take().or(fault);
         }
+        Ok(())
+    }
+    fn at(&self, at: u64) -> &[u8] {
         let skip = usize::try_from(at - self.start).unwrap_or(usize::MAX);
-        Ok(self.bytes.get(skip..).unwrap_or_default())
+        self.bytes.get(skip..).unwrap_or_default()
     }
 }

@@ -198,11 +198,15 @@ impl NodeView {
             return;
         }
         let (byte, faults) = (self.byte, &mut self.faults);
+        let slots = cache.geometry.nr_uuids();
         self.keys.retain(|key| {
-            if !outside(key) {
+            let what = if outside(key) {
+                What::KeyRange { key: key.to_string(), lower, upper }
+            } else if leaf && key.inode() as usize >= slots {
+                What::KeyInode { key: key.to_string(), slots }
+            } else {
                 return true;
-            }
-            let what = What::KeyRange { key: key.to_string(), lower, upper };
+            };
             // Where it should be nobody knows, except that it is in this node's range.
             faults.push(cache.fault(Structure::BtreeNode, byte, what).hiding(lower, upper));
             false

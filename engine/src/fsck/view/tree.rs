@@ -130,9 +130,9 @@ fn children(node: &NodeView, cache: &Cache, gens: &Gens, faults: &mut VecDeque<F
     let Some(level) = node.at.level.checked_sub(1).filter(|_| !node.is_elsewhere()) else {
         return Vec::new();
     };
-    let mut fault = |what, from, to| {
-        faults.push_back(cache.fault(Structure::BtreeNode, node.byte, what).hiding(from, to));
-    };
+    let fault = |what, from, to| cache.fault(Structure::BtreeNode, node.byte, what).hiding(from, to);
+    // Children that are left out were somewhere before the end of the next one.
+    let mut left_out = Vec::new();
     let freed = markers(cache, node);
     let mut live = Vec::new();
     let mut lower = node.at.lower;
@@ -150,21 +150,23 @@ fn children(node: &NodeView, cache: &Cache, gens: &Gens, faults: &mut VecDeque<F
                 continue;
             }
             // Its checksum is seeded with the pointer, generation included: if it reads, it is the child.
-            fault(What::ChildLost { key: key.to_string(), stale }, key.pos(), key.pos());
+            faults.push_back(fault(What::ChildLost { key: key.to_string(), stale }, key.pos(), key.pos()));
         }
         if key.pos() <= lower {
             let upper = node.at.key.pos();
-            fault(What::ChildOverlap { key: key.to_string(), lower, upper }, key.pos(), key.pos());
+            left_out.push(What::ChildOverlap { key: key.to_string(), lower, upper });
             continue;
         }
+        faults.extend(left_out.drain(..).map(|what| fault(what, lower, key.pos())));
         live.push(NodeRef { key: *key, level, lower, named_at: node.byte });
         lower = key.pos();
     }
+    let upper = node.at.key.pos();
+    faults.extend(left_out.drain(..).map(|what| fault(what, lower, upper)));
     if live.is_empty() {
-        fault(What::NoChild, lower, node.at.key.pos());
-    } else if lower < node.at.key.pos() {
-        let (end, upper) = (lower, node.at.key.pos());
-        fault(What::ChildrenEnd { end, upper }, lower, node.at.key.pos());
+        faults.push_back(fault(What::NoChild, lower, upper));
+    } else if lower < upper {
+        faults.push_back(fault(What::ChildrenEnd { end: lower, upper }, lower, upper));
     }
     live
 }

@@ -25,6 +25,11 @@ pub fn read_table(cache: &Cache, entry: &Entry) -> Result<Vec<UuidEntry>, Fault>
     let ptr = key.ptr().filter(|ptr| ptr.is_device()).ok_or_else(|| bad("pointer to no device"))?;
     let byte = ptr.offset().saturating_mul(bcache_format::SECTOR_SIZE);
     let bytes = cache.read(Structure::UuidTable, byte, cache.geometry.meta_bucket_bytes())?;
+    // A table has no magic of its own; everything else has, where the first slot has half of its UUID.
+    let magic = bytes.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+    if [cache.magic.bset(), cache.magic.jset(), cache.magic.prio_set()].map(Some).contains(&magic) {
+        return Err(bad("something else than a uuid table is there"));
+    }
     parse_table(&bytes, entry.jset.version, cache.geometry.nr_uuids())
         .map_err(|error| Fault::format(&cache.name, error, byte))
 }
