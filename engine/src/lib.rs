@@ -22,6 +22,7 @@ pub mod sim;
 pub mod sim_bugs;
 pub mod stats;
 pub mod sync;
+pub mod ublk;
 pub mod volume;
 pub mod writeback;
 

@@ -83,6 +83,12 @@ impl Stream {
         Ok(())
     }
 
+    /// The user at the other end when it connected.
+    pub fn peer_uid(&self) -> io::Result<u32> {
+        use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+        Ok(getsockopt(&self.socket, PeerCredentials)?.uid())
+    }
+
     /// Ends the stream in both directions: whoever waits on either side is told.
     pub fn shutdown(&self) {
         use std::os::fd::AsRawFd;

@@ -6,3 +6,4 @@ mod golden;
 mod machine;
 mod made;
 mod repair;
+mod system;

@@ -2,9 +2,16 @@
 //! arguments and prints its answer.
 
 pub mod cli;
+pub mod control;
+pub mod daemon;
 pub mod describe;
+pub mod dm;
+pub mod expose;
 pub mod frontend;
+pub mod identify;
 pub mod make;
+mod raw;
+pub mod register;
 pub mod serve;
 pub mod signature;
 pub mod target;

@@ -1,4 +1,4 @@
-//! The one module with unsafe code: handing memory to the kernel, and one ioctl.
+//! The one module with unsafe code: handing memory to the kernel, one ioctl, and the ublk driver.
 //!
 //! The rule behind all of it: memory named in an operation belongs to that operation, lies on the heap, and is
 //! kept in the ring's table until the kernel has answered. Nothing outside this module sees a pointer.
@@ -6,6 +6,8 @@
 
 mod ioctl;
 mod ring;
+mod ublk;
 
 pub(crate) use ioctl::discard;
 pub(crate) use ring::Ring;
+pub(crate) use ublk::{Control, Descriptors, control};

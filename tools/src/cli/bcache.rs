@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Out, Outcome, completions, doctor, dump, export, flush, fsck, image, make, map, salvage, serve, show,
-    undo,
+    Out, Outcome, completions, doctor, dump, export, flush, fsck, image, make, map, register, salvage, serve,
+    show, stop, undo,
 };
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
@@ -27,8 +27,10 @@ enum Command {
     Fsck(fsck::Args),
     Image(image::Args),
     Map(map::Args),
+    Register(register::Args),
     Salvage(salvage::Args),
     Serve(serve::Args),
+    Stop(stop::Args),
     Undo(undo::Args),
     Completions(completions::Args),
 }
@@ -45,8 +47,10 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Fsck(args) => fsck::run(args, out),
         Command::Image(args) => image::run(args, out),
         Command::Map(args) => map::run(args, out),
+        Command::Register(args) => register::run(args, out),
         Command::Salvage(args) => salvage::run(args, out),
         Command::Serve(args) => serve::run(args, out),
+        Command::Stop(args) => stop::run(args, out),
         Command::Undo(args) => undo::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }

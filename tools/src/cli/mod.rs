@@ -14,15 +14,18 @@ pub mod completions;
 pub mod devices;
 pub mod doctor;
 pub mod dump;
+pub mod engine;
 pub mod export;
 pub mod flush;
 pub mod fsck;
 pub mod image;
 pub mod make;
 pub mod map;
+pub mod register;
 pub mod salvage;
 pub mod serve;
 pub mod show;
+pub mod stop;
 pub mod undo;
 
 /// The command line of every program, for manual pages.
@@ -30,7 +33,12 @@ pub mod undo;
 pub fn programs() -> Vec<clap::Command> {
     use clap::CommandFactory;
     // `bcache-fsck` has the page of `bcache fsck`, of which it is another name.
-    vec![bcache::Bcache::command(), make::Program::command(), show::Program::command()]
+    vec![
+        bcache::Bcache::command(),
+        engine::Program::command(),
+        make::Program::command(),
+        show::Program::command(),
+    ]
 }
 
 /// Standard output.

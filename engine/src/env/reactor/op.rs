@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use crate::dev::{Buf, Completer, DevError, DevOp, Shared};
+use crate::ublk::Step;
 
 /// An open file or device, and what messages call it.
 pub(crate) struct Handle {
@@ -40,12 +41,14 @@ pub(crate) enum Op {
     Send { socket: Arc<OwnedFd>, parts: Vec<Shared>, reply: Completer<i32> },
     /// Waits until the descriptor is readable.
     Poll { fd: Arc<OwnedFd>, reply: Completer<i32> },
+    /// Hands a tag to the ublk driver, with the answer to its last request, and waits for the next one.
+    Ublk { file: Arc<File>, step: Step, tag: u16, result: i32, reply: Completer<i32> },
 }
 
 impl Op {
     /// Whether it may wait for ever, for somebody else.
     pub(crate) fn waits_for_peer(&self) -> bool {
-        matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. })
+        matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Ublk { .. })
     }
 
     /// Answers whoever waits, or gives the operation back to be started again for what is left of it.
@@ -84,9 +87,10 @@ impl Op {
                 let failed = || file.error(DevOp::Flush, 0, 0, -result);
                 reply.complete(if result < 0 { Err(failed()) } else { Ok(()) });
             }
-            Op::Fallocate { reply, .. } | Op::Send { reply, .. } | Op::Poll { reply, .. } => {
-                reply.complete(Ok(result));
-            }
+            Op::Fallocate { reply, .. }
+            | Op::Send { reply, .. }
+            | Op::Poll { reply, .. }
+            | Op::Ublk { reply, .. } => reply.complete(Ok(result)),
             Op::Recv { buf, reply, .. } => reply.complete(Ok((buf, result))),
         }
         None

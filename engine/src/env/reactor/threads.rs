@@ -153,7 +153,7 @@ fn blocking(op: &mut Op) -> Option<Blocking> {
                 (code(result.map_err(io::Error::from), |()| 0), None)
             }))
         }
-        Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } => None,
+        Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Ublk { .. } => None,
     }
 }
 
@@ -174,6 +174,8 @@ fn attempt(op: &mut Op) -> Option<i32> {
             sendmsg::<()>(socket.as_raw_fd(), &parts, &[], flags, None).map(|n| n as i32)
         }
         Op::Poll { fd, .. } => readable(fd),
+        // Only a ring can carry it.
+        Op::Ublk { .. } => Ok(-libc::EOPNOTSUPP),
         _ => Ok(-libc::EINVAL),
     };
     match result {

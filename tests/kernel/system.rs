@@ -1,0 +1,67 @@
+//! The engine process under a stock kernel: registering, `/dev/mapper`, crashes, control.
+//!
+//! Each job is a script in `tests/kernel/system`, with an argument that says how much is done: the short form here, the
+//! full one in `long`.
+
+use std::path::Path;
+
+use bcache_tests::vm::Machine;
+use bcache_tests::{paths, sparse};
+
+/// A job, and the machine that it needs.
+struct Job {
+    script: &'static str,
+    argument: u32,
+    seconds: u32,
+}
+
+/// Length of the cache device and of the backing device in MiB.
+const SIZES: [u64; 2] = [300, 200];
+
+impl Job {
+    fn new(script: &'static str, argument: u32) -> Job {
+        Job { script, argument, seconds: 300 }
+    }
+
+    fn seconds(self, seconds: u32) -> Job {
+        Job { seconds, ..self }
+    }
+
+    /// Runs it with a cache and a backing device, and gives what it said.
+    fn run(&self) -> String {
+        let dir = paths::scratch().unwrap();
+        let mut machine = Machine::new("6.12").seconds(self.seconds);
+        for (index, mebibytes) in SIZES.iter().enumerate() {
+            let image = dir.path().join(format!("disk{index}"));
+            sparse::create(&image, mebibytes << 20).unwrap();
+            machine = machine.disk(&image);
+        }
+        let programs = paths::program("bcache-engine").unwrap();
+        let programs = programs.parent().map(Path::to_path_buf).unwrap_or_default();
+        let scripts = paths::repository().join("tests/kernel/system");
+        let said = machine.succeed(&format!(
+            "export PATH='{}':$PATH\n. '{}'\nset -- {}\n. '{}'\n",
+            programs.display(),
+            scripts.join("lib.sh").display(),
+            self.argument,
+            scripts.join(self.script).display(),
+        ));
+        said.unwrap()
+    }
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn a_killed_engine_comes_back_under_a_mounted_file_system() {
+    Job::new("killed.sh", 2).run();
+}
+
+mod long {
+    use super::Job;
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn an_engine_is_killed_twenty_times_under_load() {
+        Job::new("killed.sh", 20).seconds(600).run();
+    }
+}

@@ -1,0 +1,36 @@
+//! `bcache-engine`: the process that serves a set. Started by `bcache-register` or systemd.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use uuid::Uuid;
+
+use super::{Out, Outcome};
+use crate::daemon::{self, Settings};
+
+/// Serve one cache set, until it is stopped; bcache-register starts this
+#[derive(Debug, Parser)]
+#[command(name = "bcache-engine", version)]
+pub struct Program {
+    /// The set's UUID
+    #[arg(long, value_name = "UUID")]
+    set: Uuid,
+    /// Requests under way in each device at most
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    queue_depth: u16,
+}
+
+/// Serves.
+pub fn run(program: Program, _out: &mut Out) -> Outcome {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .init();
+    // Started by hand or by bcache-register, the process must not end with its terminal. It fails for the leader of a
+    // process group, which needs nothing.
+    let _ = nix::unistd::setsid();
+    daemon::run(&Settings { set: program.set, queue_depth: program.queue_depth })?;
+    Ok(ExitCode::SUCCESS)
+}

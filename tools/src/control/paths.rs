@@ -1,0 +1,143 @@
+//! Where things of a running set are.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use uuid::Uuid;
+
+/// The directory of all of them, for root alone.
+pub const DIR: &str = "/run/bcache";
+
+fn path(set: Uuid, extension: &str) -> PathBuf {
+    Path::new(DIR).join(format!("{set}.{extension}"))
+}
+
+/// The control socket.
+#[must_use]
+pub fn socket(set: Uuid) -> PathBuf {
+    path(set, "sock")
+}
+
+/// What an engine says when nobody else listens.
+#[must_use]
+pub fn log(set: Uuid) -> PathBuf {
+    path(set, "log")
+}
+
+/// Makes the directory. One that others could write to is refused.
+///
+/// # Errors
+/// It cannot be made, or is not root's own.
+pub fn prepare() -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(DIR) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let meta = std::fs::symlink_metadata(DIR)?;
+    if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{DIR} is not a directory that only its owner can use"),
+        ));
+    }
+    Ok(())
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Makes registrations of one set follow each other. Held until dropped.
+///
+/// # Errors
+/// The file cannot be made.
+pub fn lock_registration(set: Uuid) -> io::Result<Flock<File>> {
+    let file = lock_file(&path(set, "lock"))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+}
+
+/// Held by the set's engine for as long as it lives; none if there is one already.
+///
+/// # Errors
+/// The file cannot be made.
+pub fn lock_engine(set: Uuid) -> io::Result<Option<Flock<File>>> {
+    let file = lock_file(&path(set, "pid"))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0)?;
+            writeln!(lock, "{}", std::process::id())?;
+            Ok(Some(lock))
+        }
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// The parts of a set that were registered since the machine started, one a line. What an engine that starts anew has
+/// to open.
+///
+/// # Errors
+/// The list cannot be read.
+pub fn parts(set: Uuid) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_to_string(path(set, "parts")) {
+        Ok(text) => Ok(text.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces the list in one step. The caller holds the registration's lock.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_parts(set: Uuid, parts: &[PathBuf]) -> io::Result<()> {
+    let (path, fresh) = (path(set, "parts"), path(set, "parts.new"));
+    let mut text = String::new();
+    for part in parts {
+        let name = part.to_str().filter(|name| !name.contains('\n'));
+        let name =
+            name.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path that is no line"))?;
+        text.push_str(name);
+        text.push('\n');
+    }
+    std::fs::write(&fresh, text)?;
+    std::fs::rename(&fresh, path)
+}
+
+/// Adds a device to the list.
+///
+/// # Errors
+/// It cannot be read or written.
+pub fn add_part(set: Uuid, device: &Path) -> io::Result<()> {
+    let mut all = parts(set)?;
+    if all.iter().any(|known| known == device) {
+        return Ok(());
+    }
+    all.push(device.to_owned());
+    write_parts(set, &all)
+}
+
+/// Sets that have a socket, whether anybody listens or not.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn sets() -> io::Result<Vec<Uuid>> {
+    let entries = match std::fs::read_dir(DIR) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut sets = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let uuid = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".sock"))
+            .and_then(|name| name.parse::<Uuid>().ok());
+        sets.extend(uuid);
+    }
+    sets.sort();
+    Ok(sets)
+}

@@ -1,0 +1,87 @@
+//! The engine process of a cache set: `bcache-engine`.
+//!
+//! One process serves one set, on one thread. Parts come in any order and at any time; the set starts when its cache is
+//! there, and each backing device is served as soon as it is there, too. What must survive the process is in the
+//! devices, in the kernel (ublk and device-mapper devices) and in the list of parts ([`crate::control::paths`]).
+
+mod engine;
+mod exposed;
+mod notify;
+mod start;
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use bcache_engine::env::{Env, Runtime, Signals};
+use uuid::Uuid;
+
+use crate::control::{paths, server};
+use engine::{Engine, Options};
+use notify::Notify;
+
+/// What the process is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The set.
+    pub set: Uuid,
+    /// Requests under way a device.
+    pub queue_depth: u16,
+}
+
+/// Runs until the set is stopped, or handed over to a successor.
+///
+/// # Errors
+/// Another process has the set, or the system lacks something.
+pub fn run(settings: &Settings) -> Result<()> {
+    paths::prepare().context(paths::DIR)?;
+    let Some(_alone) = paths::lock_engine(settings.set)? else {
+        tracing::info!("another process serves this set already");
+        return Ok(());
+    };
+    start::prepare();
+    let runtime = Runtime::new().context("no runtime")?;
+    crate::frontend::ublk::available(runtime.backend()).context("ublk")?;
+    crate::dm::available().context("device-mapper")?;
+    let env = runtime.env();
+    let signals = Signals::termination(&env).context("signals")?;
+    let served = runtime.block_on(serve(&env, signals, settings));
+    // A runtime that is dropped waits for what is under way. Devices left to a successor wait for the end of this
+    // process instead; everything else has been waited for.
+    std::mem::forget(runtime);
+    served
+}
+
+async fn serve(env: &Env, signals: Signals, settings: &Settings) -> Result<()> {
+    let socket = paths::socket(settings.set);
+    let listener = server::bind(env, &socket).with_context(|| socket.display().to_string())?;
+    let notify = Rc::new(Notify::from_environment());
+    let options = Options { set: settings.set, queue_depth: settings.queue_depth };
+    let engine = Engine::new(env, options, Rc::clone(&notify));
+    env.spawn(server::serve(env.clone(), listener, Rc::clone(&engine))).detach();
+    notify.ready();
+    if let Some(interval) = notify.interval() {
+        let (env, notify) = (env.clone(), Rc::clone(&notify));
+        let task = env.clone();
+        task.spawn(async move {
+            loop {
+                notify.alive();
+                env.sleep(interval).await;
+            }
+        })
+        .detach();
+    }
+    for part in paths::parts(settings.set).context("the list of parts")? {
+        engine.register(&part);
+    }
+    let asked = Rc::clone(&engine);
+    env.spawn(async move {
+        while let Ok(signal) = signals.next().await {
+            tracing::info!(%signal, "asked to end");
+            asked.end_for_now().await;
+        }
+    })
+    .detach();
+    engine.ended().await;
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}

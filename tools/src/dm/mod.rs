@@ -1,0 +1,178 @@
+//! Device-mapper devices: the names under which users find cached devices.
+//!
+//! Facts are from the kernel's `include/uapi/linux/dm-ioctl.h` and from what libdevmapper does with udev. Every call
+//! blocks, and some wait for I/O on the device or for udev: the engine makes them on helper threads.
+
+mod cookie;
+mod ioctl;
+mod nodes;
+
+use std::io;
+
+pub use ioctl::{Device, Target};
+
+use cookie::Cookie;
+use ioctl::{Call, Command};
+
+/// Begins the UUID of every device of ours; the backing device's UUID follows.
+pub const UUID_PREFIX: &str = "BCACHE-";
+
+/// What a device is known by for certain.
+#[must_use]
+pub fn uuid_of(backing: uuid::Uuid) -> String {
+    format!("{UUID_PREFIX}{backing}")
+}
+
+/// Whether the kernel has device-mapper.
+///
+/// # Errors
+/// It has not, or speaks another version.
+pub fn available() -> io::Result<()> {
+    Call::new(Command::Version).send().map(drop)
+}
+
+/// All devices: names and numbers.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn list() -> io::Result<Vec<Device>> {
+    ioctl::list()
+}
+
+/// The device with a UUID, if there is one.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn find(uuid: &str) -> io::Result<Option<Device>> {
+    match Call::new(Command::Status).uuid(uuid).send() {
+        Ok(answer) => Ok(Some(answer.device())),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Targets of a device's active table.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn table(name: &str) -> io::Result<Vec<Target>> {
+    Ok(Call::new(Command::TableStatus).name(name).table_lines().send()?.targets())
+}
+
+/// Makes a device with a table and lets it run. Its node and links are there on return.
+///
+/// # Errors
+/// Name or UUID are taken (`EBUSY`), or the kernel refuses the table; then there is no device.
+pub fn create(name: &str, uuid: &str, targets: &[Target]) -> io::Result<Device> {
+    Call::new(Command::Create).name(name).uuid(uuid).send()?;
+    let made = Call::new(Command::Load).name(name).targets(targets).send().and_then(|_| resume(name));
+    match made {
+        Ok(()) => Ok(Call::new(Command::Status).name(name).send()?.device()),
+        Err(error) => {
+            if let Err(second) = remove(name) {
+                tracing::warn!(name, error = %second, "a half-made device is left behind");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Gives a device another table: requests are held back while it changes, and the file system on it is not disturbed.
+///
+/// # Errors
+/// The kernel refuses; the old table stays.
+pub fn replace(name: &str, targets: &[Target]) -> io::Result<()> {
+    Call::new(Command::Load).name(name).targets(targets).send()?;
+    let swapped = suspend(name);
+    // Whatever came of it, nothing may stay held back.
+    match resume(name) {
+        Ok(()) => swapped,
+        Err(error) => swapped.and(Err(error)),
+    }
+}
+
+/// Loads the table that [`resume`] makes the active one.
+///
+/// # Errors
+/// The kernel refuses the table.
+pub fn load(name: &str, targets: &[Target]) -> io::Result<()> {
+    Call::new(Command::Load).name(name).targets(targets).send().map(drop)
+}
+
+/// Forgets a table that was loaded and is not active.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn clear(name: &str) -> io::Result<()> {
+    Call::new(Command::Clear).name(name).send().map(drop)
+}
+
+/// Holds requests back, once those under way have ended. A file system on it is not frozen: it notices nothing.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn suspend(name: &str) -> io::Result<()> {
+    Call::new(Command::Suspend).name(name).suspend().without_freezing().send().map(drop)
+}
+
+/// Lets a device run, with the table loaded last.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn resume(name: &str) -> io::Result<()> {
+    let cookie = Cookie::begin();
+    let sent = Call::new(Command::Suspend).name(name).without_freezing().cookie(cookie.number()).send();
+    let number = match &sent {
+        Ok(answer) => {
+            cookie.end(answer.uevent());
+            answer.device().minor
+        }
+        Err(_) => {
+            cookie.end(false);
+            return sent.map(drop);
+        }
+    };
+    nodes::ensure(name, number);
+    Ok(())
+}
+
+/// Removes a device; `EBUSY` while somebody has it open.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove(name: &str) -> io::Result<()> {
+    let cookie = Cookie::begin();
+    let sent = Call::new(Command::Remove).name(name).cookie(cookie.number()).send();
+    cookie.end(sent.as_ref().is_ok_and(|answer| answer.uevent()));
+    sent?;
+    nodes::forget(name);
+    Ok(())
+}
+
+/// The name that a label makes, if it makes one: what would need escaping below `/dev/mapper` makes none.
+#[must_use]
+pub fn name_from_label(label: &str) -> Option<&str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+-.:=@_".contains(c);
+    let usable = !label.is_empty() && label.len() < 100 && label.chars().all(plain);
+    (usable && !label.starts_with(['.', '-']) && label != "control").then_some(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_make_names_only_where_they_need_no_escaping() {
+        for (label, name) in [
+            ("data", Some("data")),
+            ("my-disk.1", Some("my-disk.1")),
+            ("", None),
+            ("control", None),
+            ("../x", None),
+            ("with space", None),
+            ("-x", None),
+        ] {
+            assert_eq!(name_from_label(label), name, "{label:?}");
+        }
+    }
+}

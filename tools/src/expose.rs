@@ -1,0 +1,108 @@
+//! Names under `/dev/mapper`: which one a device gets, and backing devices that are there without a cache.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use uuid::Uuid;
+
+use crate::dm::{self, Target};
+use crate::identify::Part;
+
+/// Most devices that are numbered.
+const MOST: u32 = 4096;
+
+/// What keeps others away from a device: mounts, the kernel's bcache and every program that asks.
+#[derive(Debug)]
+pub struct Claim {
+    /// Closing it gives the claim up.
+    _file: File,
+}
+
+impl Claim {
+    /// Claims a device; `EBUSY` if somebody has.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    pub fn take(path: &Path) -> io::Result<Claim> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path)?;
+        Ok(Claim { _file: file })
+    }
+}
+
+/// Makes a device for `uuid`, named after `label` if that makes a name that is free, else `bcacheN`.
+///
+/// # Errors
+/// The kernel refuses, or there is one for `uuid` already.
+pub fn create(label: &str, uuid: Uuid, targets: &[Target]) -> Result<dm::Device> {
+    let uuid = dm::uuid_of(uuid);
+    let taken = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
+    if let Some(name) = dm::name_from_label(label) {
+        match dm::create(name, &uuid, targets) {
+            Err(error) if taken(&error) => {}
+            other => return other.with_context(|| format!("/dev/mapper/{name}")),
+        }
+    }
+    for number in 0..MOST {
+        let name = format!("bcache{number}");
+        // The kernel's own devices are called so, too.
+        if Path::new("/sys/block").join(&name).exists() {
+            continue;
+        }
+        match dm::create(&name, &uuid, targets) {
+            Err(error) if taken(&error) => {
+                // The name may be free and the UUID be taken.
+                if let Some(device) = dm::find(&uuid)? {
+                    bail!("/dev/mapper/{} has the UUID {uuid} already", device.name);
+                }
+            }
+            other => return other.with_context(|| format!("/dev/mapper/{name}")),
+        }
+    }
+    bail!("{MOST} devices have all the names")
+}
+
+/// The table of a backing device without its cache.
+#[must_use]
+pub fn direct_table(part: &Part) -> Vec<Target> {
+    vec![Target::linear(part.data_sectors, part.device, part.data_offset)]
+}
+
+/// Sees to it that a backing device that needs no cache is there, straight from the device. No program is involved
+/// after that. Its name.
+///
+/// # Errors
+/// Somebody else uses the device, or the kernel refuses.
+pub fn direct(part: &Part) -> Result<String> {
+    if let Some(device) = dm::find(&dm::uuid_of(part.uuid))? {
+        return Ok(device.name);
+    }
+    let created = create(&part.label, part.uuid, &direct_table(part));
+    match created {
+        Ok(device) => Ok(device.name),
+        // Somebody was faster with the same.
+        Err(error) => match dm::find(&dm::uuid_of(part.uuid))? {
+            Some(device) => Ok(device.name),
+            None => Err(error),
+        },
+    }
+}
+
+/// The name in sysfs of the block device `major:minor`, such as `ublkb0`.
+#[must_use]
+pub fn kernel_name((major, minor): (u64, u64)) -> Option<String> {
+    let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    Some(link.file_name()?.to_str()?.to_owned())
+}
+
+/// The number of the block device that sysfs calls `name`.
+///
+/// # Errors
+/// There is none.
+pub fn device_number(name: &str) -> io::Result<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/sys/block/{name}/dev"))?;
+    let number = text.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{name}: {text:?} is no number")))
+}

@@ -1,0 +1,97 @@
+//! The tools' one module with unsafe code: system calls that have no safe wrapper in a library.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+/// A request to device-mapper. `buf` begins with `struct dm_ioctl`, whose length field must not exceed its own length;
+/// the kernel answers in place.
+///
+/// # Errors
+/// As `ioctl(2)`; `EINVAL` when the buffer says it is longer than it is.
+pub fn dm_ioctl(control: &File, nr: u8, buf: &mut [u8]) -> io::Result<()> {
+    /// `_IOWR(0xfd, nr, struct dm_ioctl)`; the structure has 312 bytes.
+    const REQUEST: libc::Ioctl = (3 << 30) | (312 << 16) | (0xfd << 8);
+    let said = buf.get(12..16).and_then(|bytes| bytes.first_chunk().copied()).map(u32::from_ne_bytes);
+    if said.is_none_or(|said| said as usize > buf.len() || buf.len() < 312) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the kernel reads and writes no more bytes than the length field says, which was checked to be within the
+    // buffer, and at most the 312 bytes of the header otherwise; it keeps nothing. On any other file: ENOTTY.
+    let result =
+        unsafe { libc::ioctl(control.as_raw_fd(), REQUEST | libc::Ioctl::from(nr), buf.as_mut_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A System V semaphore, for udev cookies.
+#[derive(Debug)]
+pub struct Semaphore(libc::c_int);
+
+impl Semaphore {
+    /// Makes the semaphore `key`, with a count of one. `AlreadyExists` if there is one.
+    ///
+    /// # Errors
+    /// As `semget(2)`.
+    pub fn create(key: u32) -> io::Result<Semaphore> {
+        let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
+        // SAFETY: no memory is involved.
+        let id = unsafe { libc::semget(key as libc::key_t, 1, flags) };
+        if id < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let semaphore = Semaphore(id);
+        semaphore.add(1).inspect_err(|_| semaphore.remove())?;
+        Ok(semaphore)
+    }
+
+    /// Changes the count. Adding never waits; zero waits for zero.
+    fn operate(&self, change: i16, flags: libc::c_short, limit: Option<Duration>) -> io::Result<()> {
+        let mut operation = libc::sembuf { sem_num: 0, sem_op: change, sem_flg: flags };
+        let limit = limit.map(|limit| libc::timespec {
+            tv_sec: limit.as_secs() as libc::time_t,
+            tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: one operation and at most one time, both of which live until the call returns.
+        let result =
+            unsafe { libc::syscall(libc::SYS_semtimedop, self.0, &raw mut operation, 1usize, limit) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Adds to the count.
+    ///
+    /// # Errors
+    /// As `semop(2)`.
+    pub fn add(&self, count: i16) -> io::Result<()> {
+        self.operate(count, 0, None)
+    }
+
+    /// Takes one from the count, which must not be zero.
+    ///
+    /// # Errors
+    /// As `semop(2)`.
+    pub fn take(&self) -> io::Result<()> {
+        self.operate(-1, libc::IPC_NOWAIT as libc::c_short, None)
+    }
+
+    /// Waits until the count is zero, at most for `limit` (`WouldBlock` then).
+    ///
+    /// # Errors
+    /// As `semtimedop(2)`.
+    pub fn wait_zero(&self, limit: Duration) -> io::Result<()> {
+        loop {
+            match self.operate(0, 0, Some(limit)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Removes it.
+    pub fn remove(&self) {
+        // SAFETY: no memory is involved in this command.
+        unsafe { libc::semctl(self.0, 0, libc::IPC_RMID) };
+    }
+}

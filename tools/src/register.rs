@@ -1,0 +1,202 @@
+//! Registering a device: finding out what it is, and seeing to it that whoever serves it knows.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use uuid::Uuid;
+
+use crate::control::client::Client;
+use crate::control::{Request, paths};
+use crate::expose;
+use crate::identify::{Part, Role, identify};
+
+/// How long a process that was started may take until it listens. It does before it works.
+const START: Duration = Duration::from_secs(20);
+/// Between two looks.
+const STEP: Duration = Duration::from_millis(20);
+/// systemd's unit for a set, without the instance.
+const UNIT: &str = "bcache@";
+/// Where units are.
+const UNIT_DIRS: [&str; 4] =
+    ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+
+/// What came of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is there, under this name, without a cache.
+    Alone(String),
+    /// The set's engine has it now, or will have it in a moment.
+    Handed(Uuid),
+    /// The kernel has it.
+    Kernel,
+}
+
+/// Registers a device with our engine.
+///
+/// # Errors
+/// It is not one of bcache's, the kernel has it, or no engine can be started.
+pub fn register(path: &Path) -> Result<Outcome> {
+    // Links move; what the list of parts says must stay true.
+    let path = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    let part = identify(&path)?;
+    if part.is_kernels() {
+        bail!(
+            "{}: the kernel's bcache has it; stop it there first (echo 1 > /sys/block/{}/bcache/stop)",
+            path.display(),
+            expose::kernel_name(part.device).unwrap_or_default()
+        );
+    }
+    paths::prepare().context(paths::DIR)?;
+    let _one = paths::lock_registration(part.set)?;
+    paths::add_part(part.set, &path).context("the list of parts")?;
+    if let Some(mut engine) = Client::connect(part.set)? {
+        engine.ask(&Request::Register { device: path })?;
+        return Ok(Outcome::Handed(part.set));
+    }
+    if part.is_whole_alone() {
+        modprobe("dm_mod", "/dev/mapper/control");
+        return Ok(Outcome::Alone(expose::direct(&part)?));
+    }
+    start_engine(part.set)?;
+    Ok(Outcome::Handed(part.set))
+}
+
+/// Lets a backing device run without its cache, for good: what the cache has of it is never used again.
+///
+/// # Errors
+/// It is no backing device, somebody has it, or `lose_dirty` is not set and its newest data is in the cache.
+pub fn run_alone(path: &Path, lose_dirty: bool) -> Result<Outcome> {
+    use bcache_format::superblock::BackingState;
+    let path = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    let part = identify(&path)?;
+    let Role::Backing(state) = part.role else {
+        bail!("{}: a cache device, not a backing device", path.display());
+    };
+    if state == BackingState::Dirty && !lose_dirty {
+        bail!(
+            "{}: its newest data is in the cache and would be lost for good; register the cache, or add \
+            --lose-dirty-data",
+            path.display()
+        );
+    }
+    paths::prepare().context(paths::DIR)?;
+    let _one = paths::lock_registration(part.set)?;
+    if Client::connect(part.set)?.is_some() {
+        bail!("{}: its set {} is being served; stop it first (bcache stop)", path.display(), part.set);
+    }
+    if !part.is_whole_alone() {
+        say_stale(&part)?;
+    }
+    paths::add_part(part.set, &path).context("the list of parts")?;
+    modprobe("dm_mod", "/dev/mapper/control");
+    Ok(Outcome::Alone(expose::direct(&part)?))
+}
+
+/// Says, durably, that the device ran without its cache, before anybody can write to it.
+fn say_stale(part: &Part) -> Result<()> {
+    use bcache_format::superblock::{BackingState, SB_BYTES, SB_OFFSET, Superblock};
+    use std::os::unix::fs::FileExt;
+    let name = || part.path.display().to_string();
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_EXCL)
+        .open(&part.path)
+        .with_context(name)?;
+    let mut block = vec![0; SB_BYTES];
+    file.read_exact_at(&mut block, SB_OFFSET).with_context(name)?;
+    let mut sb = Superblock::parse(&block).map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
+    sb.set_state(BackingState::Stale);
+    sb.write_to(&mut block).map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
+    file.write_all_at(&block, SB_OFFSET).with_context(name)?;
+    file.sync_all().with_context(name)
+}
+
+/// Hands a device to the kernel's bcache.
+///
+/// # Errors
+/// Our engine has it, or the kernel refuses.
+pub fn register_with_kernel(path: &Path) -> Result<Outcome> {
+    const REGISTER: &str = "/sys/fs/bcache/register";
+    let path = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    let part = identify(&path)?;
+    if part.is_kernels() {
+        return Ok(Outcome::Kernel);
+    }
+    let uuid = crate::dm::uuid_of(part.uuid);
+    let served = Client::connect(part.set).ok().flatten().is_some();
+    if served || crate::dm::find(&uuid).ok().flatten().is_some() {
+        bail!("{}: served by bcache-engine; stop it first (bcache stop {})", path.display(), part.set);
+    }
+    modprobe("bcache", REGISTER);
+    std::fs::write(REGISTER, path.as_os_str().as_encoded_bytes())
+        .with_context(|| format!("{}: the kernel refuses it; dmesg says why", path.display()))?;
+    Ok(Outcome::Kernel)
+}
+
+/// Loads a module unless `file` is there already.
+fn modprobe(module: &str, file: &str) {
+    if !Path::new(file).exists() {
+        // What cannot be loaded is told by whoever needs it.
+        let _ = Command::new("modprobe").arg(module).status();
+    }
+}
+
+/// Starts the engine process of a set: by systemd where it runs, else by ourselves.
+///
+/// # Errors
+/// It cannot be started, or does not come to listen.
+pub fn start_engine(set: Uuid) -> Result<()> {
+    if has_systemd() {
+        let unit = format!("{UNIT}{set}.service");
+        // The process reads the list of parts when it starts: nobody has to wait for it.
+        let status = Command::new("systemctl").args(["start", "--no-block", &unit]).status();
+        return match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => bail!("systemctl start {unit}: {status}"),
+            Err(error) => Err(error).context("systemctl"),
+        };
+    }
+    let program = program().context("where bcache-engine is")?;
+    let log = || -> io::Result<File> {
+        File::options().append(true).create(true).mode(0o600).open(paths::log(set))
+    };
+    let (out, err) = (log()?, log()?);
+    let mut child = Command::new(&program)
+        .args(["--set", &set.to_string()])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .with_context(|| program.display().to_string())?;
+    let start = Instant::now();
+    while start.elapsed() < START {
+        if Client::connect(set)?.is_some() {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait()?
+            && !status.success()
+        {
+            bail!("bcache-engine ended with {status}; {} says why", paths::log(set).display());
+        }
+        std::thread::sleep(STEP);
+    }
+    bail!("bcache-engine does not listen after {} s; see {}", START.as_secs(), paths::log(set).display())
+}
+
+fn has_systemd() -> bool {
+    let installed = |dir: &str| Path::new(dir).join(format!("{UNIT}.service")).exists();
+    // What systemd itself looks at to say whether it runs.
+    Path::new("/run/systemd/system").is_dir() && UNIT_DIRS.iter().any(|dir| installed(dir))
+}
+
+/// `bcache-engine`, beside the running program.
+fn program() -> io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("bcache-engine"))
+}
