@@ -288,8 +288,8 @@ mod tests {
         let target = Target::linear(2048, (253, 7), 16);
         let call = Call::new(Command::Load).name("x").targets(std::slice::from_ref(&target));
         let bytes = call.bytes(0).unwrap();
-        assert_eq!(bytes.len(), HEADER + 48);
-        assert_eq!((number(&bytes, 12), number(&bytes, 16), number(&bytes, 20)), (360, 312, 1));
+        assert_eq!(bytes.len(), HEADER + 56);
+        assert_eq!((number(&bytes, 12), number(&bytes, 16), number(&bytes, 20)), (368, 312, 1));
         assert_eq!(text(&bytes[HEADER + 24..HEADER + 40]), "linear");
         assert_eq!(text(&bytes[HEADER + SPEC..]), "253:7 16");
         assert_eq!(target.below(), Some(((253, 7), 16)));
