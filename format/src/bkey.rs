@@ -174,6 +174,18 @@ impl Bkey {
         }
         Some(key)
     }
+    /// The key in `bytes` when it has one pointer, with it: what nearly all extents are.
+    #[inline]
+    #[must_use]
+    pub fn of_one_ptr(bytes: &[u8; 24]) -> Option<(Self, Ptr)> {
+        let (words, _) = bytes.as_chunks::<8>();
+        let [high, low, ptr] = words else { return None };
+        let ptr = Ptr(u64::from_le_bytes(*ptr));
+        let mut key =
+            Self { high: u64::from_le_bytes(*high), low: u64::from_le_bytes(*low), ..Self::default() };
+        key.ptrs[0] = ptr;
+        (key.n_ptrs() == 1).then_some((key, ptr))
+    }
     /// The key's words: two and one a pointer.
     pub fn words(&self) -> impl Iterator<Item = u64> + '_ {
         [self.high, self.low].into_iter().chain(self.ptrs().iter().map(|ptr| ptr.0))

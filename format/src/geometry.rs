@@ -104,18 +104,22 @@ impl Geometry {
     /// Pointers to devices that no set can have say nothing about a place and are passed over (`__ptr_invalid`).
     #[must_use]
     pub fn ptr_problem(&self, key: &Bkey) -> Option<&'static str> {
-        key.ptrs().iter().filter(|ptr| ptr.is_device()).find_map(|ptr| {
-            let within = ptr.offset() & (u64::from(self.bucket_sectors) - 1);
-            if key.size() + within > u64::from(self.bucket_sectors) {
-                Some("extent crosses the end of its bucket")
-            } else if self.ptr_bucket(*ptr).0 < self.first_bucket {
-                Some("pointer before the first bucket")
-            } else if self.ptr_bucket(*ptr).0 >= self.nbuckets {
-                Some("pointer past the end of the device")
-            } else {
-                None
-            }
-        })
+        key.ptrs().iter().filter(|ptr| ptr.is_device()).find_map(|ptr| self.place_problem(*ptr, key.size()))
+    }
+    /// What is wrong with `sectors` at a pointer, if anything.
+    #[inline]
+    #[must_use]
+    pub fn place_problem(&self, ptr: Ptr, sectors: u64) -> Option<&'static str> {
+        let within = ptr.offset() & (u64::from(self.bucket_sectors) - 1);
+        if sectors + within > u64::from(self.bucket_sectors) {
+            Some("extent crosses the end of its bucket")
+        } else if self.ptr_bucket(ptr).0 < self.first_bucket {
+            Some("pointer before the first bucket")
+        } else if self.ptr_bucket(ptr).0 >= self.nbuckets {
+            Some("pointer past the end of the device")
+        } else {
+            None
+        }
     }
 }
 

@@ -425,7 +425,7 @@ pub const CASES: &[Case] = &[
         key.set_inode(5000);
         w.put_extent(&region, at, &key);
     }),
-    case!("two extents share sectors", "wb-dirty", BucketOverfull, Less, |w| {
+    case!("two extents share sectors", "wb-dirty", ExtentShared, Less, |w| {
         let other = w.view.extents(Pos::ZERO, Pos::MAX).flatten();
         let (_, _, seen) = w.seen_extent();
         let other = other.filter(|extent| extent.key.dirty() && extent.key.pos() != seen.pos());

@@ -85,7 +85,7 @@ fn hash(device: &Live, offset: Sectors, bytes: u64) -> String {
 fn is_flushed(set: &Set, live: &[Live]) {
     let devices = devices(live);
     let checked = check(devices.iter().cloned(), Options::default());
-    assert_eq!(checked.findings, [], "{}", set.name);
+    assert_eq!(*checked.findings, [], "{}", set.name);
     let opened = Devices::open(devices).unwrap();
     for backing in &opened.backings {
         assert_ne!(backing.sb.state(), BackingState::Dirty, "{}", set.name);

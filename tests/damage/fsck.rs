@@ -41,7 +41,7 @@ fn dirty(view: &SetView) -> BTreeSet<(u32, u64, u64)> {
 }
 
 fn ids(checked: &Checked) -> Vec<&'static str> {
-    checked.counts.keys().map(|kind| kind.id()).collect()
+    checked.findings.counts.keys().map(|kind| kind.id()).collect()
 }
 
 /// Whether a sector is in what was reported as lost.
@@ -55,13 +55,13 @@ fn golden_sets_have_no_finding() {
         let devices: Vec<_> = Patched::all_of(&set.name).iter().map(Patched::device).collect();
         for data in [false, true] {
             let checked = check(devices.iter().cloned(), Options { data, progress: None });
-            assert_eq!(checked.findings, [], "{}", set.name);
+            assert_eq!(*checked.findings, [], "{}", set.name);
             assert!(plan(&devices, &checked).unwrap().is_empty());
         }
         // A cache alone, and each backing device alone.
         for device in devices {
             let alone = check([device], Options::default());
-            assert_eq!(alone.findings, [], "{}", set.name);
+            assert_eq!(*alone.findings, [], "{}", set.name);
         }
     }
 }
@@ -111,7 +111,7 @@ fn one(case: &Case) {
             now = rest.simulate(&now, usize::MAX).unwrap();
         }
         let last = run(&now);
-        assert_eq!(last.findings, [], "{name} at {stop}");
+        assert_eq!(*last.findings, [], "{name} at {stop}");
         assert!(plan(&now, &last).unwrap().is_empty(), "{name} at {stop}: a third run changes something");
         let after = dirty(last.set.as_ref().unwrap());
         for (inode, sector, at) in before.symmetric_difference(&after) {
@@ -153,7 +153,7 @@ fn fill(world: &mut World, spare: usize) {
     let (geometry, newest) = (cache.geometry, view.journal.newest().unwrap());
     let first = geometry.first_bucket + cache.njournal_buckets();
     let free = (first..geometry.nbuckets).map(BucketNr);
-    let free = free.filter(|bucket| checked.data.get(*bucket) == 0 && !checked.metadata.contains_key(bucket));
+    let free = free.filter(|bucket| checked.is_free(*bucket));
     let size = u64::from(geometry.bucket_sectors);
     let mut end = 1 << 30;
     let mut jset = newest.jset.clone();
@@ -192,7 +192,7 @@ fn a_full_cache_is_repaired_by_giving_up_clean_data() {
             let again = run(&now);
             let rest = plan(&now, &again).unwrap();
             let last = run(&rest.simulate(&now, usize::MAX).unwrap());
-            assert_eq!(last.findings, [], "after {stop} writes");
+            assert_eq!(*last.findings, [], "after {stop} writes");
             assert_eq!(dirty(last.set.as_ref().unwrap()), before, "after {stop} writes");
         }
     }

@@ -7,12 +7,15 @@ use bcache_tests::paths;
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;
 
+#[path = "../../fuzz/src/fsck.rs"]
+mod fuzz_fsck;
+
 /// What the fuzzer calls.
 type Target = fn(&[u8]);
 
 #[test]
 fn every_seed_parses_without_panic_whole_and_truncated() {
-    let targets: [(&str, Target); 7] = [
+    let targets: [(&str, Target); 9] = [
         ("superblock", fuzz::superblock),
         ("jset", fuzz::jset),
         ("bset", fuzz::bset),
@@ -20,6 +23,8 @@ fn every_seed_parses_without_panic_whole_and_truncated() {
         ("prio_set", fuzz::prio_set),
         ("uuid_table", fuzz::uuid_table),
         ("bkey", fuzz::bkey),
+        ("fsck_view", fuzz_fsck::view),
+        ("fsck_planner", fuzz_fsck::planner),
     ];
     for (name, target) in targets {
         let dir = paths::repository().join("fuzz/seeds").join(name);

@@ -3,6 +3,7 @@
 use super::kind::{Kind, Severity};
 use super::view::{Fault, What};
 use bcache_format::{BucketNr, Pos, Problem, Structure};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Something wrong, with its place and what it costs.
@@ -33,6 +34,64 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         let least = if self.lost.is_empty() { Severity::Harmless } else { Severity::Loss };
         self.kind.severity().max(least)
+    }
+}
+
+/// Findings of one kind that are kept; more are only counted.
+const KEPT_OF_A_KIND: u64 = 1000;
+
+/// Findings in the order they were made: as many as a person reads, all of what they cost.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// The findings.
+    kept: Vec<Finding>,
+    /// How many there are of each kind, also those that are not kept.
+    pub counts: BTreeMap<Kind, u64>,
+    /// Everything that is lost, by where it starts, without overlaps.
+    lost: BTreeMap<Pos, Pos>,
+}
+
+impl std::ops::Deref for Findings {
+    type Target = [Finding];
+
+    fn deref(&self) -> &[Finding] {
+        &self.kept
+    }
+}
+
+impl Findings {
+    /// Adds one.
+    pub fn add(&mut self, finding: Finding) {
+        for (from, to) in &finding.lost {
+            self.lose(*from, *to);
+        }
+        let count = self.counts.entry(finding.kind).or_default();
+        *count += 1;
+        if *count <= KEPT_OF_A_KIND {
+            self.kept.push(finding);
+        }
+    }
+    /// Adds all of another's.
+    pub fn append(&mut self, other: Self) {
+        for (kind, count) in other.counts {
+            let kept = other.kept.iter().filter(|finding| finding.kind == kind).count() as u64;
+            *self.counts.entry(kind).or_default() += count - kept;
+        }
+        other.kept.into_iter().for_each(|finding| self.add(finding));
+        other.lost.into_iter().for_each(|(from, to)| self.lose(from, to));
+    }
+    /// What is lost, in order, without overlaps.
+    #[must_use]
+    pub fn lost(&self) -> Vec<(Pos, Pos)> {
+        self.lost.iter().map(|(from, to)| (*from, *to)).collect()
+    }
+    fn lose(&mut self, from: Pos, to: Pos) {
+        let (mut from, mut to) = (from, to);
+        while let Some((&start, &end)) = self.lost.range(..=to).next_back().filter(|(_, end)| **end >= from) {
+            self.lost.remove(&start);
+            (from, to) = (from.min(start), to.max(end));
+        }
+        self.lost.insert(from, to);
     }
 }
 
@@ -113,5 +172,33 @@ fn of_problem(structure: Structure, problem: &Problem) -> Kind {
         (Structure::BtreeNode, Problem::Field { value: 0, .. }) => Kind::NodeEmpty,
         (Structure::BtreeNode, Problem::Field { .. }) => Kind::BsetLost,
         (structure, _) => unreadable(structure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_is_known_whole_however_many_findings_are_kept() {
+        let device: Arc<str> = "cache".into();
+        let mut findings = Findings::default();
+        for i in 0..3000 {
+            let mut finding = Finding::new(Kind::KeyRange, &device, 0, String::new());
+            finding.lost.push((Pos::new(0, 10 * i), Pos::new(0, 10 * i + 5)));
+            findings.add(finding);
+        }
+        assert_eq!(
+            (findings.kept.len(), findings.counts[&Kind::KeyRange], findings.lost().len()),
+            (1000, 3000, 3000)
+        );
+        let mut all = Findings::default();
+        let mut whole = Finding::new(Kind::KeyRange, &device, 0, String::new());
+        whole.lost.push((Pos::new(0, 3), Pos::new(0, 29_000)));
+        all.add(whole);
+        all.append(findings);
+        assert_eq!(all.counts[&Kind::KeyRange], 3001);
+        assert_eq!(all.lost()[0], (Pos::new(0, 0), Pos::new(0, 29_005)));
+        assert_eq!(all.lost().len(), 100);
     }
 }

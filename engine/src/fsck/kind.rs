@@ -239,8 +239,8 @@ kinds! {
     ExtentBeyond "extent-beyond" Loss
         "Dirty data lies behind the end of the backing device or before its start."
         "The key is left out.";
-    BucketOverfull "bucket-overfull" Lossless
-        "Two extents share sectors of a bucket that has fewer sectors than its extents."
+    ExtentShared "extent-shared" Lossless
+        "Two extents share sectors of the cache."
         "Of a clean and a dirty one the clean one is left out. Of two dirty ones one is kept; which has the right data nobody can tell.";
     BucketTwice "bucket-twice" Lossless
         "A bucket is used for two kinds of metadata."

@@ -5,6 +5,7 @@ pub mod finding;
 pub mod flush;
 pub mod image;
 pub mod kind;
+pub mod made;
 pub mod repair;
 pub mod salvage;
 pub mod usage;

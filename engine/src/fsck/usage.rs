@@ -1,39 +1,179 @@
-//! What each bucket is used for.
+//! What each part of a cache is used for.
 
-use bcache_format::BucketNr;
-use std::collections::HashMap;
+use bcache_format::{BucketNr, Geometry};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-const PAGE: u64 = 1024;
+/// Numbers of a page, and pages of a group.
+const PAGE: u64 = 1 << 18;
+const GROUP: u64 = 1 << 14;
 
-/// A number a bucket, most of them 0: memory grows with the buckets that are used, not with what a superblock claims.
-#[derive(Clone, Debug, Default)]
-pub struct PerBucket {
-    pages: HashMap<u64, Box<[u32]>>,
+type Page = OnceLock<Box<[AtomicU64]>>;
+
+/// A set of numbers below a limit, that many threads may add to. Memory grows with what is in it, not with what a
+/// superblock claims: a bit a number, in pages that come into being with their first number.
+#[derive(Default)]
+pub struct Bitmap {
+    groups: Vec<OnceLock<Box<[Page]>>>,
 }
 
-impl PerBucket {
-    /// Of a bucket.
+/// The bits of one word for `from..to`, both within it.
+const fn mask(from: u64, to: u64) -> u64 {
+    (u64::MAX >> (64 - (to - from))) << from
+}
+
+/// The words that a range of numbers is in: each with its first number and the bits of it.
+fn words(from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+    let mut at = from;
+    std::iter::from_fn(move || {
+        let start = at / 64 * 64;
+        let end = to.min(start + 64);
+        (at < end).then(|| {
+            let bits = mask(at - start, end - start);
+            at = end;
+            (start, bits)
+        })
+    })
+}
+
+impl Bitmap {
+    /// An empty set of numbers below `limit`.
     #[must_use]
-    pub fn get(&self, bucket: BucketNr) -> u32 {
-        let page = self.pages.get(&(bucket.0 / PAGE));
-        page.and_then(|page| page.get((bucket.0 % PAGE) as usize)).copied().unwrap_or(0)
+    pub fn new(limit: u64) -> Self {
+        let groups = usize::try_from(limit.div_ceil(PAGE * GROUP)).unwrap_or(0);
+        Self { groups: (0..groups).map(|_| OnceLock::new()).collect() }
     }
-    /// Buckets with more than `limit`, in order.
-    #[must_use]
-    pub fn over(&self, limit: u32) -> Vec<(BucketNr, u32)> {
-        let mut over = Vec::new();
-        for (page, counts) in &self.pages {
-            let numbered = (page * PAGE..).map(BucketNr).zip(counts.iter().copied());
-            over.extend(numbered.filter(|(_, count)| *count > limit));
+    #[inline]
+    fn page(&self, at: u64) -> Option<&Page> {
+        let group = self.groups.get(usize::try_from(at / PAGE / GROUP).ok()?)?;
+        let pages = group.get_or_init(|| (0..GROUP).map(|_| OnceLock::new()).collect());
+        pages.get((at / PAGE % GROUP) as usize)
+    }
+    /// The 64 bits around a number.
+    #[inline]
+    fn word(&self, at: u64) -> u64 {
+        let group = self.groups.get(usize::try_from(at / PAGE / GROUP).unwrap_or(usize::MAX));
+        let page = group.and_then(OnceLock::get).and_then(|pages| pages.get((at / PAGE % GROUP) as usize));
+        let word = page.and_then(OnceLock::get).and_then(|page| page.get((at % PAGE / 64) as usize));
+        word.map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+    /// Adds `from..to`. True when one of them was there before.
+    #[inline]
+    pub fn add(&self, from: u64, to: u64) -> bool {
+        let mut before = false;
+        for (at, bits) in words(from, to) {
+            let Some(page) = self.page(at) else { continue };
+            let page = page.get_or_init(|| (0..PAGE / 64).map(|_| AtomicU64::new(0)).collect());
+            if let Some(word) = page.get((at % PAGE / 64) as usize) {
+                before |= word.fetch_or(bits, Ordering::Relaxed) & bits != 0;
+            }
         }
-        over.sort_unstable();
-        over
+        before
     }
-    /// Adds to it; stays at the largest number.
-    pub fn add(&mut self, bucket: BucketNr, count: u64) {
-        let page = self.pages.entry(bucket.0 / PAGE).or_insert_with(|| vec![0; PAGE as usize].into());
-        if let Some(slot) = page.get_mut((bucket.0 % PAGE) as usize) {
-            *slot = slot.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+    /// The same for who is alone in changing these numbers' words.
+    #[inline]
+    fn add_alone(&self, from: u64, to: u64) -> bool {
+        let mut before = false;
+        for (at, bits) in words(from, to) {
+            let Some(page) = self.page(at) else { continue };
+            let page = page.get_or_init(|| (0..PAGE / 64).map(|_| AtomicU64::new(0)).collect());
+            if let Some(word) = page.get((at % PAGE / 64) as usize) {
+                let now = word.load(Ordering::Relaxed);
+                before |= now & bits != 0;
+                word.store(now | bits, Ordering::Relaxed);
+            }
+        }
+        before
+    }
+    /// Whether a number is there.
+    #[must_use]
+    pub fn has(&self, at: u64) -> bool {
+        self.word(at) & (1 << (at % 64)) != 0
+    }
+    /// Whether one of `from..to` is there.
+    #[must_use]
+    pub fn has_any(&self, from: u64, to: u64) -> bool {
+        words(from, to).any(|(at, bits)| self.word(at) & bits != 0)
+    }
+}
+
+/// Regions that sectors are gathered by.
+const REGIONS: u64 = 256;
+/// Ranges of a region that are gathered.
+const GATHERED: usize = 1024;
+/// Ranges whose words are looked up together.
+const BATCH: usize = 32;
+
+/// The sectors of a device that are in use.
+#[derive(Default)]
+pub struct SectorMap {
+    map: Bitmap,
+    /// Sectors of a region: whole buckets, and whole words of the map.
+    region: u64,
+    /// Whoever holds a region's lock is alone in changing it.
+    locks: Vec<Mutex<()>>,
+}
+
+impl SectorMap {
+    /// Of a device of so many buckets.
+    #[must_use]
+    pub fn new(geometry: &Geometry) -> Self {
+        let limit = geometry.bucket_start(BucketNr(geometry.nbuckets)).0;
+        let region = (limit / REGIONS + 1).next_multiple_of(u64::from(geometry.bucket_sectors).max(64));
+        let locks = (0..REGIONS).map(|_| Mutex::new(())).collect();
+        Self { map: Bitmap::new(limit), region, locks }
+    }
+    /// Whether one of `from..to` is in use.
+    #[must_use]
+    pub fn has_any(&self, from: u64, to: u64) -> bool {
+        self.map.has_any(from, to)
+    }
+    /// Adds `from..to`. True when one of them was there before.
+    pub fn add(&self, from: u64, to: u64) -> bool {
+        self.map.add(from, to)
+    }
+    /// Adds ranges of one region. Tells the starts of those of which a part was there before.
+    fn put(&self, region: usize, ranges: &[(u64, u32)], before: &mut dyn FnMut(u64)) {
+        let Some(lock) = self.locks.get(region) else { return };
+        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        for batch in ranges.chunks(BATCH) {
+            // Waits for the memory of all of them at once.
+            std::hint::black_box(batch.iter().fold(0, |sum, (from, _)| sum ^ self.map.word(*from)));
+            for (from, len) in batch {
+                if self.map.add_alone(*from, from + u64::from(*len)) {
+                    before(*from);
+                }
+            }
+        }
+    }
+}
+
+/// Ranges inside buckets on their way into a [`SectorMap`]. Extents' data is scattered over the device, and each place
+/// is a wait for memory; of one region many are there at once.
+#[derive(Default)]
+pub struct Gather {
+    regions: Vec<Vec<(u64, u32)>>,
+}
+
+impl Gather {
+    /// Adds a range. Tells the starts of ranges of which a part was there before.
+    #[inline]
+    pub fn add(&mut self, map: &SectorMap, from: u64, len: u32, before: &mut dyn FnMut(u64)) {
+        if self.regions.is_empty() {
+            self.regions.resize_with(map.locks.len(), Vec::new);
+        }
+        let index = usize::try_from(from / map.region).unwrap_or(usize::MAX);
+        let Some(region) = self.regions.get_mut(index) else { return };
+        region.push((from, len));
+        if region.len() >= GATHERED {
+            map.put(index, region, before);
+            region.clear();
+        }
+    }
+    /// Adds all that is still on its way.
+    pub fn finish(self, map: &SectorMap, before: &mut dyn FnMut(u64)) {
+        for (index, region) in self.regions.iter().enumerate().filter(|(_, region)| !region.is_empty()) {
+            map.put(index, region, before);
         }
     }
 }
@@ -60,6 +200,29 @@ impl Use {
             Self::Prio => "a prio set",
             Self::Uuids => "the uuid table",
             Self::Node => "a btree node",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    proptest! {
+        #[test]
+        fn a_bitmap_is_a_set(ranges in prop::collection::vec((0u64..70_000, 1u64..200), 0..40)) {
+            let map = Bitmap::new(1 << 40);
+            let mut set = HashSet::new();
+            for (from, len) in ranges {
+                let there = (from..from + len).any(|at| set.contains(&at));
+                prop_assert_eq!(map.has_any(from, from + len), there);
+                prop_assert_eq!(map.add(from, from + len), there);
+                set.extend(from..from + len);
+                prop_assert!(map.has(from) && map.has(from + len - 1));
+                prop_assert_eq!(map.has(from + len), set.contains(&(from + len)));
+            }
         }
     }
 }

@@ -73,10 +73,10 @@ impl Set {
         let ours = backings.iter().filter(|backing| backing.sb.set_uuid == cache.sb.set_uuid);
         let devices = ours.map(|backing| backing.device.clone());
         let checked = check(std::iter::once(cache.device.clone()).chain(devices), Options::default());
-        set.faults = checked.counts.values().sum();
+        set.faults = checked.findings.counts.values().sum();
         set.torn = checked.has(Kind::JournalTailTorn);
-        let told = checked.findings.into_iter().filter(|finding| finding.severity() > Severity::Harmless);
-        set.told = told.take(FAULTS_TOLD).collect();
+        let told = checked.findings.iter().filter(|finding| finding.severity() > Severity::Harmless);
+        set.told = told.take(FAULTS_TOLD).cloned().collect();
         if set.told.is_empty() {
             set.faults = 0;
         }

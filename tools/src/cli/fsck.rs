@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bcache_engine::fsck::check::PASSES;
+use bcache_engine::fsck::check::Progress;
 use bcache_engine::fsck::repair::{self, Plan, WriteAt};
 use bcache_engine::fsck::view::Device;
 use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check};
 use bcache_format::{Pos, Sectors};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::devices::{Access, InUse, Writable, open_for};
@@ -162,14 +163,16 @@ fn look(args: &Args, devices: &[Device]) -> Result<Checked> {
         Some(fd) => Some(std::fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"))?),
         None => None,
     };
-    let bar = indicatif::ProgressBar::new(PASSES.len() as u64);
+    let style = ProgressStyle::with_template("{msg:>10} {wide_bar} {percent:>3} %");
+    let bar = ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let name = args.devices.first().map(|path| path.display().to_string()).unwrap_or_default();
-    let progress = |pass: &'static str, done: u64, of: u64| {
+    let progress = |Progress { pass, name: word, done, of }| {
+        bar.set_length(of);
         bar.set_position(done);
-        bar.set_message(pass);
+        bar.set_message(word);
         if let Some(mut file) = machine.as_ref() {
             // Nobody reading it is no reason to stop a check.
-            let _ = writeln!(file, "{} {done} {of} {name}", done + 1);
+            let _ = writeln!(file, "{} {done} {of} {name}", pass + 1);
         }
     };
     let options = Options { data: args.data, progress: Some(&progress) };
@@ -250,7 +253,7 @@ fn list(plan: &Plan, json: bool, out: &mut Out) -> Result<()> {
 
 /// Prints the findings and their summary.
 fn tell(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
-    for finding in &checked.findings {
+    for finding in checked.findings.iter() {
         if json {
             writeln!(out, "{}", as_json(finding, checked))?;
         } else {
@@ -354,12 +357,16 @@ fn sectors((from, to): (Pos, Pos), checked: &Checked) -> Vec<Range> {
 }
 
 fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
-    let total: u64 = checked.counts.values().sum();
+    let total: u64 = checked.findings.counts.values().sum();
     let dirty: u64 = checked.slots.values().map(|slot| slot.dirty).sum();
     let worst = checked.worst().map(Severity::name);
     if json {
-        let counts: serde_json::Map<_, _> =
-            checked.counts.iter().map(|(kind, count)| (kind.id().to_owned(), json!(count))).collect();
+        let counts: serde_json::Map<_, _> = checked
+            .findings
+            .counts
+            .iter()
+            .map(|(kind, count)| (kind.id().to_owned(), json!(count)))
+            .collect();
         let value = json!({"kind": "summary", "findings": total, "worst": worst, "counts": counts,
                            "dirty_sectors": dirty});
         writeln!(out, "{value}")?;

@@ -1,13 +1,17 @@
 //! Extents, and the buckets they use.
 
-use super::super::finding::Finding;
+use super::super::finding::{Finding, Findings};
 use super::super::kind::Kind;
+use super::super::usage::{Bitmap, Gather, SectorMap};
 use super::super::view::extents::STALE_MAX;
-use super::super::view::{Extent, Fault, SetView, State};
-use super::{Checked, Options};
+use super::super::view::overlay::Layer;
+use super::super::view::packed::{Packed, Sound};
+use super::super::view::sweep::Pass;
+use super::super::view::{Cache, Extent, Fault, Gens, SetView, State};
+use super::{Checked, Options, SlotUse};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Stale dirty extents remembered until all buckets' users are known.
 const SUSPECTS_KEPT: usize = 1 << 20;
@@ -15,20 +19,180 @@ const SUSPECTS_KEPT: usize = 1 << 20;
 const CHUNK: usize = 1 << 20;
 
 pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
-    let Some(view) = checked.set.take() else { return };
-    let mut suspects = Vec::new();
-    // What cannot be read was found when the view was made.
-    for extent in view.trusted_extents(Pos::ZERO, Pos::MAX).flatten() {
-        one(checked, &view, &extent, &mut suspects);
+    let Some(mut view) = checked.set.take() else { return };
+    let mut faults = Findings::default();
+    let (mut tally, mut shared_buckets) = (Tally::default(), BTreeSet::new());
+    // Repeated when generations have to be raised, which then are known. What is wrong was told the first time.
+    for first in [true, false] {
+        checked.forget_usage();
+        tally = Tally::default();
+        let gens = view.gens.clone();
+        let account = Account {
+            cache: &view.cache.clone(),
+            gens: &gens,
+            slots: if view.uuids.is_empty() { usize::MAX } else { view.uuids.len() },
+            metadata: &bucket_set(&view, checked.metadata.keys().copied()),
+            sectors: &checked.sectors,
+            dirty: &checked.dirty,
+            shared: Mutex::default(),
+        };
+        let (mut done, of) = (0, view.leaves.len() as u64);
+        let settled = view.sweep(
+            &account,
+            &mut |fault| {
+                if first {
+                    faults.add(checked.placed(fault.into()));
+                }
+            },
+            &mut |out| {
+                tally.add(out, checked);
+                done += 1;
+                if done % 64 == 0 {
+                    options.tell(5, done, of);
+                }
+            },
+        );
+        let (mut out, mut gather) = (Out::default(), Gather::default());
+        for key in view.replayed.from(Pos::ZERO) {
+            account.one(Extent::new(key, Layer::Newer, &gens), &mut gather, &mut out);
+        }
+        account.finish(gather);
+        tally.add(out, checked);
+        shared_buckets = account.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if settled {
+            break;
+        }
     }
-    for key in suspects {
-        suspect(checked, &view, &key);
+    checked.findings.append(faults);
+    checked.findings.append(tally.findings);
+    checked.slots = tally.slots;
+    for key in tally.suspects {
+        suspect(checked, &view, &key, &mut shared_buckets);
     }
-    overfull(checked, &view);
+    options.tell(6, 0, 1);
+    shared(checked, &view, &shared_buckets);
     if options.data {
-        data(checked, &view);
+        data(checked, &view, options);
     }
     checked.set = Some(view);
+}
+
+/// A set of buckets.
+fn bucket_set(view: &SetView, buckets: impl Iterator<Item = BucketNr>) -> Bitmap {
+    let set = Bitmap::new(view.cache.geometry.nbuckets);
+    buckets.for_each(|bucket| {
+        set.add(bucket.0, bucket.0 + 1);
+    });
+    set
+}
+
+/// What is found of extents.
+#[derive(Default)]
+struct Out {
+    findings: Vec<Finding>,
+    /// Dirty ones that are stale.
+    suspects: Vec<Bkey>,
+    slots: Vec<(u32, SlotUse)>,
+}
+
+/// The same of all of them.
+#[derive(Default)]
+struct Tally {
+    findings: Findings,
+    suspects: Vec<Bkey>,
+    slots: BTreeMap<u32, SlotUse>,
+}
+
+impl Tally {
+    fn add(&mut self, out: Out, checked: &Checked) {
+        out.findings.into_iter().for_each(|finding| self.findings.add(checked.placed(finding)));
+        let room = SUSPECTS_KEPT.saturating_sub(self.suspects.len());
+        self.suspects.extend(out.suspects.into_iter().take(room));
+        for (slot, used) in out.slots {
+            self.slots.entry(slot).or_default().add(&used);
+        }
+    }
+}
+
+/// Counts extents as users of their buckets.
+struct Account<'a> {
+    cache: &'a Cache,
+    gens: &'a Gens,
+    /// Slots of the uuid table; all there can be when it is lost.
+    slots: usize,
+    metadata: &'a Bitmap,
+    sectors: &'a SectorMap,
+    dirty: &'a Bitmap,
+    /// Buckets in which extents share sectors.
+    shared: Mutex<BTreeSet<BucketNr>>,
+}
+
+impl Pass for Account<'_> {
+    type Worker = Gather;
+    type Out = Out;
+
+    fn packed(&self, extents: Packed<'_>, gather: &mut Gather, out: &mut Out) {
+        extents.valid(|sound| self.live(sound, gather, out));
+    }
+    fn extent(&self, key: Bkey, gather: &mut Gather, out: &mut Out) {
+        self.one(Extent::new(key, Layer::Older, self.gens), gather, out);
+    }
+    fn finish(&self, gather: Gather) {
+        gather.finish(self.sectors, &mut |at| self.share(at));
+    }
+}
+
+impl Account<'_> {
+    fn share(&self, sector: u64) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.insert(self.cache.geometry.bucket_of(sector));
+    }
+    fn one(&self, extent: Extent, gather: &mut Gather, out: &mut Out) {
+        let key = extent.key;
+        match extent.state {
+            State::Live(ptr) => {
+                self.live(Sound::new(&key, ptr, self.cache.geometry.ptr_bucket(ptr)), gather, out)
+            }
+            State::Stale(_) if key.dirty() => out.suspects.push(key),
+            State::Stale(stale) if stale > STALE_MAX => {
+                let detail = format!("{key}: stale by {stale}");
+                out.findings.push(Finding::new(Kind::ExtentTooStale, &self.cache.name, place(&key), detail));
+            }
+            State::Stale(_) | State::Empty | State::NoDevice => {}
+        }
+    }
+
+    #[inline]
+    fn live(&self, extent: Sound, gather: &mut Gather, out: &mut Out) {
+        let bucket = extent.bucket.0;
+        if self.metadata.has(bucket) || extent.inode as usize >= self.slots {
+            out.findings.push(self.misplaced(&extent));
+            return;
+        }
+        // An extent has no more sectors than 16 bits can say.
+        gather.add(self.sectors, extent.ptr.offset(), extent.size as u32, &mut |at| self.share(at));
+        if extent.dirty && !self.dirty.has(bucket) {
+            self.dirty.add(bucket, bucket + 1);
+        }
+        match out.slots.last_mut().filter(|(slot, _)| *slot == extent.inode) {
+            Some((_, used)) => used.count(&extent),
+            None => {
+                let mut used = SlotUse::default();
+                used.count(&extent);
+                out.slots.push((extent.inode, used));
+            }
+        }
+    }
+
+    #[cold]
+    fn misplaced(&self, extent: &Sound) -> Finding {
+        let (key, bucket) = (extent.key(), extent.bucket);
+        if self.metadata.has(bucket.0) {
+            of_key(Kind::ExtentMetadata, self.cache, &key, &format!("bucket {bucket} holds metadata"))
+        } else {
+            of_key(Kind::ExtentInode, self.cache, &key, &format!("the uuid table has {} slots", self.slots))
+        }
+    }
 }
 
 /// Where a key's data is, for the place of a finding.
@@ -36,111 +200,68 @@ fn place(key: &Bkey) -> u64 {
     key.ptr().map_or(0, |ptr: Ptr| ptr.offset().saturating_mul(SECTOR_SIZE))
 }
 
-fn of_key(kind: Kind, view: &SetView, key: &Bkey, why: &str) -> Finding {
-    let mut finding = Finding::new(kind, &view.cache.name, place(key), format!("{key}: {why}"));
+fn of_key(kind: Kind, cache: &Cache, key: &Bkey, why: &str) -> Finding {
+    let mut finding = Finding::new(kind, &cache.name, place(key), format!("{key}: {why}"));
     if key.dirty() {
         finding.lost.push((key.start_pos(), key.pos()));
     }
     finding
 }
 
-fn one(checked: &mut Checked, view: &SetView, extent: &Extent, suspects: &mut Vec<Bkey>) {
-    let key = extent.key;
-    if let State::Stale(stale) = extent.state {
-        if key.dirty() && suspects.len() < SUSPECTS_KEPT {
-            suspects.push(key);
-        } else if stale > STALE_MAX {
-            let detail = format!("{key}: stale by {stale}");
-            checked.found(Finding::new(Kind::ExtentTooStale, &view.cache.name, place(&key), detail));
-        }
-        return;
-    }
-    let Some(ptr) = extent.live() else { return };
-    if !view.uuids.is_empty() && key.inode() as usize >= view.uuids.len() {
-        let why = format!("the uuid table has {} slots", view.uuids.len());
-        checked.found(of_key(Kind::ExtentInode, view, &key, &why));
-        return;
-    }
-    let bucket = view.cache.geometry.ptr_bucket(ptr);
-    if let Some(other) = checked.metadata.get(&bucket).copied() {
-        let why = format!("bucket {bucket} holds {}", other.name());
-        checked.found(of_key(Kind::ExtentMetadata, view, &key, &why));
-        return;
-    }
-    count(checked, bucket, &key);
-}
-
-/// Counts an extent as live.
-fn count(checked: &mut Checked, bucket: BucketNr, key: &Bkey) {
-    checked.data.add(bucket, key.size());
-    if key.dirty() {
-        checked.dirty.add(bucket, key.size());
-    }
-    let slot = checked.slots.entry(key.inode()).or_default();
-    slot.start = if slot.all == 0 { key.start() } else { slot.start.min(key.start()) };
-    slot.all += key.size();
-    if key.dirty() {
-        slot.dirty_start = if slot.dirty == 0 { key.start() } else { slot.dirty_start.min(key.start()) };
-        slot.dirty += key.size();
-        slot.dirty_end = slot.dirty_end.max(key.offset());
-    }
-    slot.end = slot.end.max(key.offset());
-}
-
 /// A stale dirty extent. It is right when its bucket was reused: the data was written back before, and a crash kept
 /// the key from becoming clean. When nothing is in the bucket, its generation has no reason to be ahead.
-fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey) {
+fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey, shared: &mut BTreeSet<BucketNr>) {
     let Some(ptr) = key.ptr() else { return };
     let bucket = view.cache.geometry.ptr_bucket(ptr);
     let revived = checked.revived.contains(&bucket);
     let stale = view.gens.stale_key(key);
-    if !revived && (checked.data.get(bucket) > 0 || checked.metadata.contains_key(&bucket)) {
+    if !revived && !checked.is_free(bucket) {
         if stale > STALE_MAX {
-            checked.found(of_key(Kind::ExtentTooStale, view, key, &format!("stale by {stale}")));
+            checked.found(of_key(Kind::ExtentTooStale, &view.cache, key, &format!("stale by {stale}")));
         }
         return;
     }
     let why = format!("stale by {stale}, but bucket {bucket} has no other data");
-    checked.found(Finding::new(
-        Kind::ExtentDirtyStale,
-        &view.cache.name,
-        place(key),
-        format!("{key}: {why}"),
-    ));
+    let detail = format!("{key}: {why}");
+    checked.found(Finding::new(Kind::ExtentDirtyStale, &view.cache.name, place(key), detail));
     checked.revived.insert(bucket);
-    count(checked, bucket, key);
+    if checked.sectors.add(ptr.offset(), ptr.offset() + key.size()) {
+        shared.insert(bucket);
+    }
+    checked.dirty.add(bucket.0, bucket.0 + 1);
+    checked.slots.entry(key.inode()).or_default().count(&Sound::new(key, ptr, bucket));
 }
 
-/// Buckets with more live sectors than they have: some extents share sectors. Which of two dirty ones is right nobody
-/// can tell; one is kept, and both are reported.
-fn overfull(checked: &mut Checked, view: &SetView) {
-    let geometry = view.cache.geometry;
-    let over: HashMap<BucketNr, u32> = checked.data.over(geometry.bucket_sectors).into_iter().collect();
-    if over.is_empty() {
+/// Extents that share sectors. Which of two dirty ones is right nobody can tell; one is kept, and both are reported.
+fn shared(checked: &mut Checked, view: &SetView, buckets: &BTreeSet<BucketNr>) {
+    if buckets.is_empty() {
         return;
     }
-    let mut shared: Vec<(u64, Bkey)> = Vec::new();
+    let geometry = view.cache.geometry;
+    let mut users: Vec<(u64, Bkey)> = Vec::new();
     for extent in view.trusted_extents(Pos::ZERO, Pos::MAX).flatten() {
-        let ptr =
-            extent.key.ptr().filter(|ptr| ptr.is_device() && over.contains_key(&geometry.ptr_bucket(*ptr)));
-        let revived = |ptr: Ptr| checked.revived.contains(&geometry.ptr_bucket(ptr)) && extent.key.dirty();
-        if let Some(ptr) = ptr.filter(|ptr| extent.live().is_some() || revived(*ptr)) {
-            shared.push((ptr.offset(), extent.key));
+        let Some(ptr) = extent.key.ptr().filter(|ptr| ptr.is_device()) else { continue };
+        let bucket = geometry.ptr_bucket(ptr);
+        let revived = checked.revived.contains(&bucket) && extent.key.dirty();
+        if buckets.contains(&bucket)
+            && (extent.live().is_some() || revived)
+            && !checked.metadata.contains_key(&bucket)
+        {
+            users.push((ptr.offset(), extent.key));
         }
     }
     // Dirty ones first, so that of a dirty and a clean one the dirty one stays.
-    shared.sort_by_key(|(at, key)| (geometry.bucket_of(*at), !key.dirty(), *at));
-    let mut kept: Vec<(u64, Bkey)> = Vec::new();
-    for (at, key) in shared {
-        let clash =
-            kept.iter().rev().take_while(|(other, _)| geometry.bucket_of(*other) == geometry.bucket_of(at));
-        let clash =
-            clash.into_iter().find(|(other, one)| *other < at + key.size() && at < *other + one.size());
-        let Some((_, other)) = clash else {
-            kept.push((at, key));
+    users.sort_by_key(|(at, key)| (!key.dirty(), *at));
+    // Of the kept ones the sector behind the last, with the first.
+    let mut kept: BTreeMap<u64, (u64, Bkey)> = BTreeMap::new();
+    for (at, key) in users {
+        let clash = kept.range(at + 1..).next().filter(|(_, (start, _))| *start < at + key.size());
+        let Some((_, (_, other))) = clash else {
+            kept.insert(at + key.size(), (at, key));
             continue;
         };
-        let mut finding = of_key(Kind::BucketOverfull, view, &key, &format!("shares sectors with {other}"));
+        let why = format!("shares sectors with {other}");
+        let mut finding = of_key(Kind::ExtentShared, &view.cache, &key, &why);
         if key.dirty() {
             finding.lost.push((other.start_pos(), other.pos()));
         }
@@ -150,14 +271,17 @@ fn overfull(checked: &mut Checked, view: &SetView) {
 }
 
 /// Reads all live data, and compares clean data with the backing device it came from.
-fn data(checked: &mut Checked, view: &SetView) {
+fn data(checked: &mut Checked, view: &SetView, options: Options<'_>) {
     let (mut ours, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut read, of) = (0, checked.slots.values().map(|used| used.all).sum());
     for extent in view.trusted_extents(Pos::ZERO, Pos::MAX).flatten() {
         let Some(ptr) = extent.live() else { continue };
         let key = extent.key;
         let slot_uuid = view.uuids.get(key.inode() as usize).map(|entry| entry.uuid);
         let backing = checked.backings.iter().find(|backing| Some(backing.sb.uuid) == slot_uuid).cloned();
         let bytes = key.size() * SECTOR_SIZE;
+        read += key.size();
+        options.tell(6, read, of);
         let mut done = 0;
         while done < bytes {
             let step = usize::try_from(bytes - done).unwrap_or(CHUNK).min(CHUNK);

@@ -54,7 +54,7 @@ pub(super) fn pass(checked: &mut Checked) -> bool {
         checked.found(Finding::new(Kind::JournalHidden, &name, found.byte, detail));
     }
     let mut faults = Vec::new();
-    let view = SetView::read_with(cache, full, &mut |fault| faults.push(fault));
+    let view = SetView::above_leaves(cache, full, &mut |fault| faults.push(fault));
     for fault in faults {
         let finding = place(&view, fault);
         checked.found(finding);

@@ -10,10 +10,11 @@ mod table;
 
 pub(super) use journal::kernel_finds;
 
-use super::finding::Finding;
+use super::finding::{Finding, Findings};
 use super::kind::{Kind, Severity};
-use super::usage::{PerBucket, Use};
+use super::usage::{Bitmap, SectorMap, Use};
 use super::view::journal::Journal;
+use super::view::packed::Sound;
 use super::view::{Backing, Cache, Device, SetView};
 use bcache_format::{BucketNr, Pos, Superblock};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -30,25 +31,41 @@ pub const PASSES: [(&str, &str); 8] = [
     ("backing", "backing devices agree with the cache"),
 ];
 
-/// Findings of one kind that are kept; more are only counted.
-const KEPT_OF_A_KIND: usize = 1000;
-
 /// What to check.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'o> {
     /// Read all data, and compare clean data with the backing device.
     pub data: bool,
-    /// Told of the pass, and of how much of it is done.
-    pub progress: Option<&'o dyn Fn(&'static str, u64, u64)>,
+    /// Told how far the check is.
+    pub progress: Option<&'o dyn Fn(Progress)>,
+}
+
+/// How far a check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Number of the pass in [`PASSES`].
+    pub pass: usize,
+    /// Its name.
+    pub name: &'static str,
+    /// How much of the pass is done.
+    pub done: u64,
+    /// Of how much.
+    pub of: u64,
+}
+
+impl Options<'_> {
+    fn tell(&self, pass: usize, done: u64, of: u64) {
+        if let (Some(progress), Some((name, _))) = (self.progress, PASSES.get(pass)) {
+            progress(Progress { pass, name, done, of });
+        }
+    }
 }
 
 /// What was found.
 #[derive(Default)]
 pub struct Checked {
     /// The findings, in the order of the passes.
-    pub findings: Vec<Finding>,
-    /// How many there are of each kind, also those that are not kept.
-    pub counts: BTreeMap<Kind, u64>,
+    pub findings: Findings,
     /// The cache, if one was named.
     pub cache: Option<Cache>,
     /// Its set, as far as it can be read, with entries behind holes of the journal replayed too.
@@ -59,10 +76,10 @@ pub struct Checked {
     pub journal: Journal,
     /// Sectors of live data of each slot: dirty, all, and where they end.
     pub slots: BTreeMap<u32, SlotUse>,
-    /// Sectors of live data of each bucket.
-    pub data: PerBucket,
-    /// Sectors of dirty data of each bucket.
-    pub dirty: PerBucket,
+    /// Sectors of the cache that live data is in.
+    pub sectors: SectorMap,
+    /// Buckets with dirty data.
+    pub dirty: Bitmap,
     /// Ends of extents whose data cannot be used.
     pub dropped: HashSet<Pos>,
     /// Buckets of metadata.
@@ -88,19 +105,62 @@ pub struct SlotUse {
     pub dirty_end: u64,
 }
 
-impl Checked {
-    pub(super) fn found(&mut self, mut finding: Finding) {
-        let count = self.counts.entry(finding.kind).or_default();
-        *count += 1;
-        if *count > KEPT_OF_A_KIND as u64 {
-            return;
+impl SlotUse {
+    /// Counts an extent in.
+    #[inline]
+    fn count(&mut self, extent: &Sound) {
+        let (all, start, end) = (extent.size, extent.start, extent.start + extent.size);
+        let dirty = if extent.dirty { all } else { 0 };
+        self.add(&Self { dirty, all, start, end, dirty_start: start, dirty_end: end });
+    }
+    /// Adds what others of the slot are.
+    #[inline]
+    fn add(&mut self, other: &Self) {
+        if other.all > 0 {
+            self.start = if self.all == 0 { other.start } else { self.start.min(other.start) };
+            self.end = self.end.max(other.end);
+            self.all += other.all;
         }
-        if let Some(cache) = &self.cache
-            && cache.name == finding.device
-        {
+        if other.dirty > 0 {
+            let first = self.dirty == 0;
+            self.dirty_start =
+                if first { other.dirty_start } else { self.dirty_start.min(other.dirty_start) };
+            self.dirty_end = self.dirty_end.max(other.dirty_end);
+            self.dirty += other.dirty;
+        }
+    }
+}
+
+impl Checked {
+    /// Whether nothing uses a bucket.
+    #[must_use]
+    pub fn is_free(&self, bucket: BucketNr) -> bool {
+        !self.has_data(bucket) && !self.metadata.contains_key(&bucket)
+    }
+    /// Whether live data is in a bucket.
+    #[must_use]
+    pub fn has_data(&self, bucket: BucketNr) -> bool {
+        let Some(cache) = &self.cache else { return false };
+        let start = cache.geometry.bucket_start(bucket).0;
+        self.sectors.has_any(start, start.saturating_add(cache.geometry.bucket_sectors.into()))
+    }
+    /// Nothing is known to be in use.
+    fn forget_usage(&mut self) {
+        if let Some(cache) = &self.cache {
+            let geometry = cache.geometry;
+            self.sectors = SectorMap::new(&geometry);
+            self.dirty = Bitmap::new(geometry.nbuckets);
+        }
+    }
+    pub(super) fn found(&mut self, finding: Finding) {
+        self.findings.add(self.placed(finding));
+    }
+    /// The finding with the bucket it is in.
+    fn placed(&self, mut finding: Finding) -> Finding {
+        if let Some(cache) = self.cache.as_ref().filter(|cache| cache.name == finding.device) {
             finding.bucket = Some(cache.geometry.bucket_of(finding.byte / bcache_format::SECTOR_SIZE));
         }
-        self.findings.push(finding);
+        finding
     }
     /// The worst of all findings.
     #[must_use]
@@ -110,22 +170,12 @@ impl Checked {
     /// Whether a finding of this kind was made.
     #[must_use]
     pub fn has(&self, kind: Kind) -> bool {
-        self.counts.contains_key(&kind)
+        self.findings.counts.contains_key(&kind)
     }
     /// Everything that is lost, or whose newest state is, without overlaps.
     #[must_use]
     pub fn lost(&self) -> Vec<(Pos, Pos)> {
-        let mut lost: Vec<_> =
-            self.findings.iter().flat_map(|finding| finding.lost.iter().copied()).collect();
-        lost.sort_unstable();
-        let mut merged: Vec<(Pos, Pos)> = Vec::new();
-        for (from, to) in lost {
-            match merged.last_mut() {
-                Some(last) if from <= last.1 => last.1 = last.1.max(to),
-                _ => merged.push((from, to)),
-            }
-        }
-        merged
+        self.findings.lost()
     }
     /// The superblock that repair starts from, of a cache with a set on it.
     #[must_use]
@@ -137,21 +187,17 @@ impl Checked {
 /// Checks devices: a cache, its backing devices, or some of them, in any order.
 pub fn check(devices: impl IntoIterator<Item = Device>, options: Options<'_>) -> Checked {
     let mut checked = Checked::default();
-    let progress = |index: usize| {
-        if let (Some(progress), Some((name, _))) = (options.progress, PASSES.get(index)) {
-            progress(name, index as u64, PASSES.len() as u64);
-        }
-    };
-    progress(0);
+    options.tell(0, 0, 1);
     superblocks::pass(&mut checked, devices);
-    progress(1);
+    options.tell(1, 0, 1);
     if journal::pass(&mut checked) {
-        progress(2);
+        options.tell(4, 0, 1);
         table::pass(&mut checked);
-        progress(5);
+        options.tell(5, 0, 1);
         extents::pass(&mut checked, options);
     }
-    progress(7);
+    options.tell(7, 0, 1);
     backings::pass(&mut checked);
+    options.tell(7, 1, 1);
     checked
 }

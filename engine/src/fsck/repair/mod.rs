@@ -16,7 +16,7 @@ mod uuids;
 
 pub use apply::{Failed, WriteAt, apply};
 pub use plan::{Plan, Step, Write};
-pub use rebuild::{Content, Rebuilt, rebuild};
+pub use rebuild::{Content, Rebuilt, Sink, rebuild};
 pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
 
@@ -213,13 +213,16 @@ pub(super) fn rewrite(
     let want = buckets_wanted(cache, keys);
     let mut free: VecDeque<BucketNr> = free::free_buckets(checked, cache, want).into();
     let seq = view.prios.buckets.first().map_or(1, |(_, seq)| seq.wrapping_add(1));
-    let content = Content { keys, uuids, buckets: bucket_entries(cache, view, keys), prio_seq: seq };
-    let rebuilt = rebuild(cache, content, &mut || free.pop_front(), random);
+    let buckets = bucket_entries(cache, view, keys);
+    let content = Content { keys: &mut keys.iter().copied(), uuids, buckets, prio_seq: seq };
+    let mut writes = Vec::new();
+    let sink = Sink { free: &mut || free.pop_front(), random, write: &mut |write| writes.push(write) };
+    let rebuilt = rebuild(cache, content, sink);
     let rebuilt = rebuilt.ok_or_else(|| Refused::NoRoom { cache: Arc::clone(&cache.name) })?;
     let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
     let jset = new_entry(view, &rebuilt).ok_or_else(no_journal)?;
     let placed = place_entry(checked, cache, view, &jset)?;
-    plan.push("write new metadata where nothing is", rebuilt.writes);
+    plan.push("write new metadata where nothing is", writes);
     let unreadable = unreadable_buckets(checked);
     let (there, elsewhere): (Vec<_>, Vec<_>) =
         unreadable.into_iter().partition(|bucket| *bucket == placed.bucket);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// What is written of a set.
 pub struct Content<'c> {
     /// Extents in order, without overlaps, all with data.
-    pub keys: &'c [Bkey],
+    pub keys: &'c mut dyn Iterator<Item = Bkey>,
     /// The uuid table.
     pub uuids: &'c [UuidEntry],
     /// Priority and generation of every bucket, bucket 0 first. Those of buckets taken here are changed.
@@ -21,10 +21,9 @@ pub struct Content<'c> {
     pub prio_seq: u64,
 }
 
-/// The new metadata.
+/// The new metadata: what a journal entry names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rebuilt {
-    /// Writes, in any order.
-    pub writes: Vec<Write>,
     /// The root's key, and its level.
     pub root: (Bkey, u16),
     /// The uuid table's key.
@@ -33,48 +32,40 @@ pub struct Rebuilt {
     pub prio_bucket: BucketNr,
 }
 
-/// Builds new metadata in `free` buckets. `random` names the lives of nodes: a name that a bucket's old content has
-/// would make that content part of the node.
-///
-/// # Errors
-/// How many buckets it takes, when there are not so many.
-pub fn rebuild(
-    cache: &Cache,
-    content: Content<'_>,
-    free: &mut dyn FnMut() -> Option<BucketNr>,
-    random: &mut dyn FnMut() -> u64,
-) -> Option<Rebuilt> {
-    let mut builder = Builder { cache, free, random, buckets: content.buckets, writes: Vec::new() };
+/// Where new metadata comes from and goes to.
+pub struct Sink<'s> {
+    /// Free buckets.
+    pub free: &'s mut dyn FnMut() -> Option<BucketNr>,
+    /// Names of nodes' lives: one that a bucket's old content has would make that content part of the node.
+    pub random: &'s mut dyn FnMut() -> u64,
+    /// Takes the writes. Their order does not matter.
+    pub write: &'s mut dyn FnMut(Write),
+}
+
+/// Builds new metadata. Nothing when the free buckets do not suffice.
+pub fn rebuild(cache: &Cache, content: Content<'_>, sink: Sink<'_>) -> Option<Rebuilt> {
+    let mut builder = Builder { cache, sink, buckets: content.buckets };
     let root = builder.tree(content.keys)?;
     let uuids = builder.uuids(content.uuids)?;
     let prio_bucket = builder.prios(content.prio_seq)?;
-    Some(Rebuilt { writes: builder.writes, root, uuids, prio_bucket })
+    Some(Rebuilt { root, uuids, prio_bucket })
 }
 
-/// Prio sets alone, with these priorities and generations; and the first one's bucket.
-pub fn prios(
-    cache: &Cache,
-    buckets: Vec<BucketDisk>,
-    seq: u64,
-    free: &mut dyn FnMut() -> Option<BucketNr>,
-) -> Option<(Vec<Write>, BucketNr)> {
-    let mut builder = Builder { cache, free, random: &mut || 0, buckets, writes: Vec::new() };
-    let first = builder.prios(seq)?;
-    Some((builder.writes, first))
+/// Prio sets alone, with these priorities and generations; tells the first one's bucket.
+pub fn prios(cache: &Cache, buckets: Vec<BucketDisk>, seq: u64, sink: Sink<'_>) -> Option<BucketNr> {
+    Builder { cache, sink, buckets }.prios(seq)
 }
 
-struct Builder<'b> {
+struct Builder<'b, 's> {
     cache: &'b Cache,
-    free: &'b mut dyn FnMut() -> Option<BucketNr>,
-    random: &'b mut dyn FnMut() -> u64,
+    sink: Sink<'s>,
     buckets: Vec<BucketDisk>,
-    writes: Vec<Write>,
 }
 
-impl Builder<'_> {
+impl Builder<'_, '_> {
     /// Takes a bucket for metadata: its generation goes up, so that no old pointer to it is valid.
     fn take(&mut self, prio: u16) -> Option<(BucketNr, Ptr)> {
-        let bucket = (self.free)()?;
+        let bucket = (self.sink.free)()?;
         let entry = self.buckets.get_mut(usize::try_from(bucket.0).ok()?)?;
         entry.generation = entry.generation.wrapping_add(1);
         entry.prio = prio.into();
@@ -83,39 +74,39 @@ impl Builder<'_> {
     }
     fn write(&mut self, bucket: BucketNr, bytes: Vec<u8>, what: String) {
         let byte = self.cache.geometry.bucket_start_byte(bucket);
-        self.writes.push(Write { device: Arc::clone(&self.cache.name), byte, bytes, what });
+        (self.sink.write)(Write { device: Arc::clone(&self.cache.name), byte, bytes, what });
     }
 
     /// Levels from the leaves up, until one node holds all.
-    fn tree(&mut self, keys: &[Bkey]) -> Option<(Bkey, u16)> {
+    fn tree(&mut self, keys: &mut dyn Iterator<Item = Bkey>) -> Option<(Bkey, u16)> {
         let mut level = 0;
         let mut nodes = self.level(keys, level)?;
         while nodes.len() > 1 {
             level += 1;
-            nodes = self.level(&nodes, level)?;
+            nodes = self.level(&mut nodes.into_iter(), level)?;
         }
         Some((nodes.first().copied()?, level))
     }
 
     /// The nodes of one level. The last one's range is open to the end.
-    fn level(&mut self, keys: &[Bkey], level: u16) -> Option<Vec<Bkey>> {
+    fn level(&mut self, keys: &mut dyn Iterator<Item = Bkey>, level: u16) -> Option<Vec<Bkey>> {
         let node_bytes = self.cache.geometry.btree_node_bytes();
         // Three quarters full: the next insert should find room for its own bset.
         let room = (node_bytes * 3 / 4).saturating_sub(bset::HEADER_BYTES as u64) / 8;
         let mut nodes = Vec::new();
-        let mut rest = keys;
+        let mut keys = keys.peekable();
         loop {
-            let mut words = 0;
-            let fit = rest.iter().take_while(|key| {
+            let (mut now, mut words) = (Vec::new(), 0);
+            while let Some(key) = keys.next_if(|key| words + key.u64s() as u64 <= room) {
                 words += key.u64s() as u64;
-                words <= room
-            });
-            let (now, later) = rest.split_at_checked(fit.count()).unwrap_or((rest, &[]));
+                now.push(key);
+            }
+            let last = keys.peek().is_none();
             let (bucket, ptr) = self.take(BTREE_PRIO)?;
-            let seq = (self.random)().max(1);
-            let mut bytes = bset::write(now, seq, bset::VERSION, ptr, self.cache.magic).ok()?;
+            let seq = (self.sink.random)().max(1);
+            let mut bytes = bset::write(&now, seq, bset::VERSION, ptr, self.cache.magic).ok()?;
             pad(&mut bytes, self.cache.geometry.block_bytes());
-            let upper = if later.is_empty() { Pos::MAX } else { now.last()?.pos() };
+            let upper = if last { Pos::MAX } else { now.last()?.pos() };
             self.write(
                 bucket,
                 bytes,
@@ -124,10 +115,9 @@ impl Builder<'_> {
             let mut node = Bkey::new(upper.inode, upper.offset, node_bytes / SECTOR_SIZE);
             node.set_ptrs(&[ptr]);
             nodes.push(node);
-            if later.is_empty() {
+            if last {
                 return Some(nodes);
             }
-            rest = later;
         }
     }
 

@@ -8,6 +8,7 @@ use super::super::check::Checked;
 use super::super::kind::Kind;
 use super::super::view::{Cache, SetView};
 use super::plan::Plan;
+use super::rebuild::Sink;
 use super::{Refused, bucket_entries, free, name_prios, place_entry, rebuild};
 use bcache_format::BucketNr;
 use std::collections::VecDeque;
@@ -25,9 +26,7 @@ pub(super) fn make(checked: &Checked, cache: &Cache, view: &SetView, want: usize
             .any(|kind| checked.has(*kind));
     let first = cache.geometry.first_bucket + cache.njournal_buckets();
     let clean = |bucket: &BucketNr| {
-        checked.data.get(*bucket) > 0
-            && checked.dirty.get(*bucket) == 0
-            && !checked.metadata.contains_key(bucket)
+        checked.has_data(*bucket) && !checked.dirty.has(bucket.0) && !checked.metadata.contains_key(bucket)
     };
     let victims: Vec<_> = (first..cache.geometry.nbuckets).map(BucketNr).filter(clean).take(want).collect();
     if victims.len() < want || !journal_is_whole {
@@ -42,8 +41,10 @@ pub(super) fn make(checked: &Checked, cache: &Cache, view: &SetView, want: usize
     let seq = view.prios.buckets.first().map_or(1, |(_, seq)| seq.wrapping_add(1));
     let sets = usize::try_from(cache.geometry.prio_buckets()).map_err(|_| no_room())?;
     let mut free: VecDeque<BucketNr> = free::free_buckets(checked, cache, sets).into();
-    let (writes, bucket) =
-        rebuild::prios(cache, entries, seq, &mut || free.pop_front()).ok_or_else(no_room)?;
+    let mut writes = Vec::new();
+    let sink =
+        Sink { free: &mut || free.pop_front(), random: &mut || 0, write: &mut |write| writes.push(write) };
+    let bucket = rebuild::prios(cache, entries, seq, sink).ok_or_else(no_room)?;
     // The newest entry once more, without its keys: those are replayed from where they are.
     let mut jset = view.journal.newest().ok_or_else(no_room)?.jset.clone();
     jset.seq = jset.seq.checked_add(1).ok_or_else(no_room)?;

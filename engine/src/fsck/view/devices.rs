@@ -98,14 +98,27 @@ pub(crate) fn read(
     byte: u64,
     len: u64,
 ) -> Result<Vec<u8>, Fault> {
+    let mut bytes = Vec::new();
+    read_into(device, name, structure, byte, len, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same into memory that is used again.
+fn read_into(
+    device: &Device,
+    name: &Arc<str>,
+    structure: Structure,
+    byte: u64,
+    len: u64,
+    buffer: &mut Vec<u8>,
+) -> Result<(), Fault> {
     let end = byte.saturating_add(len);
     if end > device.size() {
         let problem = Problem::Truncated { need: end, have: device.size() };
         return Err(Fault::new(name, structure, byte, What::Format(problem)));
     }
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    device.read_at(byte, &mut bytes).map_err(|error| Fault::io(name, structure, byte, &error))?;
-    Ok(bytes)
+    buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+    device.read_at(byte, buffer).map_err(|error| Fault::io(name, structure, byte, &error))
 }
 
 /// Fills `buf` from `byte` on a sector at a time; those that cannot be read become zeros, and are told.
@@ -128,6 +141,19 @@ impl Cache {
     /// They are past the end of the device, or the device cannot read them.
     pub fn read(&self, structure: Structure, byte: u64, len: u64) -> Result<Vec<u8>, Fault> {
         read(&self.device, &self.name, structure, byte, len)
+    }
+    /// As [`Self::read`], into memory that is used again.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_into(
+        &self,
+        structure: Structure,
+        byte: u64,
+        len: u64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        read_into(&self.device, &self.name, structure, byte, len, buffer)
     }
     /// As [`Self::read`], but a sector that the device cannot read becomes zeros; with the first fault, if any.
     ///

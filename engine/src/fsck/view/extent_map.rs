@@ -40,6 +40,11 @@ impl ExtentMap {
     pub fn from(&self, from: Pos) -> impl Iterator<Item = Bkey> + '_ {
         self.extents.range((Bound::Excluded(from), Bound::Unbounded)).map(|(_, key)| *key)
     }
+    /// Whether there is any between two positions.
+    #[must_use]
+    pub fn overlaps(&self, from: Pos, to: Pos) -> bool {
+        self.from(from).next().is_some_and(|key| key.start_pos() < to)
+    }
     /// All extents, in order.
     #[must_use]
     pub fn into_keys(self) -> Vec<Bkey> {

@@ -1,12 +1,11 @@
 //! The set's extents, btree and journal merged, in order.
 
 use super::devices::Cache;
-use super::extent_map::ExtentMap;
 use super::fault::Fault;
 use super::gens::Gens;
-use super::node::NodeRef;
+use super::node::{NodeRef, NodeView};
 use super::overlay::{Layer, Overlay};
-use super::tree::{Step, Walk};
+use super::set::SetView;
 use bcache_format::{Bkey, Pos, Ptr};
 
 /// Staleness above which generations cannot be compared any more (`BUCKET_GC_GEN_MAX`): the kernel stops the set.
@@ -79,20 +78,19 @@ pub struct Extents<'v> {
 impl<'v> Extents<'v> {
     /// The extents of `from..to`, cut to it.
     #[must_use]
-    pub fn new(
-        cache: &'v Cache,
-        root: Option<NodeRef>,
-        gens: &'v Gens,
-        journal: &'v ExtentMap,
-        from: Pos,
-        to: Pos,
-        trust: Trust,
-    ) -> Self {
-        let walk = root.map(|root| Walk::new(cache, root, from, to));
-        let leaves =
-            Leaves { walk, gens, trust, keys: Vec::new().into_iter(), faults: Vec::new().into_iter() };
-        let journal = Box::new(journal.from(from).take_while(move |key| key.start_pos() < to));
-        Self { merged: Overlay::new(leaves, journal), gens, from, to }
+    pub fn new(view: &'v SetView, from: Pos, to: Pos, trust: Trust) -> Self {
+        let first = view.leaves.partition_point(|leaf| leaf.key.pos() <= from);
+        let leaves = view.leaves.get(first..).unwrap_or_default();
+        let leaves = leaves.get(..leaves.partition_point(|leaf| leaf.lower < to)).unwrap_or_default();
+        let leaves = Leaves {
+            cache: &view.cache,
+            leaves: leaves.iter(),
+            trust,
+            keys: Vec::new().into_iter(),
+            faults: Vec::new().into_iter(),
+        };
+        let journal = Box::new(view.replayed.from(from).take_while(move |key| key.start_pos() < to));
+        Self { merged: Overlay::new(leaves, journal), gens: &view.gens, from, to }
     }
 }
 
@@ -115,8 +113,8 @@ impl Iterator for Extents<'_> {
 
 /// The btree's extents alone.
 struct Leaves<'v> {
-    walk: Option<Walk<'v>>,
-    gens: &'v Gens,
+    cache: &'v Cache,
+    leaves: std::slice::Iter<'v, NodeRef>,
     trust: Trust,
     keys: std::vec::IntoIter<Bkey>,
     faults: std::vec::IntoIter<Fault>,
@@ -133,11 +131,12 @@ impl Iterator for Leaves<'_> {
             if let Some(key) = self.keys.next() {
                 return Some(Ok(key));
             }
-            match self.walk.as_mut()?.step_settled(self.gens)? {
-                Step::Fault(fault) => return Some(Err(fault)),
-                Step::Node(node) => {
+            let at = self.leaves.next()?;
+            match NodeView::read(self.cache, *at) {
+                Err(fault) => return Some(Err(fault.hiding(at.lower, at.key.pos()))),
+                Ok(node) => {
                     self.faults = node.faults.into_iter();
-                    if node.at.level == 0 && (node.whole || self.trust == Trust::Readable) {
+                    if node.whole || self.trust == Trust::Readable {
                         self.keys = node.keys.into_iter();
                     }
                 }

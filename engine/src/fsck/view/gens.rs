@@ -22,6 +22,7 @@ impl Gens {
         Self { geometry, stored, beyond: HashMap::new() }
     }
     /// Of a bucket; nothing when neither a prio set nor a pointer says it.
+    #[inline]
     #[must_use]
     pub fn get(&self, bucket: u64) -> Option<u8> {
         let index = usize::try_from(bucket).ok()?;
@@ -42,14 +43,19 @@ impl Gens {
     }
     /// Raises the bucket's generation to the pointer's, if that is newer (`bch_initial_mark_key`).
     pub fn raise(&mut self, ptr: Ptr) {
-        if !ptr.is_device() || self.stale(ptr) > 0 {
+        if ptr.is_device() {
+            self.raise_bucket(self.geometry.ptr_bucket(ptr).0, ptr.generation());
+        }
+    }
+    /// Raises a bucket's generation, if this one is newer.
+    pub fn raise_bucket(&mut self, bucket: u64, generation: u8) {
+        if self.get(bucket).is_some_and(|known| gen_after(known, generation) > 0) {
             return;
         }
-        let bucket = self.geometry.ptr_bucket(ptr).0;
         match usize::try_from(bucket).ok().and_then(|index| self.stored.get_mut(index)) {
-            Some(known) => *known = ptr.generation(),
+            Some(known) => *known = generation,
             None => {
-                self.beyond.insert(bucket, ptr.generation());
+                self.beyond.insert(bucket, generation);
             }
         }
     }

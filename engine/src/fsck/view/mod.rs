@@ -8,12 +8,14 @@
 //! judged: a stale one, or one to no device, is a miss, also where it hides an older key that is not stale.
 //!
 //! **Generations.** A bucket's generation is the one of the prio sets, raised by every newer pointer in the btree
-//! (freeing markers included) and in the journal. Staleness is judged after all have been seen, which is why the
-//! btree is walked twice: [`SetView::open`] walks it once, [`SetView::extents`] again.
+//! (freeing markers included) and in the journal. Staleness is judged after all have been seen: [`SetView::read`]
+//! reads the whole tree, the leaves in the order of the device on all cores, and [`SetView::extents`] reads leaves
+//! again.
 //!
-//! Memory: 3 bytes a bucket, the journal's live entries, and one path of btree nodes.
+//! Memory: 3 bytes a bucket, the journal's live entries, one key a leaf, and a node for each thread.
 
 pub mod content;
+mod descend;
 pub mod devices;
 pub mod extent_map;
 pub mod extents;
@@ -22,9 +24,11 @@ pub mod gens;
 pub mod journal;
 pub mod node;
 pub mod overlay;
+pub(super) mod packed;
 pub mod prio;
 pub mod read_at;
 pub mod set;
+pub(super) mod sweep;
 pub mod tree;
 pub mod uuids;
 

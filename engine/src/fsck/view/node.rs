@@ -5,11 +5,11 @@ use super::extent_map::ExtentMap;
 use super::fault::{Fault, What};
 use super::overlay::merge_all;
 use bcache_format::bset::Bset;
-use bcache_format::node::parse;
+use bcache_format::node::{Broken, Node, parse};
 use bcache_format::{Bkey, Pos, Ptr, SECTOR_SIZE, Structure};
 
 /// Where a node is, and what its parent says of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeRef {
     /// Its key: the pointer, and the end of its range.
     pub key: Bkey,
@@ -66,6 +66,17 @@ impl NodeView {
         let ptr = place(cache, &at)?;
         let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
         let bytes = cache.read(Structure::BtreeNode, byte, at.key.size().saturating_mul(SECTOR_SIZE))?;
+        Ok(Self::of(cache, at, ptr, parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes())))
+    }
+
+    /// The node that `parsed`, read at `ptr`, holds.
+    pub(super) fn of(
+        cache: &Cache,
+        at: NodeRef,
+        ptr: Ptr,
+        parsed: Result<Node<'_>, Box<Broken<'_>>>,
+    ) -> Self {
+        let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
         let mut view = Self {
             at,
             ptr,
@@ -78,7 +89,7 @@ impl NodeView {
             whole: true,
         };
         let broken;
-        let node = match parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes()) {
+        let node = match parsed {
             Ok(node) => node,
             Err(error) => {
                 broken = *error;
@@ -100,7 +111,7 @@ impl NodeView {
             view.check_pointers(cache);
         }
         view.check_end(cache);
-        Ok(view)
+        view
     }
 
     /// Notes a fault that makes the whole node's range unknown.
@@ -232,7 +243,7 @@ impl NodeView {
 }
 
 /// The pointer to follow to a node.
-fn place(cache: &Cache, at: &NodeRef) -> Result<Ptr, Fault> {
+pub(super) fn place(cache: &Cache, at: &NodeRef) -> Result<Ptr, Fault> {
     let bad = |why| {
         let what = What::Pointer { key: at.key.to_string(), why };
         cache.fault(Structure::BtreeNode, at.named_at, what)

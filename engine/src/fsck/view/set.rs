@@ -1,6 +1,7 @@
 //! A whole set, put together in recovery's order.
 
 use super::content::Content;
+use super::descend::{bucket_of, descend};
 use super::devices::{Backing, Cache, Devices};
 use super::extent_map::ExtentMap;
 use super::extents::{Extents, Trust};
@@ -9,7 +10,8 @@ use super::gens::Gens;
 use super::journal::Journal;
 use super::node::NodeRef;
 use super::prio::PrioChain;
-use super::tree::{Step, Walk, root};
+use super::sweep::{Look, Pass, Sweep};
+use super::tree::root;
 use super::uuids::read_table;
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
@@ -103,8 +105,12 @@ pub struct SetView {
     pub replayed: ExtentMap,
     /// What the btree consists of.
     pub tree: TreeTotals,
-    /// Buckets that btree nodes point at, readable or not.
+    /// Buckets of btree nodes, readable or not.
     pub nodes: HashSet<BucketNr>,
+    /// The leaves, in key order.
+    pub leaves: Vec<NodeRef>,
+    /// Buckets of interior nodes.
+    interior: HashSet<BucketNr>,
 }
 
 /// What a walk over the whole btree counted.
@@ -145,6 +151,13 @@ impl SetView {
 
     /// The same with a journal that was read before; nothing is said of that.
     pub fn read_with(cache: Cache, journal: Journal, report: &mut dyn FnMut(Fault)) -> Self {
+        let mut view = Self::above_leaves(cache, journal, report);
+        view.sweep(&Look, report, &mut |()| {});
+        view
+    }
+
+    /// The same up to the leaves, which are not read yet: [`Self::sweep`] has to follow.
+    pub(crate) fn above_leaves(cache: Cache, journal: Journal, report: &mut dyn FnMut(Fault)) -> Self {
         let mut view = Self {
             gens: Gens::new(cache.geometry, Vec::new()),
             cache,
@@ -155,10 +168,12 @@ impl SetView {
             replayed: ExtentMap::default(),
             tree: TreeTotals::default(),
             nodes: HashSet::new(),
+            leaves: Vec::new(),
+            interior: HashSet::new(),
         };
         view.read_named(report);
-        view.walk_tree(report);
         view.replay(report);
+        view.descend(report);
         view
     }
 
@@ -183,24 +198,43 @@ impl SetView {
         }
     }
 
-    /// Raises the generations by what the whole btree points at.
-    fn walk_tree(&mut self, report: &mut dyn FnMut(Fault)) {
+    /// Reads the interior nodes.
+    fn descend(&mut self, report: &mut dyn FnMut(Fault)) {
         let Some(root) = self.root else { return };
-        let mut walk = Walk::new(&self.cache, root, Pos::ZERO, Pos::MAX);
-        while let Some(step) = walk.step(&mut self.gens) {
-            match step {
-                Step::Fault(fault) => report(fault),
-                Step::Node(node) => {
-                    self.tree.nodes += 1;
-                    self.tree.bytes += node.sets.iter().map(|set| set.bytes).sum::<u64>();
-                    if node.at.level == 0 {
-                        self.tree.extents += node.keys.len() as u64;
-                    }
-                    node.faults.into_iter().for_each(&mut *report);
-                }
+        let found = descend(&self.cache, root, &mut self.gens, report);
+        self.tree = TreeTotals { nodes: found.read, extents: 0, bytes: found.bytes };
+        let leaves = found.leaves.iter().filter_map(|at| bucket_of(&self.cache, at));
+        self.nodes = found.nodes.iter().copied().chain(leaves).collect();
+        (self.leaves, self.interior) = (found.leaves, found.nodes);
+    }
+
+    /// Reads all leaves, and raises the generations by what they point at. `take` gets what `pass` made of each, in
+    /// the order of the device. False when generations were raised: then the pass went by wrong ones, and a second
+    /// sweep is needed for what it is to find out.
+    pub(crate) fn sweep<P: Pass>(
+        &mut self,
+        pass: &P,
+        report: &mut dyn FnMut(Fault),
+        take: &mut dyn FnMut(P::Out),
+    ) -> bool {
+        let (cache, gens, journal, interior) = (&self.cache, &self.gens, &self.replayed, &self.interior);
+        let sweep = Sweep { cache, gens, journal, interior, pass };
+        let tree = &mut self.tree;
+        let mut wrong = HashSet::new();
+        let raises = sweep.run(&self.leaves, &mut |swept| {
+            tree.nodes += u64::from(swept.is_leaf);
+            tree.extents += swept.extents;
+            tree.bytes += swept.bytes;
+            if !swept.is_leaf {
+                wrong.insert(swept.at);
             }
-        }
-        self.nodes = walk.into_seen();
+            swept.faults.into_iter().for_each(&mut *report);
+            take(swept.out);
+        });
+        self.leaves.retain(|at| !wrong.contains(at));
+        let settled = raises.is_empty();
+        raises.into_iter().for_each(|(bucket, generation)| self.gens.raise_bucket(bucket, generation));
+        settled
     }
 
     /// Lays the keys of all entries over each other, and raises the generations by their pointers
@@ -222,13 +256,12 @@ impl SetView {
     /// The extents of `from..to`, in order.
     #[must_use]
     pub fn extents(&self, from: Pos, to: Pos) -> Extents<'_> {
-        let (root, gens) = (self.root, &self.gens);
-        Extents::new(&self.cache, root, gens, &self.replayed, from, to, Trust::Readable)
+        Extents::new(self, from, to, Trust::Readable)
     }
     /// The extents of `from..to` without those of nodes that could not be read whole.
     #[must_use]
     pub fn trusted_extents(&self, from: Pos, to: Pos) -> Extents<'_> {
-        Extents::new(&self.cache, self.root, &self.gens, &self.replayed, from, to, Trust::Whole)
+        Extents::new(self, from, to, Trust::Whole)
     }
 
     /// Slots of the flash-only volumes, in their order.

@@ -119,14 +119,19 @@ impl<'c> Walk<'c> {
 }
 
 /// Marks a node's own pointer and all its keys' (`bch_btree_check_recurse`).
-fn raise(gens: &mut Gens, node: &NodeView) {
+pub(super) fn raise(gens: &mut Gens, node: &NodeView) {
     for key in node.keys.iter().chain([&node.at.key]) {
         key.ptrs().iter().for_each(|ptr| gens.raise(*ptr));
     }
 }
 
 /// The live children of an interior node, in key order.
-fn children(node: &NodeView, cache: &Cache, gens: &Gens, faults: &mut VecDeque<Fault>) -> Vec<NodeRef> {
+pub(super) fn children(
+    node: &NodeView,
+    cache: &Cache,
+    gens: &Gens,
+    faults: &mut VecDeque<Fault>,
+) -> Vec<NodeRef> {
     let Some(level) = node.at.level.checked_sub(1).filter(|_| !node.is_elsewhere()) else {
         return Vec::new();
     };

@@ -1,0 +1,81 @@
+//! From the root to all leaves, a level at a time.
+//!
+//! Interior nodes come before everything below them, so a node that is also pointed at from further down belongs to
+//! whoever points at it from further up. Only leaves' places come out of this; reading them is [`super::sweep`]'s.
+
+use super::devices::Cache;
+use super::fault::{Fault, What};
+use super::gens::Gens;
+use super::node::{NodeRef, NodeView};
+use super::tree::{children, raise};
+use bcache_format::{BucketNr, Structure};
+use std::collections::{HashSet, VecDeque};
+
+/// What lies above the leaves.
+#[derive(Clone, Debug, Default)]
+pub struct Interior {
+    /// The leaves' places, in key order.
+    pub leaves: Vec<NodeRef>,
+    /// Buckets of interior nodes.
+    pub nodes: HashSet<BucketNr>,
+    /// Interior nodes that could be read.
+    pub read: u64,
+    /// Bytes of their bsets.
+    pub bytes: u64,
+}
+
+/// Reads the interior nodes below `root`. Pointers seen raise `gens`, as recovery does.
+pub fn descend(cache: &Cache, root: NodeRef, gens: &mut Gens, report: &mut dyn FnMut(Fault)) -> Interior {
+    let mut found = Interior::default();
+    let mut level = vec![root];
+    while level.first().is_some_and(|at| at.level > 0) {
+        let mut below = Vec::new();
+        for at in level {
+            let node = match read(cache, at, &mut found.nodes) {
+                Ok(node) => node,
+                Err(fault) => {
+                    report(fault.hiding(at.lower, at.key.pos()));
+                    continue;
+                }
+            };
+            found.read += 1;
+            found.bytes += node.sets.iter().map(|set| set.bytes).sum::<u64>();
+            raise(gens, &node);
+            let mut faults = VecDeque::new();
+            below.extend(children(&node, cache, gens, &mut faults));
+            node.faults.into_iter().chain(faults).for_each(&mut *report);
+        }
+        level = below;
+    }
+    found.leaves = level;
+    found
+}
+
+fn read(cache: &Cache, at: NodeRef, nodes: &mut HashSet<BucketNr>) -> Result<NodeView, Fault> {
+    let bucket = bucket_of(cache, &at);
+    if let Some(bucket) = bucket
+        && !nodes.insert(bucket)
+    {
+        return Err(twice(cache, &at));
+    }
+    let node = NodeView::read(cache, at)?;
+    if node.is_elsewhere()
+        && let Some(bucket) = bucket
+    {
+        // Somebody else's child: whoever it belongs to may still read it. Nothing below it is followed here.
+        nodes.remove(&bucket);
+    }
+    Ok(node)
+}
+
+/// The bucket that a key points into, if it points anywhere.
+pub(super) fn bucket_of(cache: &Cache, at: &NodeRef) -> Option<BucketNr> {
+    let ptr = at.key.ptr().filter(|ptr| ptr.is_device())?;
+    Some(cache.geometry.ptr_bucket(ptr))
+}
+
+/// The fault of a node that is reached a second time.
+pub(super) fn twice(cache: &Cache, at: &NodeRef) -> Fault {
+    let what = What::NodeTwice(at.key.ptr().unwrap_or_default());
+    cache.fault(Structure::BtreeNode, at.named_at, what)
+}

@@ -1,0 +1,271 @@
+//! All leaves, once, in the order of the device and on all cores.
+//!
+//! Threads take the next leaf, read it, check it and hand its extents to a [`Pass`]. What they find is put in the
+//! order of the device again, so that a sweep tells the same however the threads ran. A leaf that is one bset of
+//! extents without anything special about them is not even decoded: [`Packed`] is looked over in place.
+//!
+//! Whether a pointer is stale depends on all pointers, since newer ones raise generations. Nearly always none does:
+//! generations are durable before buckets are used again. A sweep goes by what is known when it starts, notes what
+//! would have to be raised, and says whether it was right or has to be repeated.
+
+use super::descend::{bucket_of, twice};
+use super::devices::Cache;
+use super::extent_map::ExtentMap;
+use super::fault::Fault;
+use super::gens::Gens;
+use super::node::{NodeRef, NodeView, place};
+use super::overlay::{Layer, Overlay};
+use super::packed::{Bounds, Packed};
+use bcache_format::bkey::gen_after;
+use bcache_format::node::parse;
+use bcache_format::{Bkey, BucketNr, SECTOR_SIZE, Structure};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+/// Leaves for which a thread is worth starting.
+const LEAVES_A_THREAD: usize = 16;
+/// Threads a core: while one computes the others wait for the device.
+const THREADS_A_CORE: usize = 4;
+/// Threads at most.
+const THREADS_MAX: usize = 64;
+/// How far threads may run ahead of the leaf whose result comes next.
+const AHEAD: usize = 1024;
+
+/// What is done with the extents of every leaf that could be read whole.
+pub trait Pass: Sync {
+    /// What a thread keeps from leaf to leaf.
+    type Worker: Default;
+    /// What comes out for one leaf.
+    type Out: Default + Send;
+    /// A leaf's extents, if nothing is special about them.
+    fn packed(&self, extents: Packed<'_>, worker: &mut Self::Worker, out: &mut Self::Out);
+    /// One extent of a leaf, cut to what the journal leaves of it.
+    fn extent(&self, key: Bkey, worker: &mut Self::Worker, out: &mut Self::Out);
+    /// A thread has done its last leaf.
+    fn finish(&self, worker: Self::Worker);
+}
+
+/// Nothing is done with them.
+pub struct Look;
+
+impl Pass for Look {
+    type Worker = ();
+    type Out = ();
+    fn packed(&self, _: Packed<'_>, (): &mut (), (): &mut ()) {}
+    fn extent(&self, _: Bkey, (): &mut (), (): &mut ()) {}
+    fn finish(&self, (): ()) {}
+}
+
+/// What all threads work with.
+pub struct Sweep<'s, P> {
+    /// The cache.
+    pub cache: &'s Cache,
+    /// Generations, as far as they are known.
+    pub gens: &'s Gens,
+    /// The journal's extents: where they are, the leaves' are hidden.
+    pub journal: &'s ExtentMap,
+    /// Buckets of interior nodes.
+    pub interior: &'s HashSet<BucketNr>,
+    /// What to do.
+    pub pass: &'s P,
+}
+
+/// What a thread has of its own.
+struct Thread<P: Pass> {
+    /// A node's bytes.
+    buffer: Vec<u8>,
+    worker: P::Worker,
+}
+
+impl<P: Pass> Default for Thread<P> {
+    fn default() -> Self {
+        Self { buffer: Vec::new(), worker: P::Worker::default() }
+    }
+}
+
+/// What came out of one leaf.
+pub struct Swept<Out> {
+    /// Its place.
+    pub at: NodeRef,
+    /// It could be read, and is nobody else's.
+    pub is_leaf: bool,
+    /// Extents, and bytes of bsets.
+    pub extents: u64,
+    /// Bytes of bsets.
+    pub bytes: u64,
+    /// What is wrong with it.
+    pub faults: Vec<Fault>,
+    /// What the pass made of it.
+    pub out: Out,
+    raises: Vec<(BucketNr, u8)>,
+}
+
+impl<P: Pass> Sweep<'_, P> {
+    /// Sweeps; `take` is told of every leaf, in the order of the device. Comes back with the generations that have to
+    /// be raised: if there are any, what the pass did was done with wrong ones.
+    pub fn run(&self, leaves: &[NodeRef], take: &mut dyn FnMut(Swept<P::Out>)) -> HashMap<u64, u8> {
+        let groups = self.groups(leaves);
+        let mut raises: HashMap<u64, u8> = HashMap::new();
+        let mut take = |swept: Swept<P::Out>| {
+            for (bucket, generation) in &swept.raises {
+                let known = raises.entry(bucket.0).or_insert(*generation);
+                if gen_after(*generation, *known) > 0 {
+                    *known = *generation;
+                }
+            }
+            take(swept);
+        };
+        let threads = threads(groups.len());
+        if threads <= 1 {
+            let mut thread = Thread::<P>::default();
+            groups.iter().for_each(|group| self.group(group, &mut thread).into_iter().for_each(&mut take));
+            self.pass.finish(thread.worker);
+        } else {
+            self.on_threads(threads, &groups, &mut take);
+        }
+        raises
+    }
+
+    /// The leaves in the order of the device; those in one bucket together, in key order.
+    fn groups(&self, leaves: &[NodeRef]) -> Vec<Vec<NodeRef>> {
+        let mut sorted: Vec<(u64, NodeRef)> =
+            leaves.iter().map(|at| (bucket_of(self.cache, at).map_or(0, |bucket| bucket.0), *at)).collect();
+        sorted.sort_by_key(|(bucket, _)| *bucket);
+        sorted
+            .chunk_by(|(a, _), (b, _)| a == b)
+            .map(|group| group.iter().map(|(_, at)| *at).collect())
+            .collect()
+    }
+
+    fn on_threads(&self, threads: usize, groups: &[Vec<NodeRef>], take: &mut dyn FnMut(Swept<P::Out>)) {
+        let (next, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let (send, receive) = mpsc::channel();
+            for _ in 0..threads {
+                let (send, next, taken) = (send.clone(), &next, &taken);
+                scope.spawn(move || {
+                    let mut thread = Thread::<P>::default();
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(group) = groups.get(index) else { break };
+                        // One slow read must not let the others' results pile up.
+                        while index > taken.load(Ordering::Relaxed) + AHEAD {
+                            std::thread::sleep(std::time::Duration::from_micros(100));
+                        }
+                        if send.send((index, self.group(group, &mut thread))).is_err() {
+                            break;
+                        }
+                    }
+                    self.pass.finish(thread.worker);
+                });
+            }
+            drop(send);
+            let mut early = BTreeMap::new();
+            for (index, swept) in receive {
+                early.insert(index, swept);
+                while let Some(swept) = early.remove(&taken.load(Ordering::Relaxed)) {
+                    swept.into_iter().for_each(&mut *take);
+                    taken.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+
+    /// The leaves of one bucket: the first that fits its place has it.
+    fn group(&self, group: &[NodeRef], thread: &mut Thread<P>) -> Vec<Swept<P::Out>> {
+        let mut taken = group
+            .first()
+            .and_then(|at| bucket_of(self.cache, at))
+            .is_some_and(|b| self.interior.contains(&b));
+        let mut all = Vec::with_capacity(group.len());
+        for at in group {
+            let mut swept = Swept {
+                at: *at,
+                is_leaf: false,
+                extents: 0,
+                bytes: 0,
+                faults: Vec::new(),
+                out: P::Out::default(),
+                raises: Vec::new(),
+            };
+            let hidden = |fault: Fault| fault.hiding(at.lower, at.key.pos());
+            if taken && bucket_of(self.cache, at).is_some() {
+                swept.faults.push(hidden(twice(self.cache, at)));
+            } else {
+                match self.leaf(at, thread, &mut swept) {
+                    Ok(elsewhere) => {
+                        swept.is_leaf = true;
+                        taken = !elsewhere;
+                    }
+                    Err(fault) => {
+                        swept.faults.push(hidden(fault));
+                        taken = true;
+                    }
+                }
+            }
+            all.push(swept);
+        }
+        all
+    }
+
+    /// Reads a leaf. Tells whether it belongs elsewhere.
+    fn leaf(&self, at: &NodeRef, thread: &mut Thread<P>, swept: &mut Swept<P::Out>) -> Result<bool, Fault> {
+        let (cache, Thread { buffer, worker }) = (self.cache, thread);
+        let ptr = place(cache, at)?;
+        let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
+        cache.read_into(Structure::BtreeNode, byte, at.key.size().saturating_mul(SECTOR_SIZE), buffer)?;
+        let parsed = parse(buffer, ptr, cache.magic, cache.geometry.block_bytes());
+        let alone = !self.journal.overlaps(at.lower, at.key.pos());
+        if let Ok(node) = &parsed
+            && let [(0, set)] = node.sets.as_slice()
+            && alone
+        {
+            let bounds = Bounds { lower: at.lower, upper: at.key.pos() };
+            if let Some(packed) = Packed::look(set.key_bytes(), bounds, &cache.geometry, self.gens) {
+                (swept.extents, swept.bytes) = (packed.count(), set.header().bytes());
+                self.raise(&at.key, &mut swept.raises);
+                self.pass.packed(packed, worker, &mut swept.out);
+                return Ok(false);
+            }
+        }
+        let node = NodeView::of(cache, *at, ptr, parsed);
+        swept.bytes = node.sets.iter().map(|set| set.bytes).sum();
+        swept.extents = node.keys.len() as u64;
+        node.keys.iter().chain([&at.key]).for_each(|key| self.raise(key, &mut swept.raises));
+        let elsewhere = node.is_elsewhere();
+        if node.whole && alone {
+            node.keys.into_iter().for_each(|key| self.pass.extent(key, worker, &mut swept.out));
+        } else if node.whole {
+            let newer = self.journal.from(at.lower).take_while(|key| key.start_pos() < at.key.pos());
+            let older = node.keys.into_iter().map(Ok::<_, Infallible>);
+            for (key, layer) in Overlay::new(older, newer).flatten() {
+                if layer == Layer::Older {
+                    self.pass.extent(key, worker, &mut swept.out);
+                }
+            }
+        }
+        swept.faults = node.faults;
+        Ok(elsewhere)
+    }
+
+    /// Notes pointers that are newer than what is known of their buckets.
+    fn raise(&self, key: &Bkey, raises: &mut Vec<(BucketNr, u8)>) {
+        for ptr in key.ptrs().iter().filter(|ptr| ptr.is_device()) {
+            let bucket = self.cache.geometry.ptr_bucket(*ptr);
+            let newer = self
+                .gens
+                .get(bucket.0)
+                .is_none_or(|known| known != ptr.generation() && gen_after(known, ptr.generation()) == 0);
+            if newer {
+                raises.push((bucket, ptr.generation()));
+            }
+        }
+    }
+}
+
+fn threads(leaves: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores * THREADS_A_CORE).min(THREADS_MAX).min(leaves / LEAVES_A_THREAD)
+}
