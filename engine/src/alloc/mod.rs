@@ -146,7 +146,13 @@ impl Alloc {
             bucket.mark = Mark::Free;
             bucket.sectors = 0;
         }
-        self.free.borrow_mut()[Reserve::Btree as usize].push_front(nr);
+        {
+            // Node buckets come from the general list first, and must not all end in the reserve of the few.
+            let mut free = self.free.borrow_mut();
+            let reserve = Reserve::Btree as usize;
+            let full = free[reserve].len() >= self.capacity[reserve];
+            free[if full { Reserve::None as usize } else { reserve }].push_front(nr);
+        }
         self.waiters.wake_all();
     }
     /// Adds a bucket whose generation is durable to a free list that has room, those without which nothing else
@@ -239,5 +245,34 @@ impl Alloc {
     #[must_use]
     pub fn prio_blocks(&self) -> u32 {
         self.prio_blocked.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every split takes more buckets than it needs and gives the rest back. They all went to the nodes' reserve, until
+    /// hundreds stood there and writes of data waited for a bucket for ever.
+    #[test]
+    fn buckets_given_back_do_not_gather_in_the_reserve_of_nodes() {
+        let geometry = Geometry { block_sectors: 1, bucket_sectors: 8, first_bucket: 3, nbuckets: 513 };
+        let alloc = Alloc::new(geometry);
+        for nr in 3..513 {
+            alloc.buckets.borrow_mut().invalidate(BucketNr(nr));
+            if !alloc.push_free(BucketNr(nr)) {
+                break;
+            }
+        }
+        for _ in 0..100 {
+            for bucket in alloc.try_take_nodes(6).unwrap() {
+                alloc.give_back(bucket);
+            }
+        }
+        let general = alloc.free.borrow()[Reserve::None as usize].len();
+        assert!(general > 0, "data has buckets, too");
+        assert!(
+            alloc.free.borrow()[Reserve::Btree as usize].len() <= alloc.capacity[Reserve::Btree as usize]
+        );
     }
 }
