@@ -35,6 +35,8 @@ pub struct Bucket {
     pub mark: Mark,
     /// Was reusable when the running GC began, and still may be reused while it runs.
     pub reclaimable_in_gc: bool,
+    /// Its generation is not durable: after a crash the pointers that it makes stale would count again.
+    pub unsettled: bool,
     /// Keys that are not in the btree yet, open buckets and free lists hold it.
     pub pin: u32,
     /// Sectors in use.
@@ -143,11 +145,18 @@ impl Buckets {
     pub fn invalidate(&mut self, nr: BucketNr) {
         let bucket = self.get_mut(nr);
         bucket.generation = bucket.generation.wrapping_add(1);
+        bucket.unsettled = true;
         bucket.prio = INITIAL_PRIO;
         bucket.pin += 1;
         bucket.reclaimable_in_gc = false;
         bucket.mark = Mark::Free;
         bucket.sectors = 0;
+    }
+    /// Whether an extent may count, now or after a crash.
+    #[must_use]
+    pub fn may_count(&self, ptr: Ptr) -> bool {
+        self.staleness(ptr) == 0
+            || self.list.get(self.geometry.ptr_bucket(ptr).0 as usize).is_some_and(|bucket| bucket.unsettled)
     }
     /// Orders buckets for lru replacement: little used and little filled first.
     #[must_use]

@@ -35,6 +35,9 @@ impl CacheSet {
             self.gc.request();
         }
         self.write_prios().await?;
+        for nr in &batch {
+            self.alloc.buckets.borrow_mut().get_mut(*nr).unsettled = false;
+        }
         let discard = self.settings.discard.get();
         let geometry = self.cache.geometry;
         let mut rest = batch.into_iter();

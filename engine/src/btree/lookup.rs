@@ -105,6 +105,24 @@ impl CacheSet {
         None
     }
 
+    /// All extents that overlap sectors `start .. end` of `inode`, those too whose buckets moved on: on disk the bucket's
+    /// generation may still be the old one, and after a crash such an extent counts again.
+    pub(crate) async fn extents_of(&self, inode: u32, start: u64, end: u64) -> Result<Vec<Extent>> {
+        let mut found = Vec::new();
+        let mut at = start;
+        while at < end {
+            let leaf = self.node_at(Pos::new(inode, at), 0).await?;
+            let leaf_end = if leaf.max.inode == inode { leaf.max.offset.min(end) } else { end };
+            let state = leaf.state();
+            let Body::Leaf { map, .. } = &state.body else { break };
+            let here = map.iter_from(Pos::new(inode, at));
+            let here = here.take_while(|extent| extent.inode() == inode && extent.start() < leaf_end);
+            found.extend(here.map(|extent| extent.part(at, leaf_end)));
+            at = leaf_end;
+        }
+        Ok(found)
+    }
+
     /// What the btree knows of sectors `start .. end` of `inode`, in order and without gaps.
     pub async fn pieces(&self, inode: u32, start: u64, end: u64) -> Result<Vec<Piece>> {
         let mut pieces = Vec::with_capacity(1);

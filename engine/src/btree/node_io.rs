@@ -227,9 +227,9 @@ impl CacheSet {
         let block = geometry.block_bytes();
         let mut padded = Buf::zeroed((image.len() as u64).next_multiple_of(block) as usize);
         padded[..image.len()].copy_from_slice(&image);
-        #[cfg(sim_bugs)]
+        #[cfg(any(test, sim_bugs))]
         let flush = node.level > 0 || !crate::sim_bugs::on(crate::sim_bugs::Bug::LeafWithoutFlush);
-        #[cfg(not(sim_bugs))]
+        #[cfg(not(any(test, sim_bugs)))]
         let flush = true;
         if flush {
             self.metadata(self.cache.ensure_flushed(write.epoch).await)?;

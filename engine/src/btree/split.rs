@@ -123,7 +123,8 @@ impl CacheSet {
         for old in olds {
             let state = old.state();
             let Body::Leaf { map, .. } = &state.body else { continue };
-            extents.extend(map.iter().filter(|extent| buckets.staleness(extent.ptr()) == 0).copied());
+            // Of the others those too that a crash would bring back: who makes them untrue must know of them.
+            extents.extend(map.iter().filter(|extent| buckets.may_count(extent.ptr())).copied());
         }
         let nodes = (fewer > 0).then(|| olds.len().saturating_sub(fewer).max(1));
         plan_leaves(&extents, last.max, max_words, nodes)

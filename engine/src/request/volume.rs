@@ -43,7 +43,7 @@ impl DeviceVolume {
     }
 
     fn begin(&self) -> Result<Running<'_>, VolumeError> {
-        if self.device.writeback.is_closed() {
+        if self.device.closed.get() {
             return Err(Error::Stopping.into());
         }
         self.device.requests.set(self.device.requests.get() + 1);

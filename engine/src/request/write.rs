@@ -2,7 +2,7 @@
 
 use super::place::Wanted;
 use crate::alloc::{Reserve, WritePoint};
-use crate::btree::{Durability, Extent, Piece};
+use crate::btree::{Durability, Extent};
 use crate::dev::Shared;
 use crate::error::{Error, Result};
 use crate::set::{Backing, CacheSet, Device};
@@ -72,9 +72,9 @@ impl CacheSet {
     ) -> Result<()> {
         device.dirty_writers.set(device.dirty_writers.get() + 1);
         let result = async {
-            #[cfg(sim_bugs)]
+            #[cfg(any(test, sim_bugs))]
             let mark = !crate::sim_bugs::on(crate::sim_bugs::Bug::DirtyWithoutSuperblock);
-            #[cfg(not(sim_bugs))]
+            #[cfg(not(any(test, sim_bugs)))]
             let mark = true;
             if let Some(backing) = backing.filter(|_| mark) {
                 backing.mark_dirty().await?;
@@ -88,6 +88,7 @@ impl CacheSet {
         .await;
         device.dirty_writers.set(device.dirty_writers.get() - 1);
         device.writeback.wake();
+        device.writeback.progress.wake_all();
         result
     }
 
@@ -165,18 +166,19 @@ impl CacheSet {
     ) -> Result<()> {
         // Reads that began before may have old data on its way into the cache; those that begin now do not cache.
         self.misses.invalidate(inode, start, end, None);
-        let pieces = self.pieces(inode, start, end).await?;
-        let cached = pieces
-            .iter()
-            .filter_map(|piece| if let Piece::Cached(extent) = piece { Some(extent) } else { None });
-        let (dirty, clean): (Vec<Extent>, Vec<Extent>) = cached.partition(|extent| extent.dirty());
-        #[cfg(sim_bugs)]
+        let cached = self.extents_of(inode, start, end).await?;
+        let (dirty, clean): (Vec<Extent>, Vec<Extent>) =
+            cached.into_iter().partition(|extent| extent.dirty());
+        #[cfg(any(test, sim_bugs))]
         let strict = !crate::sim_bugs::on(crate::sim_bugs::Bug::StaleCleanCopy);
-        #[cfg(not(sim_bugs))]
+        #[cfg(not(any(test, sim_bugs)))]
         let strict = true;
-        if !clean.is_empty() && strict {
+        if strict {
             self.forget(&clean).await?;
-            self.commit_keys().await?;
+            // Where dirty data is whose key only memory has, an older, clean key would come back.
+            if !clean.is_empty() || !dirty.is_empty() {
+                self.commit_keys().await?;
+            }
         }
         write_below(device, start, data).await?;
         if !dirty.is_empty()
@@ -205,17 +207,17 @@ impl CacheSet {
         device.stats.flushes.add(1);
         let epoch = device.backing().map(|backing| backing.dev.epoch());
         if device.inode.get().is_some() {
-            #[cfg(sim_bugs)]
+            #[cfg(any(test, sim_bugs))]
             let commit = !crate::sim_bugs::on(crate::sim_bugs::Bug::FlushWithoutJournal);
-            #[cfg(not(sim_bugs))]
+            #[cfg(not(any(test, sim_bugs)))]
             let commit = true;
             if commit {
                 self.commit_keys().await?;
             }
         }
-        #[cfg(sim_bugs)]
+        #[cfg(any(test, sim_bugs))]
         let below = !crate::sim_bugs::on(crate::sim_bugs::Bug::FlushWithoutBacking);
-        #[cfg(not(sim_bugs))]
+        #[cfg(not(any(test, sim_bugs)))]
         let below = true;
         if let (Some(backing), Some(epoch), true) = (device.backing(), epoch, below) {
             backing.dev.ensure_flushed(epoch).await?;
@@ -231,11 +233,7 @@ impl CacheSet {
         if let Some(inode) = device.inode.get() {
             self.journal_admission().await?;
             self.misses.invalidate(inode, start, end, None);
-            let pieces = self.pieces(inode, start, end).await?;
-            let cached = pieces.into_iter();
-            let cached = cached
-                .filter_map(|piece| if let Piece::Cached(extent) = piece { Some(extent) } else { None });
-            let cached: Vec<Extent> = cached.collect();
+            let cached = self.extents_of(inode, start, end).await?;
             if !cached.is_empty() {
                 // As before a write: no copy may come back when what is below is gone.
                 self.forget(&cached).await?;

@@ -135,6 +135,8 @@ impl CacheSet {
             return Err(Error::Stopping);
         }
         backing.dev.ensure_flushed(backing.dev.epoch()).await?;
+        // Whoever reads the cache from here on, after a crash too, finds nothing dirty of a device that has moved on.
+        self.checkpoint().await?;
         backing
             .update(|sb| {
                 sb.set_uuid = Uuid::nil();

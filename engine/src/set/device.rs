@@ -58,6 +58,8 @@ pub struct Device {
     pub(crate) detaching: Cell<bool>,
     /// Dirty writes that are not in the btree yet.
     pub(crate) dirty_writers: Cell<u32>,
+    /// The set stops: no more requests.
+    pub(crate) closed: Cell<bool>,
     pub(crate) requests: Cell<u32>,
     pub(crate) idle: WaitQueue,
 }
@@ -75,6 +77,7 @@ impl Backing {
     pub(crate) async fn update(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
         let _one = self.sb_io.lock().await;
         change(&mut self.sb.borrow_mut());
+        self.dirty.set(self.sb.borrow().state() == BackingState::Dirty);
         write_superblock(&self.dev, &self.sb, &self.block).await
     }
     /// Sees to it that the superblock on disk says dirty before anything dirty is acknowledged.
@@ -89,6 +92,10 @@ impl Backing {
             self.dirty.set(true);
         }
         Ok(())
+    }
+    /// Whether the superblock on disk says dirty.
+    pub(crate) fn says_dirty(&self) -> bool {
+        self.dirty.get()
     }
     /// Says clean, if `still_clean` says so when nobody else can change it any more. Everything written back is flushed.
     pub(crate) async fn mark_clean(&self, still_clean: impl Fn() -> bool) -> Result<()> {
@@ -130,6 +137,7 @@ impl Device {
             streams: Streams::default(),
             detaching: Cell::new(false),
             dirty_writers: Cell::new(0),
+            closed: Cell::new(false),
             requests: Cell::new(0),
             idle: WaitQueue::new(),
         }

@@ -75,8 +75,18 @@ impl CacheSet {
         u64::try_from(self.dirty.borrow().get(&inode).copied().unwrap_or(0)).unwrap_or(0)
     }
     pub(crate) fn account_dirty(&self, inode: u32, change: i64) {
-        if change != 0 {
-            *self.dirty.borrow_mut().entry(inode).or_default() += change;
+        if change == 0 {
+            return;
+        }
+        let mut dirty = self.dirty.borrow_mut();
+        let sectors = dirty.entry(inode).or_default();
+        *sectors += change;
+        // Dirty data also ends by being overwritten, and somebody may wait for the last of it.
+        if *sectors == 0
+            && let Some(device) = self.devices.borrow().get(&inode)
+        {
+            device.writeback.wake();
+            device.writeback.progress.wake_all();
         }
     }
     /// Inodes that have dirty data, with how much.

@@ -349,6 +349,7 @@ impl CacheSet {
         };
         for nr in unused {
             self.alloc.buckets.borrow_mut().invalidate(nr);
+            self.alloc.buckets.borrow_mut().get_mut(nr).unsettled = false;
             if !self.alloc.push_free(nr) {
                 let mut buckets = self.alloc.buckets.borrow_mut();
                 let bucket = buckets.get_mut(nr);

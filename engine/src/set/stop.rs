@@ -44,7 +44,7 @@ impl CacheSet {
         self.alloc.close();
         self.gc.close();
         self.ended(Stage::Space).await;
-        let mut result = if self.is_failed() { self.check() } else { self.write_everything().await };
+        let mut result = if self.is_failed() { self.check() } else { self.checkpoint().await };
         for device in &devices {
             if result.is_ok() {
                 result = self.settle(device).await;
@@ -59,12 +59,13 @@ impl CacheSet {
         self.tasks_ended.wait_until(|| self.tasks[stage as usize].get() == 0).await;
     }
 
-    async fn write_everything(self: &Rc<Self>) -> Result<()> {
+    /// Writes every node that has keys to write, and a journal entry that needs none before it: what is on disk then is
+    /// what is in memory now, with nothing to replay.
+    pub(crate) async fn checkpoint(&self) -> Result<()> {
         self.commit_keys().await?;
         for node in self.tree.dirty_nodes() {
             self.node_write(&node).await?;
         }
-        // The next start has nothing to replay.
         self.commit_roots().await
     }
 
@@ -79,6 +80,7 @@ impl CacheSet {
 impl super::Device {
     /// No new requests; waits for those under way.
     pub(crate) async fn close(&self) {
+        self.closed.set(true);
         self.writeback.close();
         self.idle.wait_until(|| self.requests.get() == 0).await;
     }

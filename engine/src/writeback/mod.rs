@@ -98,7 +98,9 @@ impl CacheSet {
     }
 
     fn may_write_back(&self, device: &Device) -> bool {
-        let dirty = device.inode.get().is_some_and(|inode| self.dirty_sectors(inode) > 0);
+        // The last dirty data may have been overwritten instead; then all there is to do is to say clean.
+        let says = device.backing().is_some_and(crate::set::Backing::says_dirty);
+        let dirty = device.inode.get().is_some_and(|inode| says || self.dirty_sectors(inode) > 0);
         let due = device.detaching.get() || device.settings.writeback_running.get();
         dirty && due
     }
@@ -108,8 +110,14 @@ impl CacheSet {
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return };
         let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
         if clean() {
-            if let Err(error) = backing.mark_clean(clean).await {
+            // A device that says clean may be used without its cache: no key on disk may call anything of it dirty.
+            let marked = match self.checkpoint().await {
+                Ok(()) => backing.mark_clean(clean).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = marked {
                 tracing::warn!(%error, "the backing superblock could not be written");
+                self.pause(device, RETRY).await;
             }
         } else if whole {
             self.env.sleep(BUSY).await;
@@ -158,17 +166,17 @@ impl CacheSet {
         let sectors: u64 = taken.iter().map(Extent::size).sum();
         // The keys first: after a crash an older, clean key would stand in for one that only memory had, and what is below
         // would be newer than what the cache calls clean.
-        #[cfg(sim_bugs)]
+        #[cfg(any(test, sim_bugs))]
         let commit = !crate::sim_bugs::on(crate::sim_bugs::Bug::WritebackBeforeJournal);
-        #[cfg(not(sim_bugs))]
+        #[cfg(not(any(test, sim_bugs)))]
         let commit = true;
         if commit {
             self.commit_keys().await?;
         }
         let written = self.copy_back(device, &taken).await?;
-        #[cfg(sim_bugs)]
+        #[cfg(any(test, sim_bugs))]
         let flush = !crate::sim_bugs::on(crate::sim_bugs::Bug::CleanWithoutFlush);
-        #[cfg(not(sim_bugs))]
+        #[cfg(not(any(test, sim_bugs)))]
         let flush = true;
         if flush {
             backing.dev.ensure_flushed(backing.dev.epoch()).await?;
