@@ -18,7 +18,7 @@ pub mod request;
 pub mod set;
 pub mod settings;
 pub mod sim;
-#[cfg(sim_bugs)]
+#[cfg(any(test, sim_bugs))]
 pub mod sim_bugs;
 pub mod stats;
 pub mod sync;

@@ -1,5 +1,5 @@
-//! Mistakes that tests can switch on, one for each rule, to know that they would be found. Compiled only with
-//! `--cfg sim_bugs`.
+//! Mistakes that tests can switch on, one for each rule, to know that they would be found. Compiled only into
+//! the engine's own unit tests and with `--cfg sim_bugs`.
 
 use std::cell::Cell;
 
@@ -18,6 +18,7 @@ pub enum Bug {
     CleanWithoutFlush,
     StaleCleanCopy,
     WritebackBeforeJournal,
+    AloneWithoutStale,
 }
 
 thread_local!(static BUG: Cell<Option<Bug>> = const { Cell::new(None) });

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bcache_engine::env::Rng;
-use bcache_tests::cuts::Model;
+use bcache_tests::crash::Model;
 use bcache_tests::nbd::{Client, Served};
 use bcache_tests::paths;
 

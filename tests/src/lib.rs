@@ -2,8 +2,6 @@
 //! afterwards, stock kernels in an emulated machine, and the built programs.
 
 pub mod cmd;
-pub mod cuts;
-
 pub mod crash;
 pub mod golden;
 pub mod man;

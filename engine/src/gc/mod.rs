@@ -94,6 +94,11 @@ impl Gc {
 }
 
 impl CacheSet {
+    /// Asks for a pass (`trigger_gc`).
+    pub fn trigger_gc(&self) {
+        self.gc.request();
+    }
+
     /// Runs until the set stops: a pass whenever one is asked for or enough was written.
     pub(crate) async fn gc_task(self: Rc<Self>) {
         let gc = &self.gc;

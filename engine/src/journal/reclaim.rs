@@ -37,7 +37,7 @@ impl Journal {
         let mut ring = self.ring.borrow_mut();
         let next = ring.next();
         let durable_last = self.durable_last.get();
-        #[cfg(sim_bugs)]
+        #[cfg(any(test, sim_bugs))]
         let durable_last = if crate::sim_bugs::on(crate::sim_bugs::Bug::ReclaimPinnedJournal) {
             self.open_seq()
         } else {

@@ -88,9 +88,9 @@ impl CacheSet {
         let jset = self.roots().jset(seq, last_seq, this_dev, entry.keys);
         let image = jset.write(self.cache.magic, journal.block_bytes).map_err(|e| self.format_error(e))?;
         let at = journal.ring.borrow_mut().place(seq, image.len() as u64, journal.bucket_bytes);
-        #[cfg(sim_bugs)]
+        #[cfg(any(test, sim_bugs))]
         let skip_flush = crate::sim_bugs::on(crate::sim_bugs::Bug::JournalWithoutFlush);
-        #[cfg(not(sim_bugs))]
+        #[cfg(not(any(test, sim_bugs)))]
         let skip_flush = false;
         if !skip_flush {
             self.metadata(self.cache.ensure_flushed(self.cache.epoch()).await)?;

@@ -1,5 +1,6 @@
 //! Requests: reads, writes, flushes and discards of the devices that a set serves.
 
+mod alone;
 mod bypass;
 mod place;
 mod ranges;
@@ -7,6 +8,7 @@ mod read;
 mod volume;
 mod write;
 
+pub use alone::AloneVolume;
 pub use bypass::{Congestion, Streams};
 pub use ranges::{MissId, Misses, RangeGuard, Ranges};
 pub use volume::DeviceVolume;

@@ -116,9 +116,9 @@ impl CacheSet {
         let now = self.env.now();
         let threshold = self.settings.congested_read_threshold_us.get();
         self.congestion.count(now.saturating_sub(began) / 1000, threshold, now);
-        #[cfg(sim_bugs)]
+        #[cfg(any(test, sim_bugs))]
         let check = !crate::sim_bugs::on(crate::sim_bugs::Bug::NoGenRecheck);
-        #[cfg(not(sim_bugs))]
+        #[cfg(not(any(test, sim_bugs)))]
         let check = true;
         if check && self.alloc.buckets.borrow().staleness(extent.ptr()) > 0 {
             self.stats.cache_read_races.add(1);

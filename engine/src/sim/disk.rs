@@ -137,7 +137,7 @@ impl Disk {
     /// A disk that holds `image`, all of it durable.
     pub fn with_image(runtime: &Runtime, power: &Power, config: Config, image: Image) -> Disk {
         let state = State {
-            store: Store::new(image),
+            store: Store::new(image, config.geometry.logical_block),
             in_flight: Slab::new(),
             faults: Vec::new(),
             stats: Stats::default(),

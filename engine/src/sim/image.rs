@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Bytes of one page, the unit of storage and sharing.
 pub(super) const PAGE: u64 = 4096;
@@ -13,7 +13,7 @@ const SECTOR: usize = 512;
 /// A disk's content. Ranges never written read as zeroes and cost nothing; a clone shares all pages.
 #[derive(Clone, Default)]
 pub struct Image {
-    pages: BTreeMap<u64, Rc<[u8; 4096]>>,
+    pages: BTreeMap<u64, Arc<[u8; 4096]>>,
 }
 
 impl Image {
@@ -51,7 +51,7 @@ impl Image {
 
     /// The page number `page`, made if it is not there.
     pub(super) fn page_mut(&mut self, page: u64) -> &mut [u8; 4096] {
-        Rc::make_mut(self.pages.entry(page).or_insert_with(|| Rc::new([0; 4096])))
+        Arc::make_mut(self.pages.entry(page).or_insert_with(|| Arc::new([0; 4096])))
     }
 
     /// Sets one sector of a page; `None` means zeroes.
@@ -87,7 +87,7 @@ impl PartialEq for Image {
         let zero = [0u8; 4096];
         let same = |a: &Image, b: &Image| {
             a.pages.iter().all(|(at, page)| match b.pages.get(at) {
-                Some(other) => Rc::ptr_eq(page, other) || page == other,
+                Some(other) => Arc::ptr_eq(page, other) || page == other,
                 None => **page == zero,
             })
         };

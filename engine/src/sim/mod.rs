@@ -12,7 +12,8 @@
 //!   that began after its completion has completed, or if it was made with FUA.
 //! * **Reordering.** Operations in flight take their own time and complete in any order.
 //! * **Torn writes.** At a power cut every 512-byte sector not yet durable decides for itself: it keeps its last
-//!   durable bytes or takes those of any write since, writes in flight included.
+//!   durable bytes or takes those of any write since, writes in flight included. Of a disk with 4 KiB blocks every
+//!   block does.
 //! * **Cut at any I/O.** A [`Power`] supply counts starts and ends of operations of all its disks and goes off at
 //!   a chosen count. From then on nothing completes and nothing new begins.
 //! * **Independent fates.** What survives is chosen for each disk alone ([`Survival`]).

@@ -1,6 +1,7 @@
 //! The power supply of simulated disks: where runs are cut.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Counts the I/O events of all disks connected to it, and fails at a chosen one.
@@ -15,6 +16,8 @@ struct State {
     events: Cell<u64>,
     cut_at: Cell<Option<u64>>,
     off: Cell<bool>,
+    looks: RefCell<BTreeSet<u64>>,
+    look: RefCell<Option<Box<dyn FnMut()>>>,
 }
 
 impl Power {
@@ -26,6 +29,19 @@ impl Power {
     /// Makes the supply fail at event number `event` (counted from 0 when the supply was made), before its effect.
     pub fn cut_at(&self, event: u64) {
         self.0.cut_at.set(Some(event));
+    }
+
+    /// Calls `look` at the events with these numbers, before their effect, and lets the run go on: whoever takes what a
+    /// cut would leave there has many cuts for one run. `look` may ask disks for anything, but begin nothing.
+    pub fn look_at(&self, events: impl IntoIterator<Item = u64>, look: impl FnMut() + 'static) {
+        *self.0.looks.borrow_mut() = events.into_iter().collect();
+        *self.0.look.borrow_mut() = Some(Box::new(look));
+    }
+
+    /// Ends all looking, and drops what looked.
+    pub fn look_away(&self) {
+        self.0.looks.borrow_mut().clear();
+        self.0.look.borrow_mut().take();
     }
 
     /// Switches the supply off now.
@@ -51,6 +67,11 @@ impl Power {
         }
         if self.0.off.get() {
             return false;
+        }
+        if self.0.looks.borrow_mut().remove(&event)
+            && let Some(look) = &mut *self.0.look.borrow_mut()
+        {
+            look();
         }
         self.0.events.set(event + 1);
         true

@@ -123,11 +123,14 @@ pub(super) struct Store {
     /// For each page, the changes since it was last durable, in order of application.
     pending: BTreeMap<u64, Vec<Version>>,
     seq: u64,
+    /// Sectors that survive together: a device does not tear its own blocks.
+    unit: usize,
 }
 
 impl Store {
-    pub(super) fn new(image: Image) -> Store {
-        Store { current: image.clone(), durable: image, pending: BTreeMap::new(), seq: 0 }
+    pub(super) fn new(image: Image, block: u32) -> Store {
+        let unit = if u64::from(block) < PAGE { 1 } else { SECTORS };
+        Store { current: image.clone(), durable: image, pending: BTreeMap::new(), seq: 0, unit }
     }
 
     pub(super) fn current(&self) -> &Image {
@@ -149,7 +152,13 @@ impl Store {
         for part in change.parts(&self.current) {
             let mut version = change.version(&part, self.seq);
             if let Some(rng) = &mut torn {
-                version.mask &= rng.bits() as u8;
+                version.mask &= if self.unit == 1 {
+                    rng.bits() as u8
+                } else if rng.chance(1, 2) {
+                    0
+                } else {
+                    u8::MAX
+                };
             }
             version.store_all(&mut self.current, part.page);
             if durable {
@@ -214,8 +223,8 @@ impl Store {
         // How much got through before the power went, in eighths.
         let got_through = [1, 4, 7][rng.below(3) as usize];
         for (page, versions) in &versions {
-            for sector in 0..SECTORS {
-                let candidates: Vec<&Version> = versions.iter().filter(|v| v.has(sector)).collect();
+            for first in (0..SECTORS).step_by(self.unit) {
+                let candidates: Vec<&Version> = versions.iter().filter(|v| v.has(first)).collect();
                 let Some(newest) = candidates.last() else { continue };
                 let chosen = match survival {
                     Survival::Seeded if !rng.chance(got_through, 8) => None,
@@ -225,7 +234,7 @@ impl Store {
                     _ => Some(*newest),
                 };
                 if let Some(version) = chosen {
-                    version.store(&mut image, *page, sector);
+                    (first..first + self.unit).for_each(|sector| version.store(&mut image, *page, sector));
                 }
             }
         }

@@ -1,12 +1,24 @@
-//! Crashes: a cache set runs in the simulator, the power fails somewhere, and what recovery finds is compared with what
-//! was acknowledged.
+//! Power cuts by the thousand: a subject under load on simulated disks, cut anywhere, recovered, and judged.
 //!
-//! One seed is one *life* of a set: its shape, what its users do, where the power fails and what survives all follow from
-//! it. A life has several *phases*, each begun by a recovery and ended by a power cut or a clean stop; a cut may also come
-//! during the recovery.
+//! A run follows from its seed. It formats the subject's disks, then goes through some epochs. In each the subject
+//! starts on what the last cut left, is read and written by several clients at once while its own disturbances go on,
+//! and loses its power at a seeded I/O; every disk then chooses for itself which writes survive. On the way to that I/O
+//! it is looked at in some more places: what a cut there would have left is recovered and judged, too, some of it cut
+//! again in the middle of the recovery. The last epoch is not cut: the subject stops, and must be whole.
+//!
+//! [`Model`] knows every acknowledged write and judges every sector read. The subject judges what only it knows.
+//!
+//! The engine's own unit tests include this module, too: there its mistakes can be switched on (`sim_bugs`), to see
+//! that each is found.
 
-mod life;
+mod load;
 mod model;
+mod passthrough;
+mod run;
+mod set;
 
-pub use life::{Life, Report, live};
-pub use model::Model;
+pub use load::Load;
+pub use model::{Model, Violation, stamp};
+pub use passthrough::{Passthrough, PassthroughBug};
+pub use run::{Campaign, Failure, Options, Running, Subject, Summary};
+pub use set::{CachedSet, Focus};

@@ -1,20 +1,20 @@
 //! Power cuts by the thousand, and proof that the judge of them can say no.
 
-use bcache_tests::cuts::{Cached, Campaign, Failure, Passthrough, Subject, Summary};
+use bcache_tests::crash::{CachedSet, Campaign, Failure, Passthrough, Subject, Summary};
 
 /// Runs of `S` for `cuts` power cuts. A failure is printed with the command that replays it.
 fn survives<S: Subject>(test: &str, cuts: u64) -> Summary {
     match Campaign::of(cuts).run::<S>() {
         Ok((summary, runs)) => {
             println!(
-                "{test}: {runs} runs, {} power cuts, {} of them in recovery",
-                summary.cuts, summary.in_recovery
+                "{test}: {runs} runs, {} power cuts, {} of them in recovery, {} clean stops",
+                summary.cuts, summary.in_recovery, summary.stops
             );
             summary
         }
         Err(failure) => {
             panic!(
-                "{failure}\nreplay: SIM_SEED={} cargo test -p bcache-tests --test cuts {test}",
+                "{failure}\nreplay: SIM_SEED={} cargo test -p bcache-tests --test crash {test}",
                 failure.seed
             )
         }
@@ -37,7 +37,7 @@ fn a_disk_as_it_is_survives() {
 
 #[test]
 fn a_cache_set_survives() {
-    let summary = survives::<Cached>("a_cache_set_survives", 300);
+    let summary = survives::<CachedSet>("a_cache_set_survives", 10_000);
     assert!(std::env::var("SIM_SEED").is_ok() || summary.in_recovery > 20, "{summary:?}");
 }
 

@@ -6,10 +6,11 @@ use std::rc::Rc;
 
 use bcache_engine::dev::{BlockDev, Buf, Shared};
 use bcache_engine::env::{Env, Rng};
-use bcache_engine::sim::Config;
+use bcache_engine::sim::{Config, Disk};
 use bcache_engine::volume::{Volume, VolumeFuture, VolumeId};
 
-use super::run::{Running, Subject};
+use super::run::{Running, Subject, Volumes};
+use super::set::Focus;
 
 /// What is wrong with a [`Passthrough`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,7 @@ pub enum PassthroughBug {
 }
 
 /// A volume of 1 MiB that is its disk; `BUG` says what is wrong with it.
+#[derive(Debug)]
 pub struct Passthrough<const BUG: u8>;
 
 impl<const BUG: u8> Passthrough<BUG> {
@@ -45,7 +47,7 @@ const BYTES: u64 = 1 << 20;
 impl<const BUG: u8> Subject for Passthrough<BUG> {
     type Running = Through;
 
-    fn draw(_rng: &mut Rng) -> Self {
+    fn draw(_rng: &mut Rng, _focus: &Focus) -> Self {
         Passthrough
     }
 
@@ -53,13 +55,18 @@ impl<const BUG: u8> Subject for Passthrough<BUG> {
         vec![Config::new("disk", BYTES)]
     }
 
-    async fn format(&self, _env: &Env, disks: &[Rc<dyn BlockDev>]) -> Result<(), String> {
-        disks[0].write_zeroes(0, BYTES).await.map_err(|error| error.to_string())?;
-        disks[0].flush().await.map_err(|error| error.to_string())
+    fn sectors(&self) -> Vec<u64> {
+        vec![BYTES / 512]
     }
 
-    async fn start(&self, env: &Env, disks: &[Rc<dyn BlockDev>]) -> Result<Through, String> {
-        let disk = Rc::clone(&disks[0]);
+    async fn format(&self, disks: &[Disk]) -> Result<(), String> {
+        let disk = disks[0].dev();
+        disk.write_zeroes(0, BYTES).await.map_err(|error| error.to_string())?;
+        disk.flush().await.map_err(|error| error.to_string())
+    }
+
+    async fn start(&self, env: &Env, disks: &[Disk], _rng: &mut Rng) -> Result<Through, String> {
+        let disk = disks[0].dev();
         disk.read(0, Buf::zeroed(4096)).await.map_err(|error| error.to_string())?;
         if Self::bug() == PassthroughBug::RecoveryUndoes {
             let zeroes = Buf::zeroed(512).freeze();
@@ -87,15 +94,11 @@ impl Through {
 }
 
 impl Running for Through {
-    fn volume(&self) -> Rc<dyn Volume> {
-        Rc::new(self.clone())
+    fn volumes(&self) -> Volumes {
+        vec![Some(Rc::new(self.clone()))]
     }
 
-    async fn check(&self) -> Result<(), String> {
-        Ok(())
-    }
-
-    async fn stop(self) -> Result<(), String> {
+    async fn stop(&self) -> Result<(), String> {
         self.disk.flush().await.map_err(|error| error.to_string())
     }
 }

@@ -1,0 +1,103 @@
+//! A backing device without its cache.
+
+use crate::dev::{BlockDev, Buf, Shared};
+use crate::error::{Error, Result};
+use crate::set::{Backing, Tracked, read_superblock};
+use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
+use bcache_format::SECTOR_SIZE;
+use bcache_format::superblock::BackingState;
+use std::rc::Rc;
+
+/// A backing device that is served although its cache is not there.
+///
+/// Its superblock says stale before anything of it can be changed: a cache that comes back later must forget what it
+/// has of the device.
+pub struct AloneVolume {
+    backing: Backing,
+}
+
+impl AloneVolume {
+    /// Opens a backing device. One whose newest data is in the cache only with `force`: that data is lost by it.
+    ///
+    /// # Errors
+    /// It is not a backing device, or is dirty, or its superblock cannot be written.
+    pub async fn open(dev: Rc<dyn BlockDev>, force: bool) -> Result<Self> {
+        let (sb, block) = read_superblock(&dev).await?;
+        let (name, state) = (dev.name().to_owned(), sb.state());
+        let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
+            return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
+        };
+        if state == BackingState::Dirty && !force {
+            return Err(Error::refused(format!("{name}: its newest data is in its cache, which is missing")));
+        }
+        #[cfg(any(test, sim_bugs))]
+        let mark = !crate::sim_bugs::on(crate::sim_bugs::Bug::AloneWithoutStale);
+        #[cfg(not(any(test, sim_bugs)))]
+        let mark = true;
+        if mark && !matches!(state, BackingState::None | BackingState::Stale) {
+            backing.update(|sb| sb.set_state(BackingState::Stale)).await?;
+        }
+        Ok(Self { backing })
+    }
+
+    /// The byte of the device where byte `at` of the volume is.
+    fn place(&self, at: u64, len: u64) -> Result<u64, VolumeError> {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.size_bytes());
+        let aligned = at.is_multiple_of(SECTOR_SIZE) && len.is_multiple_of(SECTOR_SIZE);
+        if !inside || !aligned {
+            let what = format!("{len} bytes at {at} are not a range of this device");
+            return Err(VolumeError::new(libc::EINVAL, what));
+        }
+        Ok(at + self.backing.data_offset * SECTOR_SIZE)
+    }
+}
+
+impl Volume for AloneVolume {
+    fn size_bytes(&self) -> u64 {
+        self.backing.data_bytes() / u64::from(self.block_size()) * u64::from(self.block_size())
+    }
+    fn block_size(&self) -> u32 {
+        u32::from(self.backing.sb.borrow().block_sectors) * SECTOR_SIZE as u32
+    }
+    fn id(&self) -> VolumeId {
+        let sb = self.backing.sb.borrow();
+        VolumeId { name: sb.label.to_text(), label: sb.label.to_text(), uuid: sb.uuid }
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, at: u64, len: u32) -> VolumeFuture<'_, Vec<Shared>> {
+        Box::pin(async move {
+            let at = self.place(at, len.into())?;
+            Ok(vec![self.backing.dev.dev.read(at, Buf::recycled(len as usize)).await?.freeze()])
+        })
+    }
+    fn write(&self, at: u64, data: Shared, fua: bool) -> VolumeFuture<'_, ()> {
+        Box::pin(async move {
+            let at = self.place(at, data.len() as u64)?;
+            if fua {
+                return Ok(self.backing.dev.write_fua(at, data).await?);
+            }
+            Ok(self.backing.dev.write(at, data).await?)
+        })
+    }
+    fn flush(&self) -> VolumeFuture<'_, ()> {
+        Box::pin(async move { Ok(self.backing.dev.dev.flush().await?) })
+    }
+    fn discard(&self, at: u64, len: u64) -> VolumeFuture<'_, ()> {
+        Box::pin(async move {
+            let at = self.place(at, len)?;
+            if self.backing.dev.dev.geometry().discard {
+                self.backing.dev.dev.discard(at, len).await?;
+            }
+            Ok(())
+        })
+    }
+    fn write_zeroes(&self, at: u64, len: u64, fua: bool, _no_hole: bool) -> VolumeFuture<'_, ()> {
+        Box::pin(async move {
+            let at = self.place(at, len)?;
+            self.backing.dev.dev.write_zeroes(at, len).await?;
+            if fua { self.flush().await } else { Ok(()) }
+        })
+    }
+}

@@ -1,0 +1,541 @@
+//! One run from its seed, and many runs.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bcache_engine::env::{Env, Rng};
+use bcache_engine::sim::{Config, Disk, Image, Outcome, Power, Runtime, Survival};
+use bcache_engine::volume::Volume;
+
+use super::load::{Judged, Load, read_all};
+use super::model::Model;
+use super::set::Focus;
+
+/// Volumes by number; one that is not there in this epoch is nothing.
+pub type Volumes = Vec<Option<Rc<dyn Volume>>>;
+
+/// Something that is to survive power cuts. Made anew for each run, from the run's own generator, so that settings
+/// can differ from run to run.
+pub trait Subject: Sized + fmt::Debug {
+    /// The subject while it runs.
+    type Running: Running;
+
+    /// A subject with settings drawn from `rng`.
+    fn draw(rng: &mut Rng, focus: &Focus) -> Self;
+
+    /// The disks it wants, in the order it gets them.
+    fn disks(&self) -> Vec<Config>;
+
+    /// Sectors of each volume.
+    fn sectors(&self) -> Vec<u64>;
+
+    /// Sectors that requests are aligned to.
+    fn align(&self) -> u64 {
+        1
+    }
+
+    /// Changes a load to what this subject's runs are about.
+    fn load(&self, load: Load) -> Load {
+        load
+    }
+
+    /// Prepares empty disks. Happens with the power on.
+    fn format(&self, disks: &[Disk]) -> impl Future<Output = Result<(), String>>;
+
+    /// Starts, recovering whatever a power cut has left.
+    fn start(
+        &self,
+        env: &Env,
+        disks: &[Disk],
+        rng: &mut Rng,
+    ) -> impl Future<Output = Result<Self::Running, String>>;
+
+    /// Breaks something of the disks for one epoch; true if requests may fail from it.
+    fn spoil(&self, _disks: &[Disk], _rng: &mut Rng) -> bool {
+        false
+    }
+
+    /// Looks at disks at rest, after a clean stop or after a cut.
+    fn look(&self, _disks: &[Image], _clean: bool) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// A started subject.
+pub trait Running {
+    /// The volumes under test. Asked for before each round of load, so that they may change in between.
+    fn volumes(&self) -> Volumes;
+
+    /// Checks what must hold inside, with no request under way.
+    fn check(&self) -> impl Future<Output = Result<(), String>> {
+        async { Ok(()) }
+    }
+
+    /// Does something on its own while clients are busy. Called again and again until they are done.
+    fn disturb(&self, env: &Env, rng: &mut Rng) -> impl Future<Output = Result<(), String>> {
+        let pause = env.sleep(Duration::from_micros(rng.between(1, 20_000)));
+        async {
+            pause.await;
+            Ok(())
+        }
+    }
+
+    /// Changes what can only be changed with no request under way.
+    fn between(&self, _rng: &mut Rng) -> impl Future<Output = Result<(), String>> {
+        async { Ok(()) }
+    }
+
+    /// Stops cleanly.
+    fn stop(&self) -> impl Future<Output = Result<(), String>>;
+}
+
+/// How runs are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// See [`Model::new`].
+    pub strict: bool,
+    /// Most epochs of one run that are cut.
+    pub epochs: u64,
+    /// Events (starts and ends of I/O) within which a cut falls, at most.
+    pub events: u64,
+    /// Most places of an epoch, besides the cut itself, where what a cut would leave is looked at.
+    pub looks: u64,
+    /// Most steps of the scheduler in one epoch; more are taken for a task that never rests.
+    pub steps: u64,
+    /// What runs are about.
+    pub focus: Focus,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { strict: true, epochs: 4, events: 4096, looks: 8, steps: 2_000_000, focus: Focus::default() }
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Power cuts that were recovered from, no two alike.
+    pub cuts: u64,
+    /// Of those, cuts before the subject had started.
+    pub in_recovery: u64,
+    /// Clean stops.
+    pub stops: u64,
+    /// Equal for equal runs.
+    pub trace: u64,
+}
+
+impl Summary {
+    fn add(&mut self, other: Summary) {
+        self.cuts += other.cuts;
+        self.in_recovery += other.in_recovery;
+        self.stops += other.stops;
+        self.trace ^= other.trace;
+    }
+}
+
+/// A run that went wrong.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The run's seed: all there is to know.
+    pub seed: u64,
+    /// Power cuts before it went wrong, those of other runs included.
+    pub cuts: u64,
+    /// What went wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}, after {} power cuts: {}", self.seed, self.cuts, self.what)
+    }
+}
+
+/// What there is while no power is on.
+#[derive(Clone)]
+struct World {
+    disks: Vec<Image>,
+    models: Vec<Model>,
+    /// The last end was a clean stop.
+    clean: bool,
+    /// The cut came before the subject had started.
+    in_recovery: bool,
+}
+
+struct Run<S> {
+    subject: S,
+    options: Options,
+    summary: Summary,
+}
+
+/// What an epoch is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Start,
+    ReadBack,
+    Load,
+    Check,
+    Stop,
+}
+
+/// What is to happen in an epoch.
+#[derive(Default)]
+struct Plan {
+    /// The event at which the power is cut.
+    cut: Option<u64>,
+    /// Events before it that are looked at.
+    looks: Vec<u64>,
+    /// Clients come; otherwise everything is only read.
+    load: bool,
+}
+
+impl<S: Subject> Run<S> {
+    fn plug(&self, images: &[Image], runtime: &Runtime, power: &Power) -> Vec<Disk> {
+        let configs = self.subject.disks().into_iter().zip(images);
+        configs.map(|(config, image)| Disk::with_image(runtime, power, config, image.clone())).collect()
+    }
+
+    fn format(&mut self, rng: &mut Rng) -> Result<World, String> {
+        let runtime = Runtime::new(rng.bits());
+        let empty = vec![Image::new(); self.subject.disks().len()];
+        let disks = self.plug(&empty, &runtime, &Power::new());
+        runtime.block_on(self.subject.format(&disks))?;
+        let models = self.subject.sectors().into_iter().map(|size| Model::new(size, self.options.strict));
+        let models = models.collect();
+        let disks = disks.iter().map(Disk::durable).collect();
+        Ok(World { disks, models, clean: false, in_recovery: false })
+    }
+
+    /// Runs one epoch. What is left at its end is the world from then on; what cuts at the looks would have left is
+    /// answered. False when it was not cut.
+    fn epoch(&mut self, world: &mut World, rng: &mut Rng, plan: Plan) -> Result<(bool, Vec<World>), String> {
+        self.subject.look(&world.disks, world.clean).map_err(|error| format!("at rest: {error}"))?;
+        let mut runtime = Runtime::new(rng.bits());
+        runtime.set_max_steps(self.options.steps);
+        let power = Power::new();
+        let disks = self.plug(&world.disks, &runtime, &power);
+        let models: Vec<_> =
+            std::mem::take(&mut world.models).into_iter().map(|m| Rc::new(RefCell::new(m))).collect();
+        let stage = Rc::new(Cell::new(Stage::Start));
+        let left = Rc::new(RefCell::new(Vec::new()));
+        if let Some(event) = plan.cut {
+            power.cut_at(event);
+        }
+        if !plan.looks.is_empty() {
+            let (disks, models, stage) = (disks.clone(), models.clone(), Rc::clone(&stage));
+            let (left, mut rng) = (Rc::clone(&left), rng.fork());
+            power.look_at(plan.looks.iter().copied(), move || {
+                left.borrow_mut().push(cut(&disks, &models, stage.get(), &mut rng));
+            });
+        }
+        let may_fail = plan.load && self.subject.spoil(&disks, rng);
+        let mut inner = rng.fork();
+        let outcome = runtime
+            .run(&power, self.live(&runtime.env(), &disks, &models, &stage, &mut inner, plan.load, may_fail));
+        power.look_away();
+        self.summary.trace ^= runtime.trace_hash().rotate_left(self.summary.cuts as u32);
+        let refused: u64 = disks.iter().map(|disk| disk.stats().refused).sum();
+        if refused > 0 {
+            return Err(format!("{:?}: {refused} operations broke the devices' contract", stage.get()));
+        }
+        let at = |what: String| format!("{:?}: {what}", stage.get());
+        let was_cut = match outcome {
+            Outcome::Done(Ok(())) => false,
+            // Whatever could not be done for want of good disks is as good as a cut.
+            Outcome::Done(Err(Wrong::Failed(_))) if may_fail => true,
+            Outcome::Cut => true,
+            Outcome::Done(Err(Wrong::Failed(what) | Wrong::Violation(what))) => return Err(at(what)),
+            Outcome::Stalled => return Err(at("every task waits for another: a deadlock".to_owned())),
+            Outcome::Endless => return Err(at("some task never rests".to_owned())),
+        };
+        if was_cut || !plan.load {
+            // Who only looked did not stop either.
+            *world = cut(&disks, &models, stage.get(), rng);
+            if was_cut {
+                self.count(world);
+            }
+        } else {
+            self.summary.stops += 1;
+            let models = models.iter().map(|model| {
+                let mut model = model.take();
+                model.stopped();
+                model
+            });
+            world.models = models.collect();
+            world.disks = disks.iter().map(Disk::durable).collect();
+            world.clean = true;
+            world.in_recovery = false;
+        }
+        Ok((was_cut, left.take()))
+    }
+
+    fn count(&mut self, world: &World) {
+        self.summary.cuts += 1;
+        self.summary.in_recovery += u64::from(world.in_recovery);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn live(
+        &self,
+        env: &Env,
+        disks: &[Disk],
+        models: &[Rc<RefCell<Model>>],
+        stage: &Cell<Stage>,
+        rng: &mut Rng,
+        load: bool,
+        may_fail: bool,
+    ) -> Result<(), Wrong> {
+        let running = Rc::new(self.subject.start(env, disks, rng).await.map_err(Wrong::Failed)?);
+        let judged = || -> Vec<Judged> {
+            let volumes = running.volumes().into_iter().zip(models);
+            let judge = |(volume, model): (Option<_>, &Rc<RefCell<Model>>)| {
+                Some(Judged { volume: volume?, model: Rc::clone(model), may_fail })
+            };
+            volumes.filter_map(judge).collect()
+        };
+        stage.set(Stage::Check);
+        running.check().await.map_err(Wrong::Violation)?;
+        // Half of the time the load meets volumes that nobody has looked at since the cut.
+        stage.set(Stage::ReadBack);
+        if !load || rng.chance(1, 2) {
+            read_all(&judged()).await.map_err(Wrong::Violation)?;
+        }
+        if !load {
+            return Ok(());
+        }
+        for round in 0..rng.between(1, 2) {
+            if round > 0 {
+                running.between(rng).await.map_err(Wrong::Failed)?;
+            }
+            stage.set(Stage::Load);
+            self.round(env, &running, &judged(), rng).await.map_err(Wrong::Violation)?;
+        }
+        stage.set(Stage::ReadBack);
+        read_all(&judged()).await.map_err(Wrong::Violation)?;
+        stage.set(Stage::Check);
+        running.check().await.map_err(Wrong::Violation)?;
+        stage.set(Stage::Stop);
+        running.stop().await.map_err(Wrong::Failed)
+    }
+
+    /// Clients and disturbances side by side.
+    async fn round(
+        &self,
+        env: &Env,
+        running: &Rc<S::Running>,
+        volumes: &[Judged],
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        let busy = Rc::new(Cell::new(true));
+        let load = self.subject.load(Load::draw(rng, self.subject.align()));
+        let mut clients_rng = rng.fork();
+        let clients = async {
+            let result = load.run(env, volumes, &mut clients_rng).await;
+            busy.set(false);
+            result
+        };
+        let disturbances = async {
+            while busy.get() {
+                running.disturb(env, rng).await?;
+            }
+            Ok(())
+        };
+        let (clients, disturbances) = both(clients, disturbances).await;
+        clients.and(disturbances)
+    }
+
+    /// Recovers what a cut has left and reads everything, perhaps after another cut during the recovery.
+    fn recover(&mut self, mut world: World, rng: &mut Rng) -> Result<(), String> {
+        self.count(&world);
+        if rng.chance(1, 3) {
+            let reach = 1 << rng.between(1, 9);
+            let cut = Some(rng.below(reach));
+            self.epoch(&mut world, rng, Plan { cut, ..Plan::default() })?;
+        }
+        self.epoch(&mut world, rng, Plan::default())?;
+        Ok(())
+    }
+
+    fn whole(&mut self, rng: &mut Rng) -> Result<(), String> {
+        let mut world = self.format(rng).map_err(|error| format!("format: {error}"))?;
+        for _ in 0..rng.between(1, self.options.epochs) {
+            // As many early cuts as late ones, so that recovery gets its share.
+            let scale = rng.between(1, u64::from(self.options.events.ilog2()) + 1);
+            let cut = rng.below(self.options.events.min(1 << scale));
+            let looks = (0..rng.below(self.options.looks + 1)).map(|_| rng.below(cut.max(1))).collect();
+            let plan = Plan { cut: Some(cut), looks, load: true };
+            for left in self.epoch(&mut world, rng, plan)?.1 {
+                self.recover(left, rng)?;
+            }
+        }
+        if self.epoch(&mut world, rng, Plan { load: true, ..Plan::default() })?.0 {
+            // It could not be stopped for want of good disks; here they are good again.
+            self.epoch(&mut world, rng, Plan::default())?;
+            return Ok(());
+        }
+        // What was stopped cleanly must be there again.
+        self.epoch(&mut world, rng, Plan::default())?;
+        Ok(())
+    }
+}
+
+/// What ends an epoch early.
+enum Wrong {
+    /// The subject says that it cannot. With spoilt disks it need not.
+    Failed(String),
+    /// What never may be.
+    Violation(String),
+}
+
+/// What a cut at this moment leaves.
+fn cut(disks: &[Disk], models: &[Rc<RefCell<Model>>], stage: Stage, rng: &mut Rng) -> World {
+    let cut = |model: &Rc<RefCell<Model>>| {
+        let mut model = model.borrow().clone();
+        model.cut();
+        model
+    };
+    World {
+        disks: disks.iter().map(|disk| disk.crash(survival(rng))).collect(),
+        models: models.iter().map(cut).collect(),
+        clean: false,
+        in_recovery: stage == Stage::Start,
+    }
+}
+
+/// Runs two futures to their ends.
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    let (mut done_a, mut done_b) = (None, None);
+    std::future::poll_fn(|cx| {
+        if done_a.is_none()
+            && let std::task::Poll::Ready(value) = a.as_mut().poll(cx)
+        {
+            done_a = Some(value);
+        }
+        if done_b.is_none()
+            && let std::task::Poll::Ready(value) = b.as_mut().poll(cx)
+        {
+            done_b = Some(value);
+        }
+        match (done_a.take(), done_b.take()) {
+            (Some(a), Some(b)) => std::task::Poll::Ready((a, b)),
+            (a, b) => {
+                (done_a, done_b) = (a, b);
+                std::task::Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+fn survival(rng: &mut Rng) -> Survival {
+    match rng.below(8) {
+        0 => Survival::None,
+        1 => Survival::All,
+        2 => Survival::Completed,
+        _ => Survival::Seeded,
+    }
+}
+
+/// Makes the run of `seed`.
+fn run<S: Subject>(seed: u64, options: Options) -> Result<Summary, Failure> {
+    let mut rng = Rng::new(seed);
+    let subject = S::draw(&mut rng, &options.focus);
+    let mut run = Run { subject, options, summary: Summary::default() };
+    let result = catch_unwind(AssertUnwindSafe(|| run.whole(&mut rng)));
+    let fail = |what| Failure { seed, cuts: run.summary.cuts, what: format!("{what}\n{:?}", run.subject) };
+    match result {
+        Ok(Ok(())) => Ok(run.summary),
+        Ok(Err(what)) => Err(fail(what)),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(fail(format!("panic: {text}")))
+        }
+    }
+}
+
+/// Many runs on all processors.
+#[derive(Clone, Copy)]
+pub struct Campaign {
+    /// How each run is made.
+    pub options: Options,
+    /// The seed of the first; the others follow.
+    pub first_seed: u64,
+    /// Goes on until this many power cuts were survived.
+    pub cuts: u64,
+    /// Ends early after this much time.
+    pub time: Duration,
+    /// Called by every thread before its runs.
+    pub prepare: fn(),
+}
+
+impl Campaign {
+    /// Runs of default options for `cuts` power cuts. The environment variable `SIM_SEED` names one run to make
+    /// instead, `SIM_FROM` the first seed, `SIM_CUTS` another number of cuts.
+    pub fn of(cuts: u64) -> Campaign {
+        let cuts = number("SIM_CUTS").unwrap_or(cuts);
+        let first_seed = number("SIM_FROM").unwrap_or(1);
+        let time = Duration::from_secs(4 * 3600);
+        Campaign { options: Options::default(), first_seed, cuts, time, prepare: || () }
+    }
+
+    /// The same about something in particular.
+    pub fn about(self, focus: Focus) -> Campaign {
+        Campaign { options: Options { focus, ..self.options }, ..self }
+    }
+
+    /// Makes the runs; what they did together and how many there were, or the first failure found.
+    pub fn run<S: Subject>(self) -> Result<(Summary, u64), Failure> {
+        if let Some(seed) = number("SIM_SEED") {
+            (self.prepare)();
+            return run::<S>(seed, self.options).map(|summary| (summary, 1));
+        }
+        let (next, cuts) = (AtomicU64::new(self.first_seed), AtomicU64::new(0));
+        let stop = AtomicBool::new(false);
+        let result = Mutex::new((Summary::default(), 0, None::<Failure>));
+        let start = Instant::now();
+        let worker = || {
+            (self.prepare)();
+            while !stop.load(Ordering::Relaxed)
+                && cuts.load(Ordering::Relaxed) < self.cuts
+                && start.elapsed() < self.time
+            {
+                let outcome = run::<S>(next.fetch_add(1, Ordering::Relaxed), self.options);
+                let mut result = result.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                match outcome {
+                    Ok(summary) => {
+                        cuts.fetch_add(summary.cuts, Ordering::Relaxed);
+                        result.0.add(summary);
+                        result.1 += 1;
+                    }
+                    Err(failure) => {
+                        stop.store(true, Ordering::Relaxed);
+                        // The smallest seed found, so that the report does not depend on who was faster.
+                        if result.2.as_ref().is_none_or(|known| failure.seed < known.seed) {
+                            let cuts = failure.cuts + cuts.load(Ordering::Relaxed);
+                            result.2 = Some(Failure { cuts, ..failure });
+                        }
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+                scope.spawn(worker);
+            }
+        });
+        let (summary, runs, failure) = result.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        failure.map_or(Ok((summary, runs)), Err)
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}

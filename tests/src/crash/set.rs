@@ -1,0 +1,272 @@
+//! The engine as a subject: a cache set with backing devices and perhaps a volume, its shape drawn from the run's seed.
+
+mod running;
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use bcache_engine::dev::Buf;
+use bcache_engine::env::{Env, Rng};
+use bcache_engine::fsck::view::{Device, ReadAt};
+use bcache_engine::fsck::{self, Kind};
+use bcache_engine::settings::SetSettings;
+use bcache_engine::sim::{Config, Disk, Fault, FaultOn, Image};
+use bcache_format::Sectors;
+use bcache_format::feature::Features;
+use bcache_format::superblock::{
+    BackingFields, BackingState, CacheFields, CacheMode, Label, Replacement, Role, SB_BYTES, SB_OFFSET,
+    Superblock, Version,
+};
+use uuid::Uuid;
+
+use super::load::Load;
+use super::run::Subject;
+use running::RunningSet;
+
+/// Sectors of a backing device before its data.
+const DATA_OFFSET: u64 = 16;
+
+/// What runs are about. The default is a bit of everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Focus {
+    /// Every device has this mode, and keeps it.
+    pub mode: Option<CacheMode>,
+    /// Volumes are larger than the cache, and requests spread over them.
+    pub full: bool,
+    /// Of 100 epochs, how many have something wrong with the disks; none of that when it is 0.
+    pub spoilt: Option<u64>,
+    /// Devices are detached, attached and served without their cache.
+    pub moving: bool,
+}
+
+/// A cache set and what is changed in its settings.
+#[derive(Debug)]
+pub struct CachedSet {
+    block_sectors: u16,
+    /// Logical block of the disks, in bytes.
+    logical_block: u32,
+    bucket_sectors: u32,
+    nbuckets: u64,
+    /// Mode and sectors of each backing device.
+    backings: Vec<(CacheMode, u64)>,
+    /// Sectors of the flash-only volume.
+    volume: Option<u64>,
+    replacement: Replacement,
+    discard: bool,
+    copy_gc: bool,
+    always_rewrite: bool,
+    btree_cache_bytes: usize,
+    journal_delay_ms: u64,
+    focus: Focus,
+    /// Something is wrong with the disks in this epoch.
+    spoilt: Cell<bool>,
+}
+
+/// Bytes of a disk for the check.
+struct Bytes {
+    name: String,
+    size: u64,
+    image: Image,
+}
+
+impl ReadAt for Bytes {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&self, byte: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.image.read(byte, buf);
+        Ok(())
+    }
+}
+
+impl CachedSet {
+    fn superblock(&self, version: Version, uuid: u128, role: Role) -> Superblock {
+        Superblock {
+            version,
+            uuid: Uuid::from_u128(uuid),
+            set_uuid: Uuid::from_u128(0xca5e),
+            label: Label::default(),
+            flags: 0,
+            seq: 0,
+            features: Features::default(),
+            block_sectors: self.block_sectors,
+            last_mount: 0,
+            role,
+        }
+    }
+
+    fn cache_superblock(&self) -> Superblock {
+        let fields = CacheFields {
+            nbuckets: self.nbuckets,
+            bucket_sectors: self.bucket_sectors,
+            nr_in_set: 1,
+            nr_this_dev: 0,
+            first_bucket: (23 / self.bucket_sectors + 1) as u16,
+            njournal_buckets: 0,
+        };
+        let mut superblock = self.superblock(Version::Cache, 1, Role::Cache(fields));
+        superblock.set_discard(self.discard);
+        superblock.set_replacement(self.replacement);
+        superblock
+    }
+
+    fn backing_superblock(&self, index: usize) -> Superblock {
+        let fields = BackingFields { data_offset: Sectors(DATA_OFFSET), bucket_sectors: 1024 };
+        let mut superblock = self.superblock(Version::Backing, 0x100 + index as u128, Role::Backing(fields));
+        superblock.set_cache_mode(self.backings[index].0);
+        superblock
+    }
+
+    fn settings(&self) -> SetSettings {
+        let settings = SetSettings::default();
+        settings.journal_delay_ms.set(self.journal_delay_ms);
+        settings.copy_gc_enabled.set(self.copy_gc);
+        settings.gc_always_rewrite.set(self.always_rewrite);
+        settings.btree_cache_bytes.set(self.btree_cache_bytes);
+        settings
+    }
+
+    fn devices(&self, disks: &[Image]) -> Vec<Device> {
+        let bytes = |(config, image): (Config, &Image)| -> Device {
+            Arc::new(Bytes { name: config.name, size: config.geometry.bytes, image: image.clone() })
+        };
+        self.disks().into_iter().zip(disks).map(bytes).collect()
+    }
+}
+
+async fn put(disk: &Disk, superblock: &Superblock) -> Result<(), String> {
+    let mut block = Buf::zeroed(SB_BYTES);
+    superblock.write_to(&mut block).map_err(|error| error.to_string())?;
+    disk.dev().write(SB_OFFSET, block.freeze(), true).await.map_err(|error| error.to_string())
+}
+
+fn draw_mode(rng: &mut Rng, focus: &Focus) -> CacheMode {
+    let modes = [1, 1, 1, 0, 0, 2, 2, 3];
+    let drawn = CacheMode::ALL[modes[rng.below(modes.len() as u64) as usize]];
+    focus.mode.unwrap_or(drawn)
+}
+
+impl Subject for CachedSet {
+    type Running = RunningSet;
+
+    fn draw(rng: &mut Rng, focus: &Focus) -> Self {
+        let bucket_sectors = 1 << [3, 3, 4, 5, 6][rng.below(5) as usize];
+        let nbuckets = if rng.chance(1, 2) { 513 } else { rng.between(513, 700) };
+        let full = focus.full || rng.chance(1, 8);
+        let block_sectors = if rng.chance(1, 4) { 8 } else { 1 };
+        // In full runs all volumes together are half as large again as the cache.
+        let all = nbuckets * bucket_sectors * 3 / 2;
+        let count = rng.between(1, 2);
+        let mut sectors = || match full {
+            true => (all / count) / 8 * 8,
+            false => [256, 512, 1024, 2048][rng.below(4) as usize],
+        };
+        let sizes: Vec<u64> = (0..count).map(|_| sectors()).collect();
+        CachedSet {
+            block_sectors,
+            logical_block: if block_sectors == 8 && rng.chance(1, 2) { 4096 } else { 512 },
+            bucket_sectors: bucket_sectors as u32,
+            nbuckets,
+            backings: sizes.into_iter().map(|size| (draw_mode(rng, focus), size)).collect(),
+            volume: rng.chance(1, 3).then_some(512),
+            replacement: Replacement::ALL[rng.below(3) as usize],
+            discard: rng.chance(1, 4),
+            copy_gc: rng.chance(1, 4),
+            always_rewrite: rng.chance(1, 8),
+            btree_cache_bytes: [16 << 10, 64 << 10, 1 << 30][rng.below(3) as usize],
+            journal_delay_ms: [1, 10, 100][rng.below(3) as usize],
+            focus: Focus { full, ..*focus },
+            spoilt: Cell::new(false),
+        }
+    }
+
+    fn disks(&self) -> Vec<Config> {
+        let disk = |name: String, sectors: u64| {
+            let mut config = Config::new(&name, sectors * 512);
+            config.geometry.logical_block = self.logical_block;
+            config
+        };
+        let cache = disk("cache".to_owned(), self.nbuckets * u64::from(self.bucket_sectors));
+        let backings = self.backings.iter().enumerate();
+        let backings = backings.map(|(i, (_, sectors))| disk(format!("backing{i}"), DATA_OFFSET + sectors));
+        std::iter::once(cache).chain(backings).collect()
+    }
+
+    fn sectors(&self) -> Vec<u64> {
+        self.backings.iter().map(|(_, sectors)| *sectors).chain(self.volume).collect()
+    }
+
+    fn align(&self) -> u64 {
+        self.block_sectors.into()
+    }
+
+    fn load(&self, load: Load) -> Load {
+        if self.focus.full {
+            return Load { hot: 10, max_sectors: 256, operations: load.operations * 2, ..load };
+        }
+        load
+    }
+
+    async fn format(&self, disks: &[Disk]) -> Result<(), String> {
+        put(&disks[0], &self.cache_superblock()).await?;
+        for (i, disk) in disks.iter().skip(1).enumerate() {
+            put(disk, &self.backing_superblock(i)).await?;
+        }
+        Ok(())
+    }
+
+    async fn start(&self, env: &Env, disks: &[Disk], rng: &mut Rng) -> Result<RunningSet, String> {
+        RunningSet::start(self, env, disks, rng).await
+    }
+
+    fn spoil(&self, disks: &[Disk], rng: &mut Rng) -> bool {
+        self.spoilt.set(false);
+        if !rng.chance(self.focus.spoilt.unwrap_or(10), 100) {
+            return false;
+        }
+        for _ in 0..rng.between(1, 3) {
+            let which = rng.below(disks.len() as u64) as usize;
+            let bytes = self.disks()[which].geometry.bytes;
+            let from = rng.below(bytes / 512) * 512;
+            let range = from..from.saturating_add(512 << rng.below(10));
+            let on = [FaultOn::Read, FaultOn::Write, FaultOn::Write, FaultOn::Flush, FaultOn::Any]
+                [rng.below(5) as usize];
+            let flush = matches!(on, FaultOn::Flush | FaultOn::Any);
+            let fault = match rng.below(if which > 0 && flush { 1 } else { 4 }) {
+                0 => Fault::slow(on, range, std::time::Duration::from_millis(rng.below(3000))),
+                1 => Fault::eio(on, range),
+                _ => Fault::eio(on, 0..bytes).times(rng.between(1, 3) as u32),
+            };
+            self.spoilt.set(self.spoilt.get() || fault.errno.is_some());
+            disks[which].inject(fault);
+        }
+        self.spoilt.get()
+    }
+
+    fn look(&self, disks: &[Image], clean: bool) -> Result<(), String> {
+        // A detached device is none of the set's, and a stale one has every right to differ.
+        let state = |image: &Image| {
+            let mut block = vec![0; SB_BYTES];
+            image.read(SB_OFFSET, &mut block);
+            Superblock::parse(&block).map(|superblock| superblock.state()).ok()
+        };
+        let states: Vec<_> = disks.iter().skip(1).map(state).collect();
+        let data = clean && !states.contains(&Some(BackingState::Stale));
+        let devices = self.devices(disks).into_iter().enumerate();
+        let devices = devices.filter(|(i, _)| *i == 0 || states[i - 1] != Some(BackingState::None));
+        let options = fsck::Options { data, progress: None };
+        let checked = fsck::check(devices.map(|(_, device)| device), options);
+        // Before the first start is complete nothing on the cache counts.
+        let counts = checked.superblock().is_some_and(Superblock::sync);
+        let legal = |kind| !clean && (kind == Kind::JournalTailTorn || !counts);
+        let wrong = checked.findings.iter().filter(|finding| !legal(finding.kind));
+        let wrong: Vec<String> = wrong
+            .take(5)
+            .map(|f| format!("{}: {} at byte {}: {}", f.kind, f.device, f.byte, f.detail))
+            .collect();
+        if wrong.is_empty() { Ok(()) } else { Err(format!("fsck finds {}", wrong.join("; "))) }
+    }
+}
