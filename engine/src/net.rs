@@ -89,6 +89,16 @@ impl Stream {
         Ok(getsockopt(&self.socket, PeerCredentials)?.uid())
     }
 
+    /// Whether the other end is closed already.
+    pub fn is_hung_up(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let ended = PollFlags::POLLHUP | PollFlags::POLLERR;
+        poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds.iter().any(|fd| fd.revents().is_some_and(|events| events.intersects(ended)))
+    }
+
     /// Ends the stream in both directions: whoever waits on either side is told.
     pub fn shutdown(&self) {
         use std::os::fd::AsRawFd;

@@ -13,6 +13,8 @@ struct Job {
     script: &'static str,
     argument: u32,
     seconds: u32,
+    kernel: &'static str,
+    memory: u32,
 }
 
 /// Length of the cache device and of the backing device in MiB.
@@ -20,17 +22,22 @@ const SIZES: [u64; 2] = [300, 200];
 
 impl Job {
     fn new(script: &'static str, argument: u32) -> Job {
-        Job { script, argument, seconds: 300 }
+        Job { script, argument, seconds: 300, kernel: "6.12", memory: 2048 }
     }
 
     fn seconds(self, seconds: u32) -> Job {
         Job { seconds, ..self }
     }
 
+    /// A kernel without ublk.
+    fn without_ublk(self) -> Job {
+        Job { kernel: "6.1", ..self }
+    }
+
     /// Runs it with a cache and a backing device, and gives what it said.
     fn run(&self) -> String {
         let dir = paths::scratch().unwrap();
-        let mut machine = Machine::new("6.12").seconds(self.seconds);
+        let mut machine = Machine::new(self.kernel).seconds(self.seconds).memory(self.memory);
         for (index, mebibytes) in SIZES.iter().enumerate() {
             let image = dir.path().join(format!("disk{index}"));
             sparse::create(&image, mebibytes << 20).unwrap();
@@ -56,6 +63,30 @@ fn a_killed_engine_comes_back_under_a_mounted_file_system() {
     Job::new("killed.sh", 2).run();
 }
 
+#[test]
+#[ignore = "boots a kernel"]
+fn a_running_set_obeys_its_commands_under_a_mounted_file_system() {
+    Job::new("control.sh", 2).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn the_kernel_and_the_engine_take_turns_with_a_set() {
+    Job::new("hand_over.sh", 2).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn udev_makes_devices_appear_whatever_the_order_of_their_parts() {
+    Job::new("udev.sh", 1).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn without_ublk_the_nbd_client_of_the_kernel_does() {
+    Job::new("killed.sh", 2).without_ublk().run();
+}
+
 mod long {
     use super::Job;
 
@@ -63,5 +94,23 @@ mod long {
     #[ignore = "boots a kernel, takes minutes"]
     fn an_engine_is_killed_twenty_times_under_load() {
         Job::new("killed.sh", 20).seconds(600).run();
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn a_running_set_obeys_its_commands_without_ublk() {
+        Job::new("control.sh", 2).without_ublk().seconds(600).run();
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn parts_appear_to_udev_twenty_times_in_each_order() {
+        Job::new("udev.sh", 20).seconds(900).run();
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn an_engine_is_upgraded_ten_times_under_load() {
+        println!("{}", Job::new("control.sh", 10).seconds(600).run());
     }
 }

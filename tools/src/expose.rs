@@ -90,6 +90,15 @@ pub fn direct(part: &Part) -> Result<String> {
     }
 }
 
+/// Whether an engine's block device is below the device called `name`.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn leads_to_front_end(name: &str) -> io::Result<bool> {
+    let below = dm::table(name)?.first().and_then(Target::below).and_then(|(below, _)| kernel_name(below));
+    Ok(below.is_some_and(|below| below.starts_with("ublkb") || below.starts_with("nbd")))
+}
+
 /// The name in sysfs of the block device `major:minor`, such as `ublkb0`.
 #[must_use]
 pub fn kernel_name((major, minor): (u64, u64)) -> Option<String> {

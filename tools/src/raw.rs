@@ -95,3 +95,16 @@ impl Semaphore {
         unsafe { libc::semctl(self.0, 0, libc::IPC_RMID) };
     }
 }
+
+/// `PR_SET_IO_FLUSHER`: allocations of this thread, and of those that it starts, do not wait for block I/O.
+///
+/// # Errors
+/// As `prctl(2)`.
+pub fn set_io_flusher() -> io::Result<()> {
+    /// From the kernel's `include/uapi/linux/prctl.h`.
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    let (yes, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, yes, none, none, none) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

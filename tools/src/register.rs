@@ -14,6 +14,7 @@ use crate::control::client::Client;
 use crate::control::{Request, paths};
 use crate::expose;
 use crate::identify::{Part, Role, identify};
+use crate::module;
 
 /// How long a process that was started may take until it listens. It does before it works.
 const START: Duration = Duration::from_secs(20);
@@ -59,7 +60,7 @@ pub fn register(path: &Path) -> Result<Outcome> {
         return Ok(Outcome::Handed(part.set));
     }
     if part.is_whole_alone() {
-        modprobe("dm_mod", "/dev/mapper/control");
+        module::load("dm_mod", "/dev/mapper/control");
         return Ok(Outcome::Alone(expose::direct(&part)?));
     }
     start_engine(part.set)?;
@@ -93,7 +94,7 @@ pub fn run_alone(path: &Path, lose_dirty: bool) -> Result<Outcome> {
         say_stale(&part)?;
     }
     paths::add_part(part.set, &path).context("the list of parts")?;
-    modprobe("dm_mod", "/dev/mapper/control");
+    module::load("dm_mod", "/dev/mapper/control");
     Ok(Outcome::Alone(expose::direct(&part)?))
 }
 
@@ -133,18 +134,10 @@ pub fn register_with_kernel(path: &Path) -> Result<Outcome> {
     if served || crate::dm::find(&uuid).ok().flatten().is_some() {
         bail!("{}: served by bcache-engine; stop it first (bcache stop {})", path.display(), part.set);
     }
-    modprobe("bcache", REGISTER);
+    module::load("bcache", REGISTER);
     std::fs::write(REGISTER, path.as_os_str().as_encoded_bytes())
         .with_context(|| format!("{}: the kernel refuses it; dmesg says why", path.display()))?;
     Ok(Outcome::Kernel)
-}
-
-/// Loads a module unless `file` is there already.
-fn modprobe(module: &str, file: &str) {
-    if !Path::new(file).exists() {
-        // What cannot be loaded is told by whoever needs it.
-        let _ = Command::new("modprobe").arg(module).status();
-    }
 }
 
 /// Starts the engine process of a set: by systemd where it runs, else by ourselves.

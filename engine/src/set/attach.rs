@@ -5,7 +5,7 @@ use super::device::{Backing, Device, Kind};
 use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
 use crate::error::{Error, Result};
-use bcache_format::superblock::BackingState;
+use bcache_format::superblock::{BackingState, CacheMode};
 use bcache_format::uuid_entry::UuidEntry;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -116,13 +116,12 @@ impl CacheSet {
         self.adopt_volumes().into_iter().find(|device| device.uuid == uuid).ok_or(Error::Stopping)
     }
 
-    /// Detaches a backing device: everything dirty is written back first; then its superblock says that it is whole by
-    /// itself, and its slot is never used again.
+    /// Writes everything dirty of a device back, and caches nothing of it from then on: it is ready to be detached.
     ///
     /// # Errors
-    /// Something could not be written back; the device stays attached.
-    pub async fn detach(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
-        let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else {
+    /// The set stopped before; the device is cached as before.
+    pub async fn drain(&self, device: &Rc<Device>) -> Result<()> {
+        let Some(inode) = device.inode.get().filter(|_| device.backing().is_some()) else {
             return Err(Error::refused("not an attached backing device"));
         };
         device.detaching.set(true);
@@ -130,10 +129,28 @@ impl CacheSet {
         let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
         device.writeback.progress.wait_until(|| clean() || self.is_closing()).await;
         if !clean() {
-            device.detaching.set(false);
+            self.resume_caching(device);
             self.check()?;
             return Err(Error::Stopping);
         }
+        Ok(())
+    }
+
+    /// Takes [`drain`](Self::drain) back.
+    pub fn resume_caching(&self, device: &Device) {
+        device.detaching.set(false);
+    }
+
+    /// Detaches a backing device: everything dirty is written back first; then its superblock says that it is whole by
+    /// itself, and its slot is never used again. Requests that come later are refused.
+    ///
+    /// # Errors
+    /// Something could not be written back; the device stays attached.
+    pub async fn detach(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
+        self.drain(device).await?;
+        let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else {
+            return Err(Error::refused("not an attached backing device"));
+        };
         backing.dev.ensure_flushed(backing.dev.epoch()).await?;
         // Whoever reads the cache from here on, after a crash too, finds nothing dirty of a device that has moved on.
         self.checkpoint().await?;
@@ -148,6 +165,35 @@ impl CacheSet {
         device.writeback.close();
         self.invalidate_slot(inode).await?;
         device.detaching.set(false);
+        Ok(())
+    }
+
+    /// Removes a flash-only volume and everything in it. Requests that come later are refused.
+    ///
+    /// # Errors
+    /// The set has failed.
+    pub async fn remove_volume(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
+        let Some(inode) = device.inode.get().filter(|_| device.backing().is_none()) else {
+            return Err(Error::refused("not a flash-only volume of this set"));
+        };
+        device.close().await;
+        // Its keys are dirty: without this they would keep their buckets for ever.
+        self.discard(device, 0, device.bytes() / bcache_format::SECTOR_SIZE).await?;
+        self.flush(device).await?;
+        device.inode.set(None);
+        self.devices.borrow_mut().remove(&inode);
+        self.invalidate_slot(inode).await
+    }
+
+    /// Sets the cache mode of a device, for good where there is a superblock to say it.
+    ///
+    /// # Errors
+    /// The superblock cannot be written.
+    pub async fn set_cache_mode(&self, device: &Device, mode: CacheMode) -> Result<()> {
+        if let Some(backing) = device.backing() {
+            backing.update(|sb| sb.set_cache_mode(mode)).await?;
+        }
+        device.settings.cache_mode.set(mode);
         Ok(())
     }
 }

@@ -4,21 +4,17 @@
 tell_logs() { tail -n 50 /run/bcache/*.log 2> /dev/null >&2 || true; }
 trap 'status=$?; ((status == 0)) || tell_logs' EXIT
 
-# Runs udevd as a machine that has booted does, and lets it look at what is there.
-start_udevd() {
-  /lib/systemd/systemd-udevd --daemon
-  udevadm trigger --action=add --subsystem-match=block
-  udevadm settle
-}
+system=$(dirname "${BASH_SOURCE[0]}")
 
-engine_pid() { pgrep -x bcache-engine; }
+engine_pid() { pgrep -x -r D,R,S bcache-engine; }
 
 # Kills every engine as a crash would, and waits until it is gone.
 kill_engine() {
   pkill -9 -x bcache-engine
   await no_engine
 }
-no_engine() { ! pgrep -x bcache-engine > /dev/null; }
+# One that has ended and whom nobody has buried yet counts as gone.
+no_engine() { ! pgrep -x -r D,R,S bcache-engine > /dev/null; }
 
 # One file with random content, durable; its checksum goes to a list that check_files reads.
 write_file() {
@@ -27,3 +23,23 @@ write_file() {
   sha256sum "$1" >> /tmp/sums
 }
 check_files() { sha256sum --quiet -c /tmp/sums; }
+
+# Whether an engine serves a device of this name.
+serves() { bcache status --json | grep -q "\"front\":\"[^\"]*\".*\"name\":\"$1\""; }
+
+# refused TEXT COMMAND...: the command fails, and says why.
+refused() {
+  local said
+  if said=$("${@:2}" 2>&1); then
+    echo "not refused: ${*:2}" >&2
+    return 1
+  fi
+  grep -q "$1" <<< "$said" || { echo "refused with other words: $said" >&2; return 1; }
+}
+
+# Our rules, with our programs where they are; they take the place of Debian's.
+install_rules() {
+  mkdir -p /run/udev/rules.d
+  sed "s|/usr/sbin/bcache-register|$(command -v bcache-register)|" "$system/../../../udev/69-bcache.rules" \
+    > /run/udev/rules.d/69-bcache.rules
+}

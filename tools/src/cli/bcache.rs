@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Out, Outcome, completions, doctor, dump, export, flush, fsck, image, make, map, register, salvage, serve,
-    show, stop, undo,
+    Out, Outcome, attach, completions, doctor, dump, export, flush, fsck, image, make, map, register,
+    salvage, serve, settings, show, status, stop, undo,
 };
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
@@ -17,7 +17,17 @@ pub struct Bcache {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Attach(attach::AttachArgs),
+    Detach(attach::DetachArgs),
+    Get(settings::GetArgs),
     Make(make::Args),
+    Metrics(status::MetricsArgs),
+    Set(settings::SetArgs),
+    Status(status::Args),
+    Unregister(stop::UnregisterArgs),
+    Upgrade(attach::UpgradeArgs),
+    #[command(subcommand)]
+    Volume(attach::VolumeCommand),
     #[command(visible_alias = "show-super")]
     Show(show::Args),
     Doctor(doctor::Args),
@@ -38,6 +48,15 @@ enum Command {
 /// Runs the subcommand that the command line names.
 pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
     match bcache.command {
+        Command::Attach(args) => attach::run_attach(args, out),
+        Command::Detach(args) => attach::run_detach(args, out),
+        Command::Get(args) => settings::run_get(args, out),
+        Command::Metrics(args) => status::run_metrics(args, out),
+        Command::Set(args) => settings::run_set(args, out),
+        Command::Status(args) => status::run(args, out),
+        Command::Unregister(args) => stop::run_unregister(args, out),
+        Command::Upgrade(args) => attach::run_upgrade(args, out),
+        Command::Volume(command) => attach::run_volume(command, out),
         Command::Make(args) => make::run(args, out),
         Command::Show(args) => show::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),

@@ -15,6 +15,9 @@ pub struct Program {
     /// The set's UUID
     #[arg(long, value_name = "UUID")]
     set: Uuid,
+    /// Give up privileges as ever, then make a system call that is not allowed, which must end the process
+    #[arg(long, hide = true)]
+    try_forbidden: bool,
     /// Requests under way in each device at most
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
     queue_depth: u16,
@@ -31,6 +34,9 @@ pub fn run(program: Program, _out: &mut Out) -> Outcome {
     // Started by hand or by bcache-register, the process must not end with its terminal. It fails for the leader of a
     // process group, which needs nothing.
     let _ = nix::unistd::setsid();
+    if program.try_forbidden {
+        daemon::try_forbidden()?;
+    }
     daemon::run(&Settings { set: program.set, queue_depth: program.queue_depth })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+pub mod attach;
 pub mod bcache;
 pub mod choose;
 pub mod completions;
@@ -24,7 +25,9 @@ pub mod map;
 pub mod register;
 pub mod salvage;
 pub mod serve;
+pub mod settings;
 pub mod show;
+pub mod status;
 pub mod stop;
 pub mod undo;
 

@@ -59,3 +59,75 @@ impl Client {
         }
     }
 }
+
+/// What every engine says of itself; those that do not answer are left out.
+///
+/// # Errors
+/// The directory of sockets cannot be read.
+pub fn statuses() -> Result<Vec<(Uuid, Value)>> {
+    let mut all = Vec::new();
+    for set in super::paths::sets()? {
+        let Some(mut client) = Client::connect(set)? else { continue };
+        match client.ask(&Request::Status) {
+            Ok(status) => all.push((set, status)),
+            Err(error) => tracing::warn!(%set, "{error:#}"),
+        }
+    }
+    Ok(all)
+}
+
+/// Whether what an engine says of a device fits what somebody calls it: name, path, label, UUID or backing device.
+#[must_use]
+pub fn is_called(device: &Value, wanted: &str) -> bool {
+    let resolved = std::fs::canonicalize(wanted).ok();
+    ["name", "path", "label", "uuid", "backing"].iter().any(|field| {
+        let value = device.get(field).and_then(Value::as_str).filter(|value| !value.is_empty());
+        value.is_some_and(|value| {
+            value == wanted || resolved.as_deref().is_some_and(|path| path == std::path::Path::new(value))
+        })
+    })
+}
+
+/// The set whose engine serves a device, with what it says of the device.
+///
+/// # Errors
+/// None does, or several do.
+pub fn find_device(wanted: &str) -> Result<(Uuid, Value)> {
+    let mut found = Vec::new();
+    for (set, status) in statuses()? {
+        let devices = status.get("devices").and_then(Value::as_array).cloned().unwrap_or_default();
+        found.extend(
+            devices.into_iter().filter(|device| is_called(device, wanted)).map(|device| (set, device)),
+        );
+    }
+    match found.len() {
+        1 => found.pop().context("it was there"),
+        0 => bail!("{wanted}: no set that is served has such a device (bcache status lists them)"),
+        _ => bail!("{wanted}: several devices are called so; name one by its UUID"),
+    }
+}
+
+/// The set that was named, or the only one that is served.
+///
+/// # Errors
+/// None is served, or several and none was named.
+pub fn one_set(named: Option<Uuid>) -> Result<Uuid> {
+    if let Some(set) = named {
+        return Ok(set);
+    }
+    let sets: Vec<Uuid> = statuses()?.into_iter().map(|(set, _)| set).collect();
+    match sets[..] {
+        [] => bail!("no set is served"),
+        [set] => Ok(set),
+        [..] => bail!("several sets are served: name one (bcache status lists them)"),
+    }
+}
+
+/// Asks the engine of `set`.
+///
+/// # Errors
+/// There is none, or it refuses.
+pub fn ask(set: Uuid, request: &Request) -> Result<Value> {
+    let Some(mut client) = Client::connect(set)? else { bail!("no engine serves set {set}") };
+    client.ask(request)
+}

@@ -21,6 +21,38 @@ pub enum Request {
     },
     /// Tell everything.
     Status,
+    /// Change a setting, at once.
+    Set {
+        /// The device it is about, by name, label or UUID; without one all devices, if it is a setting of devices.
+        device: Option<String>,
+        /// `NAME=VALUE`.
+        assignment: String,
+    },
+    /// Attach a backing device that is attached to nothing, which may be in use. Answered when it is done.
+    Attach {
+        /// Its path.
+        device: PathBuf,
+    },
+    /// Write everything dirty of a device back and let it run without cache. Answered when it is done; the path of the
+    /// backing device.
+    Detach {
+        /// Name, label, UUID or path.
+        device: String,
+    },
+    /// Detach all devices, then stop.
+    Unregister,
+    /// Make a flash-only volume; its name below `/dev/mapper`.
+    VolumeCreate {
+        /// Size in bytes.
+        bytes: u64,
+        /// Label; may be empty.
+        label: String,
+    },
+    /// Remove a flash-only volume and everything in it.
+    VolumeRemove {
+        /// Name, label or UUID.
+        device: String,
+    },
     /// Stop the set: devices vanish, everything is durable, the process ends.
     Stop,
     /// Stop the process so that another one can take the devices over; requests wait meanwhile.

@@ -120,6 +120,16 @@ pub fn add_part(set: Uuid, device: &Path) -> io::Result<()> {
     write_parts(set, &all)
 }
 
+/// Takes a device off the list.
+///
+/// # Errors
+/// It cannot be read or written.
+pub fn remove_part(set: Uuid, device: &Path) -> io::Result<()> {
+    let mut all = parts(set)?;
+    all.retain(|known| known != device);
+    write_parts(set, &all)
+}
+
 /// Sets that have a socket, whether anybody listens or not.
 ///
 /// # Errors

@@ -1,19 +1,17 @@
-//! A device of the set as users see it: a name in `/dev/mapper`, below it a ublk device, below that the engine.
+//! A device of the set as users see it: a name in `/dev/mapper`, below it a block device of ublk or NBD, below that the engine.
 
 use std::io;
-use std::path::Path;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bcache_engine::env::Env;
 use bcache_engine::set::Device;
-use bcache_engine::ublk::State;
 use bcache_engine::volume::Volume;
 use uuid::Uuid;
 
+use super::front::{self, Driver, Front};
 use crate::dm::{self, Target};
 use crate::expose::{self, Claim};
-use crate::frontend::ublk;
 
 /// A device in service.
 pub struct Exposed {
@@ -22,7 +20,7 @@ pub struct Exposed {
     /// The device of the set.
     pub device: Rc<Device>,
     /// What serves it.
-    pub front: ublk::Device,
+    pub front: Front,
     /// Keeps others away from the backing device.
     pub claim: Option<Claim>,
 }
@@ -32,14 +30,9 @@ enum Found {
     /// Nothing.
     Nothing,
     /// A device whose server died; it waits for us.
-    Waiting { name: String, ublk: u32 },
+    Waiting { name: String, device: (Driver, u32) },
     /// A device that leads elsewhere: straight to the backing device.
     Elsewhere { name: String },
-}
-
-/// A number that leads from a ublk device back to the volume it was made for.
-fn mark(uuid: Uuid) -> u64 {
-    uuid.as_u64_pair().0
 }
 
 fn look(uuid: Uuid) -> Result<Found> {
@@ -47,9 +40,8 @@ fn look(uuid: Uuid) -> Result<Found> {
     let name = device.name;
     let table = dm::table(&name).with_context(|| name.clone())?;
     let below = table.first().and_then(Target::below).and_then(|(below, _)| expose::kernel_name(below));
-    let ublk = below.as_deref().and_then(|below| below.strip_prefix("ublkb")).and_then(|id| id.parse().ok());
-    Ok(match ublk {
-        Some(ublk) => Found::Waiting { name, ublk },
+    Ok(match below.as_deref().and_then(front::parse_name) {
+        Some(device) => Found::Waiting { name, device },
         // A creation that was cut off left a device without a table.
         None if table.is_empty() => {
             dm::remove(&name)?;
@@ -57,26 +49,6 @@ fn look(uuid: Uuid) -> Result<Found> {
         }
         None => Found::Elsewhere { name },
     })
-}
-
-/// Deletes ublk devices of this volume that nothing leads to: left by a process that was killed before it had made the
-/// name, or after it had removed it.
-fn clean_up(mark: u64) -> Result<()> {
-    for info in ublk::devices()? {
-        if info.mark != mark {
-            continue;
-        }
-        match info.state {
-            State::Live if Path::new(&format!("/proc/{}", info.pid)).exists() => {
-                bail!("process {} serves this device as /dev/ublkb{}", info.pid, info.id);
-            }
-            _ => {
-                tracing::info!(id = info.id, "a ublk device that was left behind is deleted");
-                ublk::delete(info.id).with_context(|| format!("ublk device {}", info.id))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 impl Exposed {
@@ -88,21 +60,20 @@ impl Exposed {
         env: &Env,
         device: Rc<Device>,
         volume: Rc<dyn Volume>,
-        depth: u16,
+        (driver, depth): (Driver, u16),
         claim: Option<Claim>,
     ) -> Result<Exposed> {
         let uuid = device.uuid;
         let found = env.offload(move || look(uuid)).await?;
         let (name, front) = match found {
-            Found::Waiting { name, ublk } => {
-                let front = ublk::Device::recover(env, volume, ublk).await;
-                let front = front.with_context(|| format!("taking over /dev/ublkb{ublk} below {name}"))?;
+            Found::Waiting { name, device } => {
+                let front = Front::recover(env, device, volume, uuid).await;
+                let front = front.with_context(|| format!("taking over what is below {name}"))?;
                 tracing::info!(name, "taken over from a process that ended");
                 (name, front)
             }
             Found::Nothing => {
-                env.offload(move || clean_up(mark(uuid))).await?;
-                let (front, table) = Exposed::front(env, volume, uuid, depth).await?;
+                let (front, table) = Exposed::front(env, driver, volume, uuid, depth).await?;
                 let label = device.label.to_text();
                 match env.offload(move || expose::create(&label, uuid, &table)).await {
                     Ok(made) => (made.name, front),
@@ -110,8 +81,7 @@ impl Exposed {
                 }
             }
             Found::Elsewhere { name } => {
-                env.offload(move || clean_up(mark(uuid))).await?;
-                let (front, table) = Exposed::front(env, volume, uuid, depth).await?;
+                let (front, table) = Exposed::front(env, driver, volume, uuid, depth).await?;
                 let (known, swapped) = (name.clone(), name.clone());
                 match env.offload(move || dm::replace(&swapped, &table)).await {
                     Ok(()) => (known, front),
@@ -124,14 +94,15 @@ impl Exposed {
 
     async fn front(
         env: &Env,
+        driver: Driver,
         volume: Rc<dyn Volume>,
         uuid: Uuid,
         depth: u16,
-    ) -> Result<(ublk::Device, Vec<Target>)> {
+    ) -> Result<(Front, Vec<Target>)> {
         let sectors = volume.size_bytes() / 512;
-        let front = ublk::Device::create(env, volume, depth, mark(uuid)).await.context("ublk")?;
-        let id = front.id();
-        match env.offload(move || expose::device_number(&format!("ublkb{id}"))).await {
+        let front = Front::create(env, driver, volume, uuid, depth).await?;
+        let name = front.kernel_name();
+        match env.offload(move || expose::device_number(&name)).await {
             Ok(number) => Ok((front, vec![Target::linear(sectors, number, 0)])),
             Err(error) => Err(undone(front, error.into()).await),
         }
@@ -147,15 +118,15 @@ impl Exposed {
             return Err((Box::new(self), error));
         }
         if let Err(error) = self.front.remove().await {
-            tracing::warn!(name = self.name, %error, "the ublk device is left behind");
+            tracing::warn!(name = self.name, %error, "the block device below is left behind");
         }
         Ok(())
     }
 }
 
-async fn undone(front: ublk::Device, error: anyhow::Error) -> anyhow::Error {
+async fn undone(front: Front, error: anyhow::Error) -> anyhow::Error {
     if let Err(second) = front.remove().await {
-        tracing::warn!(error = %second, "a ublk device is left behind");
+        tracing::warn!(error = %second, "a block device is left behind");
     }
     error
 }

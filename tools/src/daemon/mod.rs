@@ -4,8 +4,13 @@
 //! there, and each backing device is served as soon as it is there, too. What must survive the process is in the
 //! devices, in the kernel (ublk and device-mapper devices) and in the list of parts ([`crate::control::paths`]).
 
+mod answers;
+mod attach;
+mod confine;
+mod end;
 mod engine;
 mod exposed;
+mod front;
 mod notify;
 mod start;
 
@@ -16,7 +21,9 @@ use bcache_engine::env::{Env, Runtime, Signals};
 use uuid::Uuid;
 
 use crate::control::{paths, server};
+pub use confine::try_forbidden;
 use engine::{Engine, Options};
+use front::Driver;
 use notify::Notify;
 
 /// What the process is told.
@@ -40,22 +47,24 @@ pub fn run(settings: &Settings) -> Result<()> {
     };
     start::prepare();
     let runtime = Runtime::new().context("no runtime")?;
-    crate::frontend::ublk::available(runtime.backend()).context("ublk")?;
+    let driver = Driver::choose(runtime.backend())?;
     crate::dm::available().context("device-mapper")?;
     let env = runtime.env();
     let signals = Signals::termination(&env).context("signals")?;
-    let served = runtime.block_on(serve(&env, signals, settings));
+    let served = runtime.block_on(serve(&env, signals, settings, driver));
     // A runtime that is dropped waits for what is under way. Devices left to a successor wait for the end of this
     // process instead; everything else has been waited for.
     std::mem::forget(runtime);
     served
 }
 
-async fn serve(env: &Env, signals: Signals, settings: &Settings) -> Result<()> {
+async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver) -> Result<()> {
     let socket = paths::socket(settings.set);
     let listener = server::bind(env, &socket).with_context(|| socket.display().to_string())?;
     let notify = Rc::new(Notify::from_environment());
-    let options = Options { set: settings.set, queue_depth: settings.queue_depth };
+    // Before any other thread runs, and before any device is opened.
+    confine::confine().context("giving up privileges")?;
+    let options = Options { set: settings.set, front: (driver, settings.queue_depth) };
     let engine = Engine::new(env, options, Rc::clone(&notify));
     env.spawn(server::serve(env.clone(), listener, Rc::clone(&engine))).detach();
     notify.ready();

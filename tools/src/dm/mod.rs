@@ -51,6 +51,18 @@ pub fn find(uuid: &str) -> io::Result<Option<Device>> {
     }
 }
 
+/// What the kernel says of the device called `name`, if there is one.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn describe(name: &str) -> io::Result<Option<Device>> {
+    match Call::new(Command::Status).name(name).send() {
+        Ok(answer) => Ok(Some(answer.device())),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Targets of a device's active table.
 ///
 /// # Errors

@@ -99,6 +99,49 @@ impl Assignment {
     }
 }
 
+impl Assignment {
+    /// The setting's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Settings of a set and their values, by name.
+#[must_use]
+pub fn list_set(settings: &SetSettings) -> Vec<(&'static str, String)> {
+    let switch = |cell: &Cell<bool>| u8::from(cell.get()).to_string();
+    vec![
+        ("btree_cache_bytes", settings.btree_cache_bytes.get().to_string()),
+        ("cache_replacement_policy", settings.replacement.get().name().to_owned()),
+        ("congested_read_threshold_us", settings.congested_read_threshold_us.get().to_string()),
+        ("congested_write_threshold_us", settings.congested_write_threshold_us.get().to_string()),
+        ("copy_gc_enabled", switch(&settings.copy_gc_enabled)),
+        ("discard", switch(&settings.discard)),
+        ("gc_always_rewrite", switch(&settings.gc_always_rewrite)),
+        ("idle_max_writeback_rate", switch(&settings.idle_max_writeback_rate)),
+        ("io_error_limit", settings.io_error_limit.get().to_string()),
+        ("journal_delay_ms", settings.journal_delay_ms.get().to_string()),
+    ]
+}
+
+/// Settings of a device and their values, by name.
+#[must_use]
+pub fn list_device(settings: &DeviceSettings) -> Vec<(&'static str, String)> {
+    vec![
+        ("cache_mode", settings.cache_mode.get().name().to_owned()),
+        ("sequential_cutoff", settings.sequential_cutoff.get().to_string()),
+        ("writeback_delay", settings.writeback_delay.get().to_string()),
+        ("writeback_percent", settings.writeback_percent.get().to_string()),
+        ("writeback_rate", settings.writeback_rate.get().to_string()),
+        ("writeback_rate_i_term_inverse", settings.writeback_rate_i_term_inverse.get().to_string()),
+        ("writeback_rate_minimum", settings.writeback_rate_minimum.get().to_string()),
+        ("writeback_rate_p_term_inverse", settings.writeback_rate_p_term_inverse.get().to_string()),
+        ("writeback_rate_update_seconds", settings.writeback_rate_update_seconds.get().to_string()),
+        ("writeback_running", u8::from(settings.writeback_running.get()).to_string()),
+    ]
+}
+
 /// Applies those of `assignments` that are settings of a set.
 ///
 /// # Errors
@@ -138,6 +181,17 @@ mod tests {
         assert_eq!(set.replacement.get(), Replacement::Fifo);
         assert_eq!(device.cache_mode.get(), CacheMode::Writeback);
         assert_eq!((device.sequential_cutoff.get(), device.writeback_running.get()), (1 << 20, false));
+    }
+
+    #[test]
+    fn every_setting_that_can_be_set_is_listed_and_the_other_way_round() {
+        let (set, device) = (SetSettings::default(), DeviceSettings::default());
+        for (name, value) in list_set(&set) {
+            assert!(Assignment { name: name.into(), value }.to_set(&set).unwrap(), "{name}");
+        }
+        for (name, value) in list_device(&device) {
+            assert!(Assignment { name: name.into(), value }.to_device(&device).unwrap(), "{name}");
+        }
     }
 
     #[test]

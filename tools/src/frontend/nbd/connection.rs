@@ -116,11 +116,25 @@ struct Client {
 }
 
 /// Serves one client from its greeting to its end. Returns only when none of its requests is under way.
-pub(super) async fn serve(env: &Env, server: &Rc<ServerState>, stream: Stream) -> Result<(), Ended> {
+///
+/// Without a handshake, `volume` is what the client gets, with simple replies.
+pub(super) async fn serve(
+    env: &Env,
+    server: &Rc<ServerState>,
+    stream: Stream,
+    volume: Option<Rc<dyn Volume>>,
+) -> Result<(), Ended> {
     let mut input = Input::new(stream.clone());
     let limits = &server.limits;
-    let settled = env.timeout(limits.handshake, handshake(&mut input, &stream, &*server.exports)).await;
-    let Some((volume, structured)) = settled.map_err(|_| Ended::Slow)?? else { return Ok(()) };
+    let (volume, structured) = match volume {
+        Some(volume) => (volume, false),
+        None => {
+            let settled =
+                env.timeout(limits.handshake, handshake(&mut input, &stream, &*server.exports)).await;
+            let Some(settled) = settled.map_err(|_| Ended::Slow)?? else { return Ok(()) };
+            settled
+        }
+    };
     let client = Rc::new(Client {
         volume,
         structured,

@@ -139,12 +139,17 @@ fn list(exports: &dyn Exports) -> Answer {
     Answer { bytes, next: Next::Continue }
 }
 
-fn size_and_flags(volume: &dyn Volume, structured: bool) -> Vec<u8> {
+/// Transmission flags of a volume.
+pub fn flags_of(volume: &dyn Volume) -> u16 {
     use transmission::*;
-    let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
-    flags |= if volume.read_only() { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES };
+    let flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
+    flags | if volume.read_only() { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES }
+}
+
+fn size_and_flags(volume: &dyn Volume, structured: bool) -> Vec<u8> {
+    let mut flags = flags_of(volume);
     if structured {
-        flags |= SEND_DF;
+        flags |= transmission::SEND_DF;
     }
     [&volume.size_bytes().to_be_bytes()[..], &flags.to_be_bytes()].concat()
 }

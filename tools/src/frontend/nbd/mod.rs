@@ -15,4 +15,5 @@ mod server;
 mod tests;
 
 pub use exports::{ExportInfo, ExportTable, Exports};
+pub use handshake::flags_of;
 pub use server::{Limits, Server, Stats};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bcache_engine::env::Env;
 use bcache_engine::net::{Listener, Stream};
 use bcache_engine::sync::WaitQueue;
+use bcache_engine::volume::Volume;
 use slab::Slab;
 
 use super::proto::{Command, MAX_PAYLOAD, Request};
@@ -137,6 +138,15 @@ impl Server {
 
     /// Serves a connected client in the background.
     pub fn serve(&self, stream: Stream) {
+        self.serve_from(stream, None);
+    }
+
+    /// Serves a client that needs no handshake, because it was told in another way that it gets `volume`.
+    pub fn serve_volume(&self, stream: Stream, volume: Rc<dyn Volume>) {
+        self.serve_from(stream, Some(volume));
+    }
+
+    fn serve_from(&self, stream: Stream, volume: Option<Rc<dyn Volume>>) {
         let shared = &self.shared;
         if shared.stopping.get() || self.clients() >= shared.limits.clients {
             tracing::warn!(limit = shared.limits.clients, "a client was turned away");
@@ -148,7 +158,7 @@ impl Server {
         let (env, shared) = (self.env.clone(), Rc::clone(shared));
         self.env
             .spawn(async move {
-                let result = connection::serve(&env, &shared, stream.clone()).await;
+                let result = connection::serve(&env, &shared, stream.clone(), volume).await;
                 // What still waits on the socket holds a reference to it: closing alone would not reach the client.
                 stream.shutdown();
                 if let Err(error) = result
@@ -160,6 +170,11 @@ impl Server {
                 shared.left.wake_all();
             })
             .detach();
+    }
+
+    /// Waits until there is no client.
+    pub async fn empty(&self) {
+        self.shared.left.wait_until(|| self.shared.streams.borrow().is_empty()).await;
     }
 
     /// Ends all connections and waits until no request is under way. Requests already received are carried out;

@@ -1,0 +1,105 @@
+//! `bcache set` and `bcache get`: settings of what runs, by the kernel's sysfs names.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Out, Outcome};
+use crate::control::Request;
+use crate::control::client::{ask, find_device, is_called, one_set};
+use crate::serve::settings::Assignment;
+
+/// Change a setting of a running set or of its devices, at once
+///
+/// cache_mode is remembered in the backing device; the others last until the set is stopped.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bcache set cache_mode=writeback\n  bcache set --device bcache0 sequential_cutoff=8M"
+)]
+pub struct SetArgs {
+    /// The set's UUID; not needed where only one is served
+    #[arg(long, value_name = "SET")]
+    set: Option<Uuid>,
+    /// One device, by name, label, UUID or backing device; otherwise all of the set
+    #[arg(long, value_name = "DEVICE", conflicts_with = "set")]
+    device: Option<String>,
+    /// A setting and its new value
+    #[arg(required = true, value_name = "NAME=VALUE")]
+    assignments: Vec<String>,
+}
+
+/// Changes.
+pub fn run_set(args: SetArgs, _out: &mut Out) -> Outcome {
+    for assignment in &args.assignments {
+        if let Err(error) = assignment.parse::<Assignment>() {
+            bail!("{assignment}: {error}");
+        }
+    }
+    let (set, device) = match &args.device {
+        Some(wanted) => {
+            let (set, device) = find_device(wanted)?;
+            (set, device.get("uuid").and_then(Value::as_str).map(str::to_owned))
+        }
+        None => (one_set(args.set)?, None),
+    };
+    for assignment in args.assignments {
+        ask(set, &Request::Set { device: device.clone(), assignment })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Print settings of a running set and its devices
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bcache get\n  bcache get --device bcache0 cache_mode")]
+pub struct GetArgs {
+    /// The set's UUID; not needed where only one is served
+    #[arg(long, value_name = "SET")]
+    set: Option<Uuid>,
+    /// One device only, by name, label, UUID or backing device
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// One setting only: its value without its name where there is only one
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Prints.
+pub fn run_get(args: GetArgs, out: &mut Out) -> Outcome {
+    let set = match &args.device {
+        Some(wanted) => find_device(wanted)?.0,
+        None => one_set(args.set)?,
+    };
+    let status = ask(set, &Request::Status)?;
+    let mut found: Vec<(String, String, String)> = Vec::new();
+    let mut add = |whose: &str, settings: Option<&Value>| {
+        let settings = settings.and_then(Value::as_object).into_iter().flatten();
+        for (name, value) in settings {
+            if args.name.as_ref().is_none_or(|wanted| wanted == name) {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                found.push((whose.to_owned(), name.clone(), value));
+            }
+        }
+    };
+    if args.device.is_none() {
+        add("set", status.get("settings"));
+    }
+    for device in status.get("devices").and_then(Value::as_array).into_iter().flatten() {
+        if args.device.as_ref().is_none_or(|wanted| is_called(device, wanted)) {
+            let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
+            add(name, device.get("settings"));
+        }
+    }
+    match (&found[..], &args.name) {
+        ([], Some(name)) => bail!("there is no setting {name:?}"),
+        ([(_, _, value)], Some(_)) => writeln!(out, "{value}")?,
+        (all, _) => {
+            for (whose, name, value) in all {
+                writeln!(out, "{whose} {name}={value}")?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,273 @@
+//! `bcache status` and `bcache metrics`: what runs, for people and for programs.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use bytesize::ByteSize;
+use comfy_table::{Table, presets};
+use serde_json::{Value, json};
+
+use super::{Out, Outcome};
+use crate::control::client::statuses;
+use crate::{dm, expose, kernel};
+
+/// Show sets, caches and devices: states, dirty data, hit ratios; those of the kernel's bcache, too
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bcache status\n  bcache status --watch 5")]
+pub struct Args {
+    /// One JSON object a line for each set instead
+    #[arg(long)]
+    json: bool,
+    /// Again every so many seconds, until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    watch: Option<u64>,
+}
+
+/// Everything that runs.
+fn all() -> Result<Vec<Value>> {
+    let mut all: Vec<Value> = statuses()?.into_iter().map(|(_, status)| status).collect();
+    all.extend(kernel::sets());
+    if let Some(alone) = alone() {
+        all.push(alone);
+    }
+    Ok(all)
+}
+
+/// Devices that run without cache, as a set of none.
+fn alone() -> Option<Value> {
+    dm::available().ok()?;
+    let mut devices = Vec::new();
+    for device in dm::list().ok()? {
+        let Ok(Some(device)) = dm::describe(&device.name) else { continue };
+        let Some(uuid) = device.uuid.strip_prefix(dm::UUID_PREFIX) else { continue };
+        if expose::leads_to_front_end(&device.name).unwrap_or(true) {
+            continue;
+        }
+        let table = dm::table(&device.name).unwrap_or_default();
+        let below = table.first().and_then(dm::Target::below);
+        let backing = below.and_then(|(below, _)| expose::kernel_name(below)).unwrap_or_default();
+        devices.push(json!({
+            "name": device.name,
+            "path": format!("/dev/mapper/{}", device.name),
+            "uuid": uuid,
+            "backing": format!("/dev/{backing}"),
+            "bytes": table.first().map_or(0, |target| target.sectors * 512),
+            "state": "no cache",
+        }));
+    }
+    (!devices.is_empty()).then(|| json!({"engine": "none", "state": "no cache", "devices": devices}))
+}
+
+/// Shows.
+pub fn run(args: Args, out: &mut Out) -> Outcome {
+    loop {
+        let all = all()?;
+        if args.watch.is_some() && !args.json {
+            // Clears the terminal: the cursor home, then all behind it.
+            write!(out, "\x1b[H\x1b[2J")?;
+        }
+        if args.json {
+            for status in &all {
+                writeln!(out, "{status}")?;
+            }
+        } else if all.is_empty() {
+            writeln!(out, "nothing is served; bcache-register DEV... starts a set")?;
+        } else {
+            for status in &all {
+                write!(out, "{}", text_of(status))?;
+            }
+        }
+        out.flush()?;
+        match args.watch {
+            Some(seconds) => std::thread::sleep(Duration::from_secs(seconds.max(1))),
+            None => return Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+fn word<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn number(value: &Value, name: &str) -> Option<u64> {
+    let value = value.get(name)?;
+    value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()))
+}
+
+fn size(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize::b(bytes).display().iec().to_string())
+}
+
+/// Hits in per cent of all requests that could have been hits.
+fn hit_ratio(stats: &Value) -> String {
+    let (hits, misses) = (number(stats, "cache_hits"), number(stats, "cache_misses"));
+    match (hits, misses) {
+        (Some(hits), Some(misses)) if hits + misses > 0 => format!("{} %", hits * 100 / (hits + misses)),
+        _ => "-".to_owned(),
+    }
+}
+
+/// A set with what belongs to it, as lines.
+fn text_of(status: &Value) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = match word(status, "engine") {
+        "none" => writeln!(text, "no cache"),
+        engine => writeln!(
+            text,
+            "set {}  {}{}",
+            word(status, "set"),
+            word(status, "state"),
+            if engine == "kernel" { ", by the kernel" } else { "" }
+        ),
+    };
+    if let Some(failure) = status.get("failure").and_then(Value::as_str) {
+        let _ = writeln!(text, "  FAILED: {failure}");
+    }
+    if let Some(cache) = status.get("cache") {
+        let used = number(cache, "in_use_percent").map_or_else(|| "-".to_owned(), |used| format!("{used} %"));
+        let _ = writeln!(
+            text,
+            "  cache {}  {} in buckets of {}, {used} in use",
+            word(cache, "device"),
+            size(number(cache, "buckets").zip(number(cache, "bucket_bytes")).map(|(a, b)| a * b)),
+            size(number(cache, "bucket_bytes")),
+        );
+    }
+    for part in status.get("parts").and_then(Value::as_array).into_iter().flatten() {
+        match word(part, "standing") {
+            "active" => {}
+            "failed" => {
+                let _ = writeln!(text, "  {}  FAILED: {}", word(part, "device"), word(part, "error"));
+            }
+            standing => {
+                let _ = writeln!(text, "  {}  {standing}", word(part, "device"));
+            }
+        }
+    }
+    let devices = status.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if !devices.is_empty() {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["  device", "backing", "size", "state", "mode", "dirty", "hits", "bypassed"]);
+        for device in devices {
+            let empty = Value::Null;
+            let (settings, stats) =
+                (device.get("settings").unwrap_or(&empty), device.get("stats").unwrap_or(&empty));
+            let backing = match word(device, "backing") {
+                "" => "flash only",
+                backing => backing,
+            };
+            table.add_row([
+                format!("  {}", word(device, "path")),
+                backing.to_owned(),
+                size(number(device, "bytes")),
+                word(device, "state").to_owned(),
+                word(settings, "cache_mode").to_owned(),
+                size(number(device, "dirty_bytes")),
+                hit_ratio(stats),
+                number(stats, "bypassed_sectors")
+                    .map_or_else(|| word(stats, "bypassed").to_owned(), |sectors| size(Some(sectors * 512))),
+            ]);
+        }
+        let _ = writeln!(text, "{}", table.trim_fmt());
+    }
+    text
+}
+
+/// Print figures of all running sets as Prometheus reads them
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache metrics > /var/lib/prometheus/node-exporter/bcache.prom")]
+pub struct MetricsArgs {}
+
+/// Prints.
+pub fn run_metrics(_args: MetricsArgs, out: &mut Out) -> Outcome {
+    write!(out, "{}", metrics(&all()?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// The exposition format: all samples of a metric follow its type.
+fn metrics(all: &[Value]) -> String {
+    let mut samples: std::collections::BTreeMap<(String, &str), Vec<(String, u64)>> =
+        std::collections::BTreeMap::new();
+    for status in all {
+        let set = format!("set=\"{}\"", escaped(word(status, "set")));
+        let mut add = |name: &str, kind, labels: &str, value| {
+            samples.entry((name.to_owned(), kind)).or_default().push((labels.to_owned(), value));
+        };
+        for (name, value) in status.get("stats").and_then(Value::as_object).into_iter().flatten() {
+            if let Some(value) = value.as_u64() {
+                add(&format!("bcache_set_{name}_total"), "counter", &set, value);
+            }
+        }
+        if let Some(cache) = status.get("cache") {
+            for name in ["in_use_percent", "free_buckets", "btree_nodes_in_memory", "btree_bytes_in_memory"] {
+                if let Some(value) = number(cache, name) {
+                    add(&format!("bcache_cache_{name}"), "gauge", &set, value);
+                }
+            }
+            let failed = u64::from(status.get("failure").is_some_and(Value::is_string));
+            add("bcache_set_failed", "gauge", &set, failed);
+        }
+        for device in status.get("devices").and_then(Value::as_array).into_iter().flatten() {
+            let labels = format!("{set},device=\"{}\"", escaped(word(device, "name")));
+            for name in ["bytes", "dirty_bytes"] {
+                if let Some(value) = number(device, name) {
+                    add(&format!("bcache_device_{name}"), "gauge", &labels, value);
+                }
+            }
+            for (name, value) in device.get("stats").and_then(Value::as_object).into_iter().flatten() {
+                if let Some(value) = value.as_u64().or_else(|| value.as_str()?.parse().ok()) {
+                    add(&format!("bcache_device_{name}_total"), "counter", &labels, value);
+                }
+            }
+        }
+    }
+    let mut text = String::new();
+    for ((name, kind), samples) in samples {
+        let _ = writeln!(text, "# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Value {
+        json!({
+            "set": "s", "engine": "user", "state": "running", "failure": null,
+            "cache": {"device": "/dev/fast", "bucket_bytes": 524288, "buckets": 600, "in_use_percent": 3},
+            "parts": [{"device": "/dev/late", "standing": "failed", "error": "gone"}],
+            "devices": [{"name": "a\"b", "path": "/dev/mapper/a", "backing": "/dev/slow", "bytes": 1048576,
+                "state": "dirty", "dirty_bytes": 4096, "settings": {"cache_mode": "writeback"},
+                "stats": {"cache_hits": 3, "cache_misses": 1, "bypassed_sectors": 2}}],
+            "stats": {"journal_writes": 7},
+        })
+    }
+
+    #[test]
+    fn people_see_states_and_what_failed() {
+        let text = text_of(&example());
+        for part in ["set s  running", "300.0 MiB", "FAILED: gone", "dirty", "writeback", "75 %", "4.0 KiB"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_escaped_and_typed_once() {
+        let text = metrics(&[example(), example()]);
+        assert!(text.contains("bcache_device_cache_hits_total{set=\"s\",device=\"a\\\"b\"} 3\n"), "{text}");
+        assert_eq!(text.matches("# TYPE bcache_set_journal_writes_total counter").count(), 1);
+    }
+}

@@ -1,0 +1,237 @@
+//! Devices that come to a running set and leave it, while somebody uses them.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use bcache_engine::set::{CacheSet, Device};
+use bcache_format::superblock::{BackingState, Label};
+use bcache_format::units::Sectors;
+use bcache_format::uuid_entry::UuidEntry;
+use uuid::Uuid;
+
+use super::engine::{Engine, Standing};
+use super::exposed::Exposed;
+use crate::dm;
+use crate::expose::{self, Claim};
+use crate::identify::{Part, Role, identify};
+use crate::serve::told;
+
+impl Engine {
+    /// Attaches a backing device to the running set, and serves it.
+    pub(super) async fn attach(&self, part: &Part) -> Result<()> {
+        let set = self.set.borrow().clone().context("the set does not run")?;
+        let uuid = dm::uuid_of(part.uuid);
+        let there = self.env.offload(move || dm::find(&uuid)).await?.is_some();
+        // A device that is there without its cache holds the claim itself until its table is changed.
+        let claim = match self
+            .env
+            .offload({
+                let path = part.path.clone();
+                move || Claim::take(&path)
+            })
+            .await
+        {
+            Ok(claim) => Some(claim),
+            Err(error) if there && error.raw_os_error() == Some(libc::EBUSY) => None,
+            Err(_) => Some(self.claim_of(&part.path).await?),
+        };
+        let device = set.attach(self.open(&part.path)?).await.map_err(told)?;
+        self.expose(&set, Rc::clone(&device), claim).await?;
+        self.reclaim(part, &device).await;
+        Ok(())
+    }
+
+    /// Claims the backing device if its name led straight to it until now.
+    async fn reclaim(&self, part: &Part, device: &Rc<Device>) {
+        let unclaimed = |exposed: &Exposed| Rc::ptr_eq(&exposed.device, device) && exposed.claim.is_none();
+        if !self.exposed.borrow().iter().any(unclaimed) {
+            return;
+        }
+        match self.claim_of(&part.path).await {
+            Ok(claim) => {
+                if let Some(exposed) = self.exposed.borrow_mut().iter_mut().find(|exposed| unclaimed(exposed))
+                {
+                    exposed.claim = Some(claim);
+                }
+            }
+            Err(error) => tracing::warn!("not protected from others: {error:#}"),
+        }
+    }
+
+    /// Attaches a backing device on request: one that belongs to this set, or to none.
+    ///
+    /// # Errors
+    /// It belongs to another set, or cannot be used.
+    pub(super) async fn attach_on_request(&self, path: &Path) -> Result<()> {
+        let _one = self.changing.lock().await;
+        let owned = path.to_owned();
+        let part = self.env.offload(move || identify(&owned)).await?;
+        match part.role {
+            Role::Cache => bail!("{}: a cache device, not a backing device", path.display()),
+            Role::Backing(BackingState::None) => {}
+            Role::Backing(_) if part.set == self.options.set => {}
+            Role::Backing(_) => {
+                bail!("{}: attached to set {}; detach it there first", path.display(), part.set)
+            }
+        }
+        if self.exposed.borrow().iter().any(|one| one.device.uuid == part.uuid) {
+            bail!("{}: attached to this set already", path.display());
+        }
+        self.attach(&part).await?;
+        self.parts.borrow_mut().insert(path.to_owned(), Standing::Active);
+        self.tell();
+        Ok(())
+    }
+
+    /// Finds a device by name, label, UUID or path.
+    ///
+    /// # Errors
+    /// There is none, or several.
+    pub(super) fn find(&self, wanted: &str) -> Result<Rc<Device>> {
+        let name = wanted.strip_prefix("/dev/mapper/").unwrap_or(wanted);
+        let uuid = wanted.parse::<Uuid>().ok();
+        let matches = |one: &&Exposed| {
+            one.name == name
+                || Some(one.device.uuid) == uuid
+                || one.device.label.to_text() == wanted
+                || one.device.backing().is_some_and(|backing| backing.dev.dev.name() == wanted)
+        };
+        let exposed = self.exposed.borrow();
+        let found: Vec<&Exposed> = exposed.iter().filter(matches).collect();
+        match found[..] {
+            [one] => Ok(Rc::clone(&one.device)),
+            [] => bail!("{wanted}: the set serves no such device"),
+            [..] => bail!("{wanted}: several devices are called so; name one by its UUID"),
+        }
+    }
+
+    /// Detaches a backing device: it goes on without cache and without this process, under its name and whoever uses
+    /// it. The path of the backing device.
+    ///
+    /// # Errors
+    /// Something could not be written back, or the kernel refuses: it stays attached.
+    pub(super) async fn detach(&self, wanted: &str) -> Result<PathBuf> {
+        let (set, device) = (self.running()?, self.find(wanted)?);
+        // The long part is done before anything is held: others may come and go meanwhile.
+        set.drain(&device).await.map_err(told)?;
+        let _one = self.changing.lock().await;
+        let left = self.leave(&set, &device).await;
+        if left.is_err() {
+            set.resume_caching(&device);
+        }
+        let path = left?;
+        self.parts.borrow_mut().remove(&path);
+        self.tell();
+        Ok(path)
+    }
+
+    /// The part of detaching during which requests are held back.
+    async fn leave(&self, set: &Rc<CacheSet>, device: &Rc<Device>) -> Result<PathBuf> {
+        let Some(backing) = device.backing() else { bail!("a flash-only volume cannot be detached") };
+        let path = PathBuf::from(backing.dev.dev.name());
+        let owned = path.clone();
+        let part = self.env.offload(move || identify(&owned)).await?;
+        let place = |exposed: &[Exposed]| exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
+        let (name, claim) = {
+            let mut exposed = self.exposed.borrow_mut();
+            let index = place(&exposed).context("it left meanwhile")?;
+            let one = exposed.get_mut(index).context("it left meanwhile")?;
+            (one.name.clone(), one.claim.take())
+        };
+        // The new table claims the backing device, so ours ends here.
+        drop(claim);
+        let (loaded, table) = (name.clone(), expose::direct_table(&part));
+        let prepared = self.env.offload(move || {
+            dm::load(&loaded, &table)?;
+            dm::suspend(&loaded)
+        });
+        let detached = match prepared.await.with_context(|| format!("/dev/mapper/{name}")) {
+            Ok(()) => set.detach(device).await.map_err(told),
+            Err(error) => Err(error),
+        };
+        let (resumed, keep) = (name.clone(), detached.is_err());
+        let running = self.env.offload(move || {
+            if keep {
+                dm::clear(&resumed)?;
+            }
+            dm::resume(&resumed)
+        });
+        let running = running.await.with_context(|| format!("/dev/mapper/{name}"));
+        if let Err(error) = detached {
+            self.reclaim(&part, device).await;
+            return Err(error);
+        }
+        let gone = {
+            let mut exposed = self.exposed.borrow_mut();
+            place(&exposed).map(|index| exposed.remove(index))
+        };
+        if let Some(gone) = gone
+            && let Err(error) = gone.front.remove().await
+        {
+            tracing::warn!(name, %error, "the block device below is left behind");
+        }
+        running?;
+        tracing::info!(name, "detached; it goes on without cache");
+        Ok(path)
+    }
+
+    /// The set, if it runs.
+    pub(super) fn running(&self) -> Result<Rc<CacheSet>> {
+        self.set.borrow().clone().context("the set does not run: its cache is not there")
+    }
+
+    /// Makes a flash-only volume; its name.
+    ///
+    /// # Errors
+    /// The set has no room for another device, or the kernel refuses.
+    pub(super) async fn create_volume(&self, bytes: u64, label: &str) -> Result<String> {
+        let _one = self.changing.lock().await;
+        let set = self.running()?;
+        let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * 512;
+        let bytes = bytes / block * block;
+        if bytes == 0 {
+            bail!("a volume has at least one block of {block} bytes");
+        }
+        let label = Label::new(label).with_context(|| format!("{label:?}: too long for a label"))?;
+        let now = self.env.wall_secs();
+        let entry = UuidEntry {
+            label,
+            first_reg: now,
+            last_reg: now,
+            sectors: Sectors::from_bytes(bytes),
+            ..UuidEntry::EMPTY
+        };
+        let device = set.create_volume(Uuid::new_v4(), entry).await.map_err(told)?;
+        self.expose(&set, Rc::clone(&device), None).await?;
+        self.tell();
+        let exposed = self.exposed.borrow();
+        let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
+        Ok(one.map(|one| one.name.clone()).unwrap_or_default())
+    }
+
+    /// Removes a flash-only volume and its data.
+    ///
+    /// # Errors
+    /// Somebody has it open, or it is none.
+    pub(super) async fn remove_volume(&self, wanted: &str) -> Result<()> {
+        let _one = self.changing.lock().await;
+        let (set, device) = (self.running()?, self.find(wanted)?);
+        if device.backing().is_some() {
+            bail!("{wanted}: a backing device; it can be detached");
+        }
+        let one = {
+            let mut exposed = self.exposed.borrow_mut();
+            let index = exposed.iter().position(|one| Rc::ptr_eq(&one.device, &device));
+            exposed.remove(index.context("it left meanwhile")?)
+        };
+        let name = one.name.clone();
+        if let Err((back, error)) = one.remove(&self.env).await {
+            self.exposed.borrow_mut().push(*back);
+            return Err(error).with_context(|| format!("/dev/mapper/{name}"));
+        }
+        set.remove_volume(&device).await.map_err(told)?;
+        self.tell();
+        Ok(())
+    }
+}

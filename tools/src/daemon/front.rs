@@ -1,0 +1,171 @@
+//! The block device below a name: ublk where the kernel has it, its NBD client otherwise.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use bcache_engine::env::{Backend, Env};
+use bcache_engine::ublk::State;
+use bcache_engine::volume::Volume;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::frontend::{nbd_device, ublk};
+
+/// Which drivers the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// ublk with all that is needed.
+    Ublk,
+    /// The NBD client.
+    Nbd,
+}
+
+impl Driver {
+    /// The better of those that are there.
+    ///
+    /// # Errors
+    /// There is none; both reasons.
+    pub fn choose(backend: Backend) -> Result<Driver> {
+        let Err(ublk) = ublk::available(backend) else { return Ok(Driver::Ublk) };
+        match nbd_device::available() {
+            Ok(()) => {
+                tracing::info!("through NBD, because ublk is not there: {ublk}");
+                Ok(Driver::Nbd)
+            }
+            Err(nbd) => bail!("the kernel has neither ublk ({ublk}) nor an NBD client ({nbd})"),
+        }
+    }
+}
+
+/// A block device that a volume answers.
+pub enum Front {
+    /// ublk.
+    Ublk(ublk::Device),
+    /// NBD.
+    Nbd(Rc<nbd_device::Device>),
+}
+
+/// A number that leads from a ublk device back to the volume it was made for.
+fn mark(uuid: Uuid) -> u64 {
+    uuid.as_u64_pair().0
+}
+
+/// Which device of a driver sysfs calls `name`, if it is one.
+#[must_use]
+pub fn parse_name(name: &str) -> Option<(Driver, u32)> {
+    let id = |prefix| name.strip_prefix(prefix).and_then(|id: &str| id.parse().ok());
+    id("ublkb").map(|id| (Driver::Ublk, id)).or_else(|| id("nbd").map(|id| (Driver::Nbd, id)))
+}
+
+impl Front {
+    /// Makes a device.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn create(
+        env: &Env,
+        driver: Driver,
+        volume: Rc<dyn Volume>,
+        uuid: Uuid,
+        depth: u16,
+    ) -> Result<Front> {
+        env.offload(move || clean_up(uuid)).await?;
+        Ok(match driver {
+            Driver::Ublk => {
+                let device = ublk::Device::create(env, volume, depth, mark(uuid)).await;
+                Front::Ublk(device.context("ublk")?)
+            }
+            Driver::Nbd => Front::nbd(nbd_device::Device::create(env, volume, uuid).await?),
+        })
+    }
+
+    /// Takes over a device whose server died.
+    ///
+    /// # Errors
+    /// There is none, or it has a server.
+    pub async fn recover(
+        env: &Env,
+        (driver, id): (Driver, u32),
+        volume: Rc<dyn Volume>,
+        uuid: Uuid,
+    ) -> Result<Front> {
+        Ok(match driver {
+            Driver::Ublk => Front::Ublk(ublk::Device::recover(env, volume, id).await?),
+            Driver::Nbd => Front::nbd(nbd_device::Device::recover(env, volume, uuid, id).await?),
+        })
+    }
+
+    fn nbd(device: nbd_device::Device) -> Front {
+        let device = Rc::new(device);
+        device.keep_connected();
+        Front::Nbd(device)
+    }
+
+    /// What sysfs calls it.
+    #[must_use]
+    pub fn kernel_name(&self) -> String {
+        match self {
+            Front::Ublk(device) => format!("ublkb{}", device.id()),
+            Front::Nbd(device) => format!("nbd{}", device.index()),
+        }
+    }
+
+    /// Answers no more requests, and waits until none is under way; the others wait for another process.
+    pub async fn freeze(&self) {
+        match self {
+            Front::Ublk(device) => device.freeze().await,
+            Front::Nbd(device) => device.freeze().await,
+        }
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn remove(self) -> Result<()> {
+        match self {
+            Front::Ublk(device) => Ok(device.remove().await?),
+            Front::Nbd(device) => device.remove().await,
+        }
+    }
+
+    /// What was asked of it.
+    #[must_use]
+    pub fn stats(&self) -> Value {
+        match self {
+            Front::Ublk(device) => {
+                json!({"requests": device.stats().requests.get(), "errors": device.stats().errors.get()})
+            }
+            Front::Nbd(device) => {
+                let stats = device.stats();
+                let requests =
+                    stats.reads.get() + stats.writes.get() + stats.flushes.get() + stats.trims.get();
+                json!({"requests": requests, "errors": stats.errors.get()})
+            }
+        }
+    }
+}
+
+/// Deletes devices of this volume that nothing leads to: left by a process that was killed before it had made the name,
+/// or after it had removed it.
+fn clean_up(uuid: Uuid) -> Result<()> {
+    let mark = mark(uuid);
+    let ublk = if Path::new("/dev/ublk-control").exists() { ublk::devices()? } else { Vec::new() };
+    for info in ublk.into_iter().filter(|info| info.mark == mark) {
+        match info.state {
+            State::Live if Path::new(&format!("/proc/{}", info.pid)).exists() => {
+                bail!("process {} serves this device as /dev/ublkb{}", info.pid, info.id);
+            }
+            _ => {
+                tracing::info!(id = info.id, "a ublk device that was left behind is deleted");
+                ublk::delete(info.id).with_context(|| format!("ublk device {}", info.id))?;
+            }
+        }
+    }
+    for index in nbd_device::devices(uuid)? {
+        tracing::info!(index, "an NBD device that was left behind is removed");
+        nbd_device::delete(index).with_context(|| format!("NBD device {index}"))?;
+    }
+    Ok(())
+}
