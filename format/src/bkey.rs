@@ -9,6 +9,7 @@
 //! A leaf key is an extent: sectors `offset - size .. offset` of `inode`. An interior key's pointer is a btree node
 //! that covers everything up to and including the key's position.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 /// Sectors an extent can have.
@@ -31,7 +32,7 @@ const PTRS_SHIFT: u32 = 60;
 const RELIC_BIT: u64 = 1 << 63;
 
 /// A position in the btree's key space: keys sort by inode, then by where they end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Pos {
     /// Slot of the uuid table.
     pub inode: u32,
@@ -49,6 +50,28 @@ impl Pos {
     #[must_use]
     pub const fn new(inode: u32, offset: u64) -> Self {
         Self { inode, offset }
+    }
+}
+
+impl Pos {
+    /// As one number, so that a search compares without branching.
+    const fn number(self) -> u128 {
+        (self.inode as u128) << 64 | self.offset as u128
+    }
+}
+
+impl Ord for Pos {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.number().cmp(&other.number())
+    }
+}
+
+impl PartialOrd for Pos {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+    fn le(&self, other: &Self) -> bool {
+        self.number() <= other.number()
     }
 }
 

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
 use super::{BlockDev, Buf, Completer, DevError, DevOp, Geometry, Io, SECTOR, Shared, check};
 use crate::env::{Env, Handle, Op};
 use crate::raw;
@@ -51,6 +53,8 @@ pub fn open(env: &Env, path: &Path, mode: OpenMode) -> Result<Rc<dyn BlockDev>, 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     File,
+    /// A file in memory: every call answers at once, while a ring would hand it to a worker thread first.
+    Memory,
     Block,
 }
 
@@ -78,8 +82,13 @@ fn examine(path: &Path, mode: OpenMode) -> io::Result<(File, Geometry, Kind)> {
         }
     }
     let bytes = (&file).seek(SeekFrom::End(0))?;
+    let kind = if kind == Kind::File && fstatfs(&file)?.filesystem_type() == TMPFS_MAGIC {
+        Kind::Memory
+    } else {
+        kind
+    };
     let geometry = match kind {
-        Kind::File => Geometry {
+        Kind::File | Kind::Memory => Geometry {
             bytes: bytes - bytes % SECTOR,
             logical_block: SECTOR as u32,
             discard: true,
@@ -163,6 +172,17 @@ impl Inner {
         DevError { device: Arc::clone(&self.handle.name), op, at, len, errno }
     }
 
+    /// The result of a call that was made at once.
+    fn told<T>(&self, op: DevOp, at: u64, len: u64, result: io::Result<T>) -> Result<T, DevError> {
+        result.map_err(|error| self.error(op, at, len, error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    fn read_now(&self, at: u64, mut buf: Buf) -> Io<Buf> {
+        let len = buf.len() as u64;
+        let read = self.handle.file.read_exact_at(&mut buf, at).map(|()| buf);
+        Io::ready(self.told(DevOp::Read, at, len, read))
+    }
+
     fn write(&self, at: u64, data: Shared, fua: bool, reply: Completer<()>) {
         // Devices want direct I/O's memory aligned to their blocks; most views of a page-aligned buffer are.
         let block = self.geometry.logical_block as usize;
@@ -184,7 +204,7 @@ impl Inner {
 
     async fn discard(&self, at: u64, len: u64) -> Result<(), DevError> {
         let result = match self.kind {
-            Kind::File => {
+            Kind::File | Kind::Memory => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 self.fallocate(mode, at, len).await
             }
@@ -250,6 +270,9 @@ impl BlockDev for FileDev {
         if buf.is_empty() {
             return Io::ready(Ok(buf));
         }
+        if self.inner.kind == Kind::Memory {
+            return self.inner.read_now(at, buf);
+        }
         let (reply, io) = Io::pair();
         self.inner.start(Op::Read { file: Arc::clone(&self.inner.handle), at, buf, done: 0, reply });
         io
@@ -262,13 +285,17 @@ impl BlockDev for FileDev {
         if data.is_empty() {
             return Io::ready(Ok(()));
         }
+        if self.inner.kind == Kind::Memory {
+            let wrote = self.inner.handle.file.write_all_at(&data, at);
+            return Io::ready(self.inner.told(DevOp::Write, at, data.len() as u64, wrote));
+        }
         let (reply, io) = Io::pair();
         self.inner.write(at, data, fua, reply);
         io
     }
 
     fn flush(&self) -> Io<()> {
-        if self.inner.geometry.read_only {
+        if self.inner.geometry.read_only || self.inner.kind == Kind::Memory {
             return Io::ready(Ok(()));
         }
         let (reply, io) = Io::pair();

@@ -7,6 +7,7 @@ mod buf;
 mod error;
 mod file;
 mod io;
+mod ram;
 #[cfg(test)]
 mod tests;
 mod wrap;
@@ -15,6 +16,7 @@ pub use buf::{Buf, PAGE, Shared};
 pub use error::{DevError, DevOp};
 pub use file::{OpenMode, open};
 pub use io::{Completer, Io};
+pub use ram::Ram;
 pub use wrap::{Counting, Counts, Delay, ReadOnly};
 
 /// Smallest unit a device writes atomically and the unit of bcache's own addresses, in bytes.
