@@ -1,4 +1,5 @@
-//! Settings, by the kernel's sysfs names and with its defaults.
+//! Settings, by the kernel's sysfs names and with its defaults. This table is the one place that states them: command
+//! lines, the control socket and the manual are made from it.
 
 use bcache_format::superblock::{CacheMode, Replacement};
 use std::cell::Cell;
@@ -6,86 +7,287 @@ use std::cell::Cell;
 /// A setting.
 pub type Setting<T> = Cell<T>;
 
-/// Settings of a cache set.
-#[derive(Debug)]
-pub struct SetSettings {
-    /// Milliseconds after which keys that nobody waits for are written to the journal.
-    pub journal_delay_ms: Setting<u64>,
-    /// Discard buckets before they are reused. Persistent.
-    pub discard: Setting<bool>,
-    /// Which buckets are reused first. Persistent.
-    pub replacement: Setting<Replacement>,
-    /// Microseconds of a read of the cache device beyond which it counts as congested; 0: never.
-    pub congested_read_threshold_us: Setting<u64>,
-    /// The same for writes.
-    pub congested_write_threshold_us: Setting<u64>,
-    /// Errors of the cache device after which the set stops.
-    pub io_error_limit: Setting<u64>,
-    /// Whether GC moves data out of little used buckets.
-    pub copy_gc_enabled: Setting<bool>,
-    /// GC writes every node anew, needed or not.
-    pub gc_always_rewrite: Setting<bool>,
-    /// Write back at full speed while nothing else is asked for.
-    pub idle_max_writeback_rate: Setting<bool>,
-    /// Bytes of btree nodes kept in memory.
-    pub btree_cache_bytes: Setting<usize>,
+/// What a setting can be: text to value and back.
+pub trait Value: Copy {
+    /// What texts it takes, for messages.
+    const WANTED: &'static str;
+    /// The value that a text means.
+    fn parse(text: &str) -> Option<Self>;
+    /// The value as text.
+    fn show(self) -> String;
 }
 
-impl Default for SetSettings {
-    fn default() -> Self {
-        Self {
-            journal_delay_ms: Cell::new(100),
-            discard: Cell::new(false),
-            replacement: Cell::new(Replacement::Lru),
-            congested_read_threshold_us: Cell::new(2000),
-            congested_write_threshold_us: Cell::new(20000),
-            io_error_limit: Cell::new(8),
-            copy_gc_enabled: Cell::new(false),
-            gc_always_rewrite: Cell::new(false),
-            idle_max_writeback_rate: Cell::new(true),
-            btree_cache_bytes: Cell::new(1 << 30),
-        }
+impl Value for u64 {
+    const WANTED: &'static str = "a number, which may end in k, M or G";
+    fn parse(text: &str) -> Option<Self> {
+        parse_size::Config::new().with_binary().parse_size(text).ok()
+    }
+    fn show(self) -> String {
+        self.to_string()
     }
 }
 
-/// Settings of a backing device.
-#[derive(Debug)]
-pub struct DeviceSettings {
-    /// What happens to writes. Persistent.
-    pub cache_mode: Setting<CacheMode>,
-    /// Bytes of a sequential stream after which it bypasses the cache; 0: never.
-    pub sequential_cutoff: Setting<u64>,
-    /// Whether dirty data is written back in the background.
-    pub writeback_running: Setting<bool>,
-    /// Per cent of the cache that may be dirty before writing back goes faster than the least.
-    pub writeback_percent: Setting<u64>,
-    /// Seconds that dirty data stays before it is written back.
-    pub writeback_delay: Setting<u64>,
-    /// Sectors a second, at present.
-    pub writeback_rate: Setting<u64>,
-    /// The least of it.
-    pub writeback_rate_minimum: Setting<u64>,
-    /// Seconds between changes of the rate.
-    pub writeback_rate_update_seconds: Setting<u64>,
-    /// Inverse of the proportional term.
-    pub writeback_rate_p_term_inverse: Setting<u64>,
-    /// Inverse of the integral term.
-    pub writeback_rate_i_term_inverse: Setting<u64>,
+impl Value for usize {
+    const WANTED: &'static str = u64::WANTED;
+    fn parse(text: &str) -> Option<Self> {
+        u64::parse(text)?.try_into().ok()
+    }
+    fn show(self) -> String {
+        self.to_string()
+    }
 }
 
-impl Default for DeviceSettings {
-    fn default() -> Self {
-        Self {
-            cache_mode: Cell::new(CacheMode::Writethrough),
-            sequential_cutoff: Cell::new(4 << 20),
-            writeback_running: Cell::new(true),
-            writeback_percent: Cell::new(10),
-            writeback_delay: Cell::new(30),
-            writeback_rate: Cell::new(1024),
-            writeback_rate_minimum: Cell::new(8),
-            writeback_rate_update_seconds: Cell::new(5),
-            writeback_rate_p_term_inverse: Cell::new(40),
-            writeback_rate_i_term_inverse: Cell::new(10000),
+impl Value for bool {
+    const WANTED: &'static str = "0 or 1";
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "1" | "on" | "yes" | "true" => Some(true),
+            "0" | "off" | "no" | "false" => Some(false),
+            _ => None,
         }
+    }
+    fn show(self) -> String {
+        u8::from(self).to_string()
+    }
+}
+
+impl Value for CacheMode {
+    const WANTED: &'static str = "one of writethrough, writeback, writearound, none";
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == text)
+    }
+    fn show(self) -> String {
+        self.name().to_owned()
+    }
+}
+
+impl Value for Replacement {
+    const WANTED: &'static str = "one of lru, fifo, random";
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == text)
+    }
+    fn show(self) -> String {
+        self.name().to_owned()
+    }
+}
+
+/// A setting as tables show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+}
+
+/// Why a setting was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSetting {
+    /// No setting has this name.
+    #[error("there is no setting {0:?}")]
+    Unknown(String),
+    /// The setting does not take this value.
+    #[error("{name}: {value:?} is not {wanted}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What it was to be.
+        value: String,
+        /// What it takes.
+        wanted: &'static str,
+    },
+}
+
+macro_rules! settings {
+    ($(#[$outer:meta])* $name:ident {
+        $($(#[doc = $doc:literal])+ $field:ident: $kind:ty = $default:expr,)+
+    }) => {
+        $(#[$outer])*
+        #[derive(Debug)]
+        pub struct $name { $($(#[doc = $doc])+ pub $field: Setting<$kind>,)+ }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: Cell::new($default),)+ }
+            }
+        }
+
+        impl $name {
+            /// Names, what they mean, in order.
+            pub const HELP: &'static [(&'static str, &'static str)] =
+                &[$((stringify!($field), concat!($($doc),+)),)+];
+            /// All with their values, in order.
+            pub fn list(&self) -> Vec<Shown> {
+                vec![$(Shown { name: stringify!($field), value: self.$field.get().show() },)+]
+            }
+            /// Changes the one called `name`; nothing is changed on an error.
+            ///
+            /// # Errors
+            /// There is none of this name, or it does not take this value.
+            pub fn assign(&self, name: &str, value: &str) -> Result<(), BadSetting> {
+                match name {
+                    $(stringify!($field) => {
+                        let bad = || BadSetting::Value {
+                            name: stringify!($field),
+                            value: value.to_owned(),
+                            wanted: <$kind as Value>::WANTED,
+                        };
+                        self.$field.set(<$kind as Value>::parse(value).ok_or_else(bad)?);
+                        Ok(())
+                    })+
+                    _ => Err(BadSetting::Unknown(name.to_owned())),
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Settings of a cache set.
+    SetSettings {
+        /// Milliseconds after which keys that nobody waits for are written to the journal.
+        journal_delay_ms: u64 = 100,
+        /// Discard buckets before they are reused. Persistent.
+        discard: bool = false,
+        /// Which buckets are reused first. Persistent.
+        cache_replacement_policy: Replacement = Replacement::Lru,
+        /// Microseconds of a read of the cache device beyond which it counts as congested; 0: never.
+        congested_read_threshold_us: u64 = 2000,
+        /// The same for writes.
+        congested_write_threshold_us: u64 = 20000,
+        /// Errors of the cache device, decayed, after which it is not used for anything new and all that is dirty is
+        /// written back.
+        io_error_limit: u64 = 8,
+        /// Requests to the cache device in which its errors count half; 0: errors are never forgotten.
+        io_error_halflife: u64 = 0,
+        /// Whether GC moves data out of little used buckets.
+        copy_gc_enabled: bool = false,
+        /// GC writes every node anew, needed or not.
+        gc_always_rewrite: bool = false,
+        /// Write back at full speed while nothing else is asked for.
+        idle_max_writeback_rate: bool = true,
+        /// Per cent of the cache in use beyond which nothing is written dirty.
+        cutoff_writeback_sync: u64 = 70,
+        /// Bytes of btree nodes kept in memory.
+        btree_cache_bytes: usize = 1 << 30,
+    }
+}
+
+settings! {
+    /// Settings of a backing device or volume.
+    DeviceSettings {
+        /// What happens to writes. Persistent.
+        cache_mode: CacheMode = CacheMode::Writethrough,
+        /// Bytes of a sequential stream after which it bypasses the cache; 0: never.
+        sequential_cutoff: u64 = 4 << 20,
+        /// Whether dirty data is written back in the background.
+        writeback_running: bool = true,
+        /// Per cent of the cache that may be dirty before writing back goes faster than the least; 0: always at full
+        /// speed.
+        writeback_percent: u64 = 10,
+        /// Seconds that dirty data stays before it is written back.
+        writeback_delay: u64 = 30,
+        /// Sectors a second, at present.
+        writeback_rate: u64 = 1024,
+        /// The least of it.
+        writeback_rate_minimum: u64 = 8,
+        /// Seconds between changes of the rate.
+        writeback_rate_update_seconds: u64 = 5,
+        /// Inverse of the proportional term.
+        writeback_rate_p_term_inverse: u64 = 40,
+        /// Inverse of the integral term.
+        writeback_rate_i_term_inverse: u64 = 10000,
+        /// Write back faster when little dirty data holds many buckets.
+        writeback_consider_fragment: bool = true,
+        /// How much faster, above 50 per cent of the cache in use.
+        writeback_rate_fp_term_low: u64 = 1,
+        /// How much faster, above 57 per cent.
+        writeback_rate_fp_term_mid: u64 = 10,
+        /// How much faster, above 64 per cent.
+        writeback_rate_fp_term_high: u64 = 1000,
+        /// Errors of the backing device after which it is not used any more until they are cleared; 0: never.
+        io_error_limit: u64 = 64,
+        /// Bypass the cache now and then, whatever the other settings say: for tests.
+        bypass_torture_test: bool = false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_the_kernels() {
+        let set = SetSettings::default();
+        let expected = [
+            ("journal_delay_ms", "100"),
+            ("discard", "0"),
+            ("cache_replacement_policy", "lru"),
+            ("congested_read_threshold_us", "2000"),
+            ("congested_write_threshold_us", "20000"),
+            ("io_error_limit", "8"),
+            ("io_error_halflife", "0"),
+            ("copy_gc_enabled", "0"),
+            ("gc_always_rewrite", "0"),
+            ("idle_max_writeback_rate", "1"),
+            ("cutoff_writeback_sync", "70"),
+        ];
+        for (shown, (name, value)) in set.list().iter().zip(expected) {
+            assert_eq!((shown.name, shown.value.as_str()), (name, value));
+        }
+        let device = DeviceSettings::default();
+        let expected = [
+            ("cache_mode", "writethrough"),
+            ("sequential_cutoff", "4194304"),
+            ("writeback_running", "1"),
+            ("writeback_percent", "10"),
+            ("writeback_delay", "30"),
+            ("writeback_rate", "1024"),
+            ("writeback_rate_minimum", "8"),
+            ("writeback_rate_update_seconds", "5"),
+            ("writeback_rate_p_term_inverse", "40"),
+            ("writeback_rate_i_term_inverse", "10000"),
+            ("writeback_consider_fragment", "1"),
+            ("writeback_rate_fp_term_low", "1"),
+            ("writeback_rate_fp_term_mid", "10"),
+            ("writeback_rate_fp_term_high", "1000"),
+            ("io_error_limit", "64"),
+            ("bypass_torture_test", "0"),
+        ];
+        assert_eq!(device.list().len(), expected.len());
+        for (shown, (name, value)) in device.list().iter().zip(expected) {
+            assert_eq!((shown.name, shown.value.as_str()), (name, value));
+        }
+    }
+
+    #[test]
+    fn every_setting_takes_what_it_shows() {
+        let (set, device) = (SetSettings::default(), DeviceSettings::default());
+        for shown in set.list() {
+            set.assign(shown.name, &shown.value).unwrap();
+        }
+        for shown in device.list() {
+            device.assign(shown.name, &shown.value).unwrap();
+        }
+        assert_eq!(set.list(), SetSettings::default().list());
+        assert_eq!(device.list(), DeviceSettings::default().list());
+        assert_eq!(SetSettings::HELP.len(), set.list().len());
+    }
+
+    #[test]
+    fn wrong_ones_are_refused_with_a_reason() {
+        let device = DeviceSettings::default();
+        for (name, value, reason) in [
+            ("nothing", "1", "no setting"),
+            ("writeback_delay", "soon", "a number"),
+            ("cache_mode", "fast", "one of writethrough, writeback"),
+            ("writeback_running", "maybe", "0 or 1"),
+            ("sequential_cutoff", "large", "a number, which may end in k"),
+        ] {
+            let error = device.assign(name, value).unwrap_err().to_string();
+            assert!(error.contains(reason), "{name}={value}: {error}");
+        }
+        device.assign("sequential_cutoff", "1M").unwrap();
+        assert_eq!(device.sequential_cutoff.get(), 1 << 20);
     }
 }

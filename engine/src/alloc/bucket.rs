@@ -3,10 +3,21 @@
 use bcache_format::bkey::gen_after;
 use bcache_format::prio::{BTREE_PRIO, INITIAL_PRIO};
 use bcache_format::{BucketNr, Geometry, Ptr};
+use std::ops::Range;
 
 /// Distance between a bucket's generation and the oldest pointer to it at which it may not be reused before GC has
 /// looked for such pointers (`BUCKET_GC_GEN_MAX`).
 pub const GC_GEN_MAX: u8 = 96;
+
+/// Buckets that are looked at in one go; others run in between.
+const BUCKETS_AT_ONCE: u64 = 8192;
+
+/// The numbers of all buckets that may be allocated, so many at once.
+pub fn bucket_ranges(geometry: &Geometry) -> impl Iterator<Item = Range<u64>> + use<> {
+    let (first, end) = (geometry.first_bucket, geometry.nbuckets);
+    let starts = (first..end).step_by(BUCKETS_AT_ONCE as usize);
+    starts.map(move |from| from..(from + BUCKETS_AT_ONCE).min(end))
+}
 
 /// What GC, or the allocation since, found in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -41,6 +52,32 @@ pub struct Bucket {
     pub pin: u32,
     /// Sectors in use.
     pub sectors: u32,
+    /// Sectors in use when the running GC began: while it counts, that is what a bucket is worth.
+    pub sectors_before: u32,
+}
+
+/// Numbers of buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// With nothing in them.
+    pub free: u64,
+    /// With clean data only.
+    pub clean: u64,
+    /// With dirty data.
+    pub dirty: u64,
+    /// With metadata.
+    pub metadata: u64,
+    /// How long ago, in the units of priorities, data buckets were used, on average.
+    pub average_prio: u64,
+}
+
+impl Bucket {
+    /// By what is known of it, it may be emptied.
+    const fn is_reusable(&self) -> bool {
+        matches!(self.mark, Mark::Free | Mark::Reclaimable)
+            && self.pin == 0
+            && self.generation.wrapping_sub(self.last_gc) < GC_GEN_MAX
+    }
 }
 
 /// All buckets of the cache device.
@@ -80,11 +117,6 @@ impl Buckets {
         let first = self.geometry.first_bucket;
         (first..self.geometry.nbuckets).map(|nr| (BucketNr(nr), &self.list[nr as usize]))
     }
-    /// The same, to change them.
-    pub fn usable_mut(&mut self) -> impl Iterator<Item = (BucketNr, &mut Bucket)> {
-        let first = self.geometry.first_bucket as usize;
-        self.list.iter_mut().enumerate().skip(first).map(|(nr, bucket)| (BucketNr(nr as u64), bucket))
-    }
     /// How far the pointer's bucket is ahead of it; 0 when the pointer is good.
     #[must_use]
     pub fn staleness(&self, ptr: Ptr) -> u8 {
@@ -111,6 +143,26 @@ impl Buckets {
             bucket.last_gc = ptr.generation();
         }
     }
+    /// GC begins: of these buckets nothing is known but what somebody holds. If the marks could be `trusted` so far, what
+    /// could be reused before may be reused while GC runs.
+    pub fn begin_marking(&mut self, range: Range<u64>, trusted: bool) {
+        self.marks_valid = false;
+        for bucket in &mut self.list[range.start as usize..range.end as usize] {
+            bucket.reclaimable_in_gc = bucket.is_reusable() && (trusted || bucket.reclaimable_in_gc);
+            bucket.last_gc = bucket.generation;
+            bucket.sectors_before = bucket.sectors;
+            if bucket.pin == 0 {
+                bucket.mark = Mark::Free;
+                bucket.sectors = 0;
+            }
+        }
+    }
+    /// GC ends: what was said of these buckets for its time says nothing any more.
+    pub fn end_marking(&mut self, range: Range<u64>) {
+        for bucket in &mut self.list[range.start as usize..range.end as usize] {
+            bucket.reclaimable_in_gc = false;
+        }
+    }
     /// Marks what a live extent points to.
     pub fn mark_data(&mut self, ptr: Ptr, sectors: u64, dirty: bool) {
         let limit = self.geometry.bucket_sectors;
@@ -133,13 +185,36 @@ impl Buckets {
         bucket.mark = Mark::Metadata;
         bucket.sectors = sectors;
     }
+    /// Sectors in use in buckets that hold data, as of the last GC and what was written since.
+    #[must_use]
+    pub fn data_sectors(&self) -> u64 {
+        let data = self.usable().filter(|(_, bucket)| matches!(bucket.mark, Mark::Reclaimable | Mark::Dirty));
+        data.map(|(_, bucket)| u64::from(bucket.sectors)).sum()
+    }
+    /// How many buckets hold what.
+    #[must_use]
+    pub fn count_marks(&self) -> Parts {
+        let mut parts = Parts::default();
+        let (mut prios, mut data) = (0u64, 0u64);
+        for (_, bucket) in self.usable() {
+            *match bucket.mark {
+                Mark::Free => &mut parts.free,
+                Mark::Reclaimable => &mut parts.clean,
+                Mark::Dirty => &mut parts.dirty,
+                Mark::Metadata => &mut parts.metadata,
+            } += 1;
+            if matches!(bucket.mark, Mark::Reclaimable | Mark::Dirty) {
+                prios += u64::from(INITIAL_PRIO.saturating_sub(bucket.prio));
+                data += 1;
+            }
+        }
+        parts.average_prio = prios / data.max(1);
+        parts
+    }
     /// Whether a bucket may be emptied and reused now.
     #[must_use]
     pub fn may_invalidate(&self, bucket: &Bucket) -> bool {
-        (self.marks_valid || bucket.reclaimable_in_gc)
-            && matches!(bucket.mark, Mark::Free | Mark::Reclaimable)
-            && bucket.pin == 0
-            && bucket.generation.wrapping_sub(bucket.last_gc) < GC_GEN_MAX
+        (self.marks_valid || bucket.reclaimable_in_gc) && bucket.is_reusable()
     }
     /// Empties a bucket: every pointer into it is stale from now on. It stays pinned until it is allocated and used.
     pub fn invalidate(&mut self, nr: BucketNr) {
@@ -150,7 +225,7 @@ impl Buckets {
         bucket.pin += 1;
         bucket.reclaimable_in_gc = false;
         bucket.mark = Mark::Free;
-        bucket.sectors = 0;
+        (bucket.sectors, bucket.sectors_before) = (0, 0);
     }
     /// Whether an extent may count, now or after a crash.
     #[must_use]
@@ -162,7 +237,9 @@ impl Buckets {
     #[must_use]
     pub fn lru_weight(&self, bucket: &Bucket) -> u64 {
         let base = u64::from(INITIAL_PRIO.saturating_sub(self.min_prio)) / 8;
-        (u64::from(bucket.prio.saturating_sub(self.min_prio)) + base) * u64::from(bucket.sectors)
+        let sectors =
+            if self.marks_valid { bucket.sectors } else { bucket.sectors.max(bucket.sectors_before) };
+        (u64::from(bucket.prio.saturating_sub(self.min_prio)) + base) * u64::from(sectors)
     }
     /// Ages all data buckets once for every 1/1024 of the cache that was read or written.
     pub fn age(&mut self, sectors: u64) {

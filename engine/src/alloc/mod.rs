@@ -10,7 +10,8 @@ mod open_bucket;
 mod prio;
 mod refill;
 
-pub use bucket::{Bucket, Buckets, Mark};
+pub(crate) use bucket::bucket_ranges;
+pub use bucket::{Bucket, Buckets, Mark, Parts};
 pub use open_bucket::{OpenBuckets, Space, WritePoint};
 pub use prio::PrioChain;
 

@@ -46,6 +46,7 @@ impl CacheSet {
         self.stats.prio_writes.add(1);
         for (bucket, image) in fresh.iter().zip(images).rev() {
             let at = geometry.bucket_start_byte(*bucket);
+            self.stats.other_metadata_sectors_written.add(image.len() as u64 / bcache_format::SECTOR_SIZE);
             self.metadata(self.cache.write(at, Buf::copied(&image).freeze()).await)?;
         }
         {

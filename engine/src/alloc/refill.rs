@@ -1,6 +1,6 @@
 //! Refilling the free lists: choose buckets to empty, make their new generations durable, discard, hand out.
 
-use super::bucket::Buckets;
+use super::bucket::{Buckets, bucket_ranges};
 use crate::error::Result;
 use crate::set::CacheSet;
 use bcache_format::BucketNr;
@@ -23,7 +23,7 @@ impl CacheSet {
     }
 
     async fn refill_once(&self) -> Result<()> {
-        let batch = self.invalidate_batch();
+        let batch = self.invalidate_batch().await;
         if batch.is_empty() {
             // Nothing can be emptied by what is known: GC has to look.
             self.alloc.wants_gc.set(true);
@@ -59,14 +59,17 @@ impl CacheSet {
     }
 
     /// Empties a batch of buckets in memory.
-    fn invalidate_batch(&self) -> Vec<BucketNr> {
+    async fn invalidate_batch(&self) -> Vec<BucketNr> {
         let count = self.alloc.batch;
-        let mut buckets = self.alloc.buckets.borrow_mut();
-        let chosen = match self.settings.replacement.get() {
-            Replacement::Lru => lru(&buckets, count),
-            Replacement::Fifo => self.fifo(&buckets, count),
-            Replacement::Random => self.random(&buckets, count),
+        let chosen = match self.settings.cache_replacement_policy.get() {
+            Replacement::Lru => self.lru(count).await,
+            Replacement::Fifo => self.fifo(&self.alloc.buckets.borrow(), count),
+            Replacement::Random => self.random(&self.alloc.buckets.borrow(), count),
         };
+        let mut buckets = self.alloc.buckets.borrow_mut();
+        // Some may have been taken into use while others were looked at.
+        let chosen: Vec<_> =
+            chosen.into_iter().filter(|nr| buckets.may_invalidate(buckets.get(*nr))).collect();
         for nr in &chosen {
             if buckets.get(*nr).sectors > 0 {
                 self.stats.invalidated.add(1);
@@ -74,6 +77,25 @@ impl CacheSet {
             buckets.invalidate(*nr);
         }
         chosen
+    }
+
+    /// The buckets that are worth least. Weighing all of a large cache takes milliseconds, so others run in between.
+    async fn lru(&self, count: usize) -> Vec<BucketNr> {
+        let mut weighed: Vec<(u64, BucketNr)> = Vec::new();
+        for range in bucket_ranges(&self.cache.geometry) {
+            {
+                let buckets = self.alloc.buckets.borrow();
+                let numbers = range.map(BucketNr).filter(|nr| buckets.may_invalidate(buckets.get(*nr)));
+                weighed.extend(numbers.map(|nr| (buckets.lru_weight(buckets.get(nr)), nr)));
+            }
+            if weighed.len() > count {
+                weighed.select_nth_unstable(count);
+                weighed.truncate(count);
+            }
+            self.env.yield_now().await;
+        }
+        weighed.sort_unstable();
+        weighed.into_iter().map(|(_, nr)| nr).collect()
     }
 
     fn fifo(&self, buckets: &Buckets, count: usize) -> Vec<BucketNr> {
@@ -113,16 +135,4 @@ impl CacheSet {
         }
         chosen.into_iter().collect()
     }
-}
-
-fn lru(buckets: &Buckets, count: usize) -> Vec<BucketNr> {
-    let candidates = buckets.usable().filter(|(_, bucket)| buckets.may_invalidate(bucket));
-    let mut weighed: Vec<(u64, BucketNr)> =
-        candidates.map(|(nr, bucket)| (buckets.lru_weight(bucket), nr)).collect();
-    if weighed.len() > count {
-        weighed.select_nth_unstable(count);
-        weighed.truncate(count);
-    }
-    weighed.sort_unstable();
-    weighed.into_iter().map(|(_, nr)| nr).collect()
 }

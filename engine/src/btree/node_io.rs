@@ -44,7 +44,9 @@ impl CacheSet {
                 continue;
             }
             self.tree.reading.borrow_mut().insert(nr, Rc::new(WaitQueue::new()));
+            let began = self.env.now();
             let read = self.read_node(wanted).await;
+            self.timings.btree_read.record(began, self.env.now());
             let queue = self.tree.reading.borrow_mut().remove(&nr);
             if let Ok(node) = &read {
                 self.tree.add(node);
@@ -55,6 +57,19 @@ impl CacheSet {
             }
             return read;
         }
+    }
+
+    /// Reads the leaf of `pos` from the device once more and drops it: what a lookup pays whose leaf is not in memory.
+    /// Answers its extents on the device. For benchmarks.
+    ///
+    /// # Errors
+    /// A node cannot be read or trusted.
+    pub async fn reread_leaf(&self, pos: Pos) -> Result<usize> {
+        let leaf = self.node_at(pos, 0).await?;
+        let read = self.read_node(NodeRef { ptr: leaf.ptr, level: 0, max: leaf.max }).await?;
+        let mut count = 0;
+        read.for_each_extent(|_| count += 1);
+        Ok(count)
     }
 
     /// Reads a node and checks all that can be checked of it.
@@ -223,6 +238,8 @@ impl CacheSet {
         image: Vec<u8>,
         write: &PendingWrite,
     ) -> Result<()> {
+        // Who writes many nodes to a device that answers at once would otherwise let nobody else run.
+        self.env.yield_now().await;
         let geometry = &self.cache.geometry;
         let block = geometry.block_bytes();
         let mut padded = Buf::zeroed((image.len() as u64).next_multiple_of(block) as usize);

@@ -91,6 +91,7 @@ impl CacheSet {
         fewer: usize,
         prepare: &mut dyn FnMut(),
     ) -> Result<()> {
+        let began = self.env.now();
         for old in olds {
             old.freeze();
         }
@@ -107,6 +108,7 @@ impl CacheSet {
         for old in olds {
             old.thaw();
         }
+        self.timings.btree_split.record(began, self.env.now());
         result.inspect_err(|error| self.fail(error.clone()))
     }
 

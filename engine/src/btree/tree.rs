@@ -131,6 +131,12 @@ impl Tree {
             self.nodes.borrow_mut().remove(&nr);
         }
     }
+    /// Puts every node out of memory that nobody needs there.
+    pub fn prune(&self) {
+        let limit = self.limit.replace(0);
+        self.evict();
+        self.limit.set(limit);
+    }
     fn is_root(&self, node: &Rc<Node>) -> bool {
         self.root.borrow().as_ref().is_some_and(|root| Rc::ptr_eq(root, node))
     }

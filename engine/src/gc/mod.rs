@@ -8,7 +8,7 @@
 //! Leaves are written before GC ends. Replacing keys are not journaled, so until then a crash would bring back keys that
 //! point into buckets which the marks call free. Prio writes are blocked from GC's start to its end.
 
-use crate::alloc::Mark;
+use crate::alloc::bucket_ranges;
 use crate::btree::{Body, Node, children_of};
 use crate::error::Result;
 use crate::set::CacheSet;
@@ -22,6 +22,8 @@ mod moving;
 
 /// How long GC works before it lets others run.
 const SLICE: Duration = Duration::from_micros(200);
+/// Extents that are marked between two looks at the clock.
+const MARKED_AT_ONCE: usize = 1024;
 /// Nodes that are joined at most at once.
 const MERGE_NODES: usize = 4;
 /// Staleness of a key beyond which its node is written anew.
@@ -93,6 +95,42 @@ impl Gc {
     }
 }
 
+/// What marking a node found.
+#[derive(Default)]
+struct Found {
+    all: usize,
+    good: usize,
+    oldest: u8,
+}
+
+impl Found {
+    /// So little of the node is of use that it should be written anew.
+    const fn little_is_of_use(&self) -> bool {
+        self.oldest > STALE_REWRITE || (self.all - self.good) * 2 > self.all
+    }
+}
+
+/// Gives way to others when GC has worked for [`SLICE`].
+struct Slice {
+    since: u64,
+}
+
+impl Slice {
+    fn begin(set: &CacheSet) -> Self {
+        Self { since: set.env.now() }
+    }
+    async fn pause(&mut self, set: &CacheSet) -> Result<()> {
+        if set.env.now() - self.since > SLICE.as_nanos() as u64 {
+            set.env.yield_now().await;
+            if set.is_closing() {
+                return Err(crate::error::Error::Stopping);
+            }
+            self.since = set.env.now();
+        }
+        Ok(())
+    }
+}
+
 impl CacheSet {
     /// Asks for a pass (`trigger_gc`).
     pub fn trigger_gc(&self) {
@@ -122,18 +160,28 @@ impl CacheSet {
         }
     }
 
+    /// Collects garbage now, and waits until a whole pass is done.
+    pub async fn collect_garbage(&self) {
+        self.gc.request();
+        self.gc.wait_for_pass(self).await;
+    }
+
     /// One pass over the whole btree.
     pub(crate) async fn gc_pass(self: &Rc<Self>) -> Result<()> {
+        let began = self.env.now();
         self.gc.running.set(true);
         self.alloc.block_prio();
-        self.gc_start();
-        let result = self.gc_walk().await;
-        if result.is_ok() {
-            self.gc_finish();
+        let mut slice = Slice::begin(self);
+        let result = async {
+            self.gc_start(&mut slice).await?;
+            self.gc_walk(&mut slice).await?;
+            self.gc_finish(&mut slice).await
         }
+        .await;
         self.alloc.unblock_prio(1);
         self.gc.running.set(false);
         self.stats.gc_passes.add(1);
+        self.timings.btree_gc.record(began, self.env.now());
         result?;
         if self.settings.copy_gc_enabled.get() {
             self.moving_gc().await?;
@@ -141,59 +189,53 @@ impl CacheSet {
         Ok(())
     }
 
-    fn gc_start(&self) {
-        let mut buckets = self.alloc.buckets.borrow_mut();
-        let reusable: Vec<_> =
-            buckets.usable().filter(|(_, bucket)| buckets.may_invalidate(bucket)).map(|(nr, _)| nr).collect();
-        for nr in reusable {
-            buckets.get_mut(nr).reclaimable_in_gc = true;
+    async fn gc_start(&self, slice: &mut Slice) -> Result<()> {
+        let trusted = self.alloc.buckets.borrow().marks_valid;
+        for range in bucket_ranges(&self.cache.geometry) {
+            self.alloc.buckets.borrow_mut().begin_marking(range, trusted);
+            slice.pause(self).await?;
         }
-        for (_, bucket) in buckets.usable_mut() {
-            bucket.last_gc = bucket.generation;
-            if bucket.pin == 0 {
-                bucket.mark = Mark::Free;
-                bucket.sectors = 0;
-            }
-        }
-        buckets.marks_valid = false;
+        Ok(())
     }
 
-    async fn gc_walk(self: &Rc<Self>) -> Result<()> {
+    async fn gc_walk(self: &Rc<Self>, slice: &mut Slice) -> Result<()> {
         let top = self.tree.root().level;
-        let mut slice = self.env.now();
         for level in (0..=top).rev() {
             let mut at = Pos::ZERO;
-            loop {
+            while at != Pos::MAX {
                 // The tree may have changed at each await; the position is what stays.
                 let level = level.min(self.tree.root().level);
                 let node = self.node_at(at, level).await?;
-                let rewrite = self.gc_mark(&node);
+                let mut found = Found::default();
+                at = self.gc_mark(&node, at, &mut found);
+                while at < node.max {
+                    slice.pause(self).await?;
+                    if node.is_dead() {
+                        break;
+                    }
+                    at = self.gc_mark(&node, at, &mut found);
+                }
+                if node.is_dead() {
+                    // What replaced it is looked at from where this was left.
+                    continue;
+                }
                 if level == 0 && node.is_dirty() {
                     self.node_write(&node).await?;
                 }
-                let end = node.max;
                 if level < self.tree.root().level {
+                    let rewrite = found.little_is_of_use() || self.settings.gc_always_rewrite.get();
                     self.gc_improve(&node, rewrite).await?;
                 }
                 drop(node);
-                if self.env.now() - slice > SLICE.as_nanos() as u64 {
-                    self.env.yield_now().await;
-                    if self.is_closing() {
-                        return Err(crate::error::Error::Stopping);
-                    }
-                    slice = self.env.now();
-                }
-                if end == Pos::MAX {
-                    break;
-                }
-                at = end;
+                slice.pause(self).await?;
             }
         }
         Ok(())
     }
 
-    /// Marks what a node points to. True when so little of it is of use that it should be written anew.
-    fn gc_mark(&self, node: &Node) -> bool {
+    /// Marks what a node points to, an interior node as a whole, a leaf from `from` on and only so many extents. Answers
+    /// where to go on.
+    fn gc_mark(&self, node: &Node, from: Pos, found: &mut Found) -> Pos {
         let geometry = &self.cache.geometry;
         let mut buckets = self.alloc.buckets.borrow_mut();
         buckets.mark_metadata(node.bucket);
@@ -204,26 +246,31 @@ impl CacheSet {
                     buckets.note_oldest(child.ptr);
                     buckets.mark_metadata(geometry.ptr_bucket(child.ptr));
                 }
-                let mut oldest = 0;
                 for ptr in stale {
                     buckets.note_oldest(*ptr);
-                    oldest = oldest.max(buckets.staleness(*ptr));
+                    found.oldest = found.oldest.max(buckets.staleness(*ptr));
                 }
-                oldest > STALE_REWRITE || stale.len() > children.len()
+                found.all += children.len() + stale.len();
+                found.good += children.len();
+                node.max
             }
             Body::Leaf { map, .. } => {
-                let (mut all, mut good, mut oldest) = (0usize, 0usize, 0u8);
-                for extent in map.iter() {
-                    all += 1;
+                let mut end = node.max;
+                for (i, extent) in map.iter_from(from).enumerate() {
+                    if i == MARKED_AT_ONCE {
+                        end = extent.start_pos();
+                        break;
+                    }
                     buckets.note_oldest(extent.ptr());
                     let stale = buckets.staleness(extent.ptr());
-                    oldest = oldest.max(stale);
+                    found.oldest = found.oldest.max(stale);
+                    found.all += 1;
                     if stale == 0 {
-                        good += 1;
+                        found.good += 1;
                         buckets.mark_data(extent.ptr(), extent.size(), extent.dirty());
                     }
                 }
-                oldest > STALE_REWRITE || (all - good) * 2 > all || self.settings.gc_always_rewrite.get()
+                end
             }
         }
     }
@@ -286,19 +333,21 @@ impl CacheSet {
         }
     }
 
-    fn gc_finish(&self) {
+    async fn gc_finish(&self, slice: &mut Slice) -> Result<()> {
+        for range in bucket_ranges(&self.cache.geometry) {
+            self.alloc.buckets.borrow_mut().end_marking(range);
+            slice.pause(self).await?;
+        }
         self.mark_roots();
         let journal = self.journal.bucket_numbers();
         let mut buckets = self.alloc.buckets.borrow_mut();
         for nr in journal {
             buckets.mark_metadata(bcache_format::BucketNr(nr));
         }
-        for (_, bucket) in buckets.usable_mut() {
-            bucket.reclaimable_in_gc = false;
-        }
         buckets.marks_valid = true;
         drop(buckets);
         self.alloc.wants_gc.set(false);
         self.alloc.count_available();
+        Ok(())
     }
 }

@@ -100,6 +100,7 @@ impl CacheSet {
         journal.durable_last.set(last_seq);
         journal.unpin(seq);
         self.stats.journal_writes.add(1);
+        self.stats.other_metadata_sectors_written.add(image.len() as u64 / bcache_format::SECTOR_SIZE);
         journal.written.wake_all();
         journal.reclaimer.wake_all();
         Ok(())

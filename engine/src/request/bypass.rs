@@ -10,8 +10,6 @@ const STREAMS: usize = 128;
 const STREAM_LIFE: u64 = 5_000_000_000;
 /// Per cent of the cache in use beyond which nothing is added.
 pub const CUTOFF_CACHE_ADD: u64 = 95;
-/// Per cent of the cache in use beyond which nothing is written dirty.
-pub const CUTOFF_WRITEBACK_SYNC: u64 = 70;
 /// Most that congestion is counted.
 const CONGESTED_MAX: i64 = 1024;
 
@@ -97,7 +95,10 @@ impl CacheSet {
     pub(crate) fn should_bypass(&self, device: &Device, start: u64, sectors: u64, write: bool) -> bool {
         let mode = device.settings.cache_mode.get();
         let none = mode == CacheMode::None || (mode == CacheMode::Writearound && write);
-        if device.detaching.get() || none {
+        if device.detaching.get() || none || self.io_errors.is_retired() {
+            return true;
+        }
+        if device.settings.bypass_torture_test.get() && self.env.random() & 3 == 3 {
             return true;
         }
         if self.alloc.in_use_percent() > CUTOFF_CACHE_ADD {
@@ -129,7 +130,7 @@ impl CacheSet {
         device.settings.cache_mode.get() == CacheMode::Writeback
             && !device.detaching.get()
             && !bypass
-            && self.alloc.in_use_percent() <= CUTOFF_WRITEBACK_SYNC
+            && self.alloc.in_use_percent() <= self.settings.cutoff_writeback_sync.get()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod alone;
 mod bypass;
+mod errors;
 mod place;
 mod ranges;
 mod read;
@@ -9,6 +10,7 @@ mod volume;
 mod write;
 
 pub use alone::AloneVolume;
-pub use bypass::{Congestion, Streams};
+pub use bypass::{CUTOFF_CACHE_ADD, Congestion, Streams};
+pub use errors::IoErrors;
 pub use ranges::{MissId, Misses, RangeGuard, Ranges};
 pub use volume::DeviceVolume;

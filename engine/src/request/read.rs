@@ -124,6 +124,7 @@ impl CacheSet {
             self.stats.cache_read_races.add(1);
             return Ok(None);
         }
+        self.count_cache_io(result.is_err());
         match result {
             Ok(buf) => Ok(Some(buf.freeze())),
             Err(source) => {
@@ -151,6 +152,7 @@ impl CacheSet {
             Ok(buf) => buf.freeze(),
             Err(error) => {
                 device.stats.backing_read_errors.add(1);
+                device.count_backing_error();
                 if let Some(miss) = miss {
                     self.misses.end(miss, end - start);
                 }
@@ -182,6 +184,7 @@ impl CacheSet {
             wrote.push(self.cache.write(extent.ptr().offset() * SECTOR_SIZE, slice).await);
         }
         for (extent, wrote) in extents.iter().zip(wrote) {
+            self.count_cache_io(wrote.is_err());
             if wrote.is_err() {
                 self.stats.cache_write_errors.add(1);
                 continue;
@@ -205,7 +208,10 @@ impl CacheSet {
             Kind::FlashOnly { .. } => Ok(vec![Buf::zeroed(bytes).freeze()]),
             Kind::Cached(backing) => {
                 let read = backing.dev.dev.read(start * SECTOR_SIZE, Buf::recycled(bytes)).await;
-                let buf = read.inspect_err(|_| device.stats.backing_read_errors.add(1))?;
+                let buf = read.inspect_err(|_| {
+                    device.stats.backing_read_errors.add(1);
+                    device.count_backing_error();
+                })?;
                 Ok(vec![buf.freeze()])
             }
         }

@@ -46,6 +46,15 @@ impl DeviceVolume {
         if self.device.closed.get() {
             return Err(Error::Stopping.into());
         }
+        if self.device.is_given_up() {
+            let detail = format!(
+                "{}: its backing device had {} errors, the limit; clear_stats lets it try again",
+                self.name,
+                self.device.io_errors.get()
+            );
+            return Err(VolumeError::new(libc::EIO, detail));
+        }
+        self.set.request_came();
         self.device.requests.set(self.device.requests.get() + 1);
         Ok(Running(&self.device))
     }
@@ -77,7 +86,7 @@ impl Volume for DeviceVolume {
         u32::from(sectors) * SECTOR_SIZE as u32
     }
     fn id(&self) -> VolumeId {
-        VolumeId { name: self.name.clone(), label: self.device.label.to_text(), uuid: self.device.uuid }
+        VolumeId { name: self.name.clone(), label: self.device.label.get().to_text(), uuid: self.device.uuid }
     }
     fn read_only(&self) -> bool {
         false

@@ -95,20 +95,30 @@ impl CacheSet {
     /// Data first, then the keys that name it.
     async fn fill_and_insert(self: &Rc<Self>, extents: &[Extent], start: u64, data: &Shared) -> Result<()> {
         let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, data)).collect();
-        let mut result = Ok(());
-        for io in ios {
-            let wrote = io.await;
-            self.cache.completed();
-            if let Err(error) = wrote {
-                self.stats.cache_write_errors.add(1);
-                result = Err(error);
-            }
-        }
-        result?;
+        self.filled(ios).await?;
         for extent in extents {
             self.insert(*extent, Durability::Journal).await?;
         }
         Ok(())
+    }
+
+    /// Waits for writes of data to the cache device; the error of one of those that failed.
+    async fn filled(&self, ios: Vec<crate::dev::Io<()>>) -> Result<()> {
+        let began = self.env.now();
+        let mut result = Ok(());
+        for io in ios {
+            let wrote = io.await;
+            self.cache.completed();
+            self.count_cache_io(wrote.is_err());
+            if let Err(error) = wrote {
+                self.stats.cache_write_errors.add(1);
+                result = Err(error.into());
+            }
+        }
+        let now = self.env.now();
+        let threshold = self.settings.congested_write_threshold_us.get();
+        self.congestion.count(now.saturating_sub(began) / 1000, threshold, now);
+        result
     }
 
     fn begin_fill(&self, extent: &Extent, start: u64, data: &Shared) -> crate::dev::Io<()> {
@@ -132,15 +142,7 @@ impl CacheSet {
         };
         let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, &data)).collect();
         let below = self.write_around(device, inode, start, end, data).await;
-        let mut filled = true;
-        for io in ios {
-            let wrote = io.await;
-            self.cache.completed();
-            if wrote.is_err() {
-                self.stats.cache_write_errors.add(1);
-                filled = false;
-            }
-        }
+        let filled = self.filled(ios).await.is_ok();
         let mut result = below;
         for extent in extents.iter().filter(|_| filled) {
             if result.is_ok() {
@@ -253,6 +255,9 @@ impl CacheSet {
 async fn write_below(device: &Device, start: u64, data: Shared) -> Result<()> {
     let Some(backing) = device.backing() else { return Err(Error::refused("a volume has nothing below it")) };
     let result = backing.dev.write(start * SECTOR_SIZE, data).await;
-    result.inspect_err(|_| device.stats.backing_write_errors.add(1))?;
+    result.inspect_err(|_| {
+        device.stats.backing_write_errors.add(1);
+        device.count_backing_error();
+    })?;
     Ok(())
 }

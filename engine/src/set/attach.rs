@@ -62,7 +62,7 @@ impl CacheSet {
         let now = self.env.wall_secs();
         let entry = UuidEntry {
             uuid: device.uuid,
-            label: device.label,
+            label: device.label.get(),
             first_reg: now,
             last_reg: now,
             ..UuidEntry::EMPTY
@@ -183,17 +183,5 @@ impl CacheSet {
         device.inode.set(None);
         self.devices.borrow_mut().remove(&inode);
         self.invalidate_slot(inode).await
-    }
-
-    /// Sets the cache mode of a device, for good where there is a superblock to say it.
-    ///
-    /// # Errors
-    /// The superblock cannot be written.
-    pub async fn set_cache_mode(&self, device: &Device, mode: CacheMode) -> Result<()> {
-        if let Some(backing) = device.backing() {
-            backing.update(|sb| sb.set_cache_mode(mode)).await?;
-        }
-        device.settings.cache_mode.set(mode);
-        Ok(())
     }
 }

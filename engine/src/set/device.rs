@@ -4,7 +4,7 @@ use super::cache_dev::{Tracked, write_superblock};
 use crate::error::Result;
 use crate::request::{Ranges, Streams};
 use crate::settings::DeviceSettings;
-use crate::stats::DeviceStats;
+use crate::stats::{DeviceStats, Windows};
 use crate::sync::{Mutex, WaitQueue};
 use crate::writeback::Writeback;
 use bcache_format::superblock::{BackingState, Label, Superblock};
@@ -45,11 +45,15 @@ pub struct Device {
     /// UUID.
     pub uuid: Uuid,
     /// Label.
-    pub label: Label,
+    pub label: Cell<Label>,
     /// Settings.
     pub settings: DeviceSettings,
     /// Counters.
     pub stats: DeviceStats,
+    /// What they said lately.
+    pub windows: Windows,
+    /// Errors of the backing device.
+    pub(crate) io_errors: Cell<u64>,
     /// Writes under way.
     pub(crate) writes: Ranges,
     pub(crate) writeback: Writeback,
@@ -129,9 +133,11 @@ impl Device {
             kind,
             inode: Cell::new(None),
             uuid,
-            label,
+            label: Cell::new(label),
             settings,
             stats: DeviceStats::default(),
+            windows: Windows::default(),
+            io_errors: Cell::new(0),
             writes: Ranges::default(),
             writeback: Writeback::default(),
             streams: Streams::default(),

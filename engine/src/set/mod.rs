@@ -1,13 +1,17 @@
 //! A cache set: one cache device, its backing devices and volumes.
 
 mod attach;
+mod attributes;
 mod audit;
 mod cache_dev;
 mod device;
 mod recover;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod uuids;
 
+pub use attributes::{Attribute, LEFT_OUT};
 pub use cache_dev::{CacheDev, Tracked, read_superblock};
 pub use device::{Backing, Device, Kind};
 pub use uuids::UuidTable;
@@ -18,9 +22,9 @@ use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gc::Gc;
 use crate::journal::{Journal, Roots};
-use crate::request::{Congestion, Misses};
+use crate::request::{Congestion, IoErrors, Misses};
 use crate::settings::SetSettings;
-use crate::stats::SetStats;
+use crate::stats::{SetStats, Timings};
 use crate::sync::{Mutex, WaitQueue};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -62,6 +66,14 @@ pub struct CacheSet {
     pub settings: SetSettings,
     /// Counters.
     pub stats: SetStats,
+    /// Durations.
+    pub timings: Timings,
+    /// Errors of the cache device.
+    pub io_errors: IoErrors,
+    /// Rounds of setting the writeback rate in which no request came.
+    idle_rounds: Cell<u64>,
+    /// Writing back goes as fast as it can, because nothing else is asked for.
+    at_max_rate: Cell<bool>,
     failure: RefCell<Option<Rc<str>>>,
     closing: Cell<bool>,
     /// Tasks of the set that run, by when they stop.
@@ -97,6 +109,26 @@ impl CacheSet {
             .filter(|(_, sectors)| **sectors > 0)
             .map(|(inode, sectors)| (*inode, *sectors as u64))
             .collect()
+    }
+    /// A request came: the set is not idle.
+    pub(crate) fn request_came(&self) {
+        self.idle_rounds.set(0);
+        if self.at_max_rate.replace(false) {
+            for device in self.devices() {
+                device.settings.writeback_rate.set(device.settings.writeback_rate_minimum.get().max(1));
+            }
+        }
+    }
+    /// Nobody asked for anything for some rounds of setting the writeback rate of each device.
+    pub(crate) fn is_idle(&self) -> bool {
+        const ROUNDS: u64 = 6;
+        self.idle_rounds.set(self.idle_rounds.get() + 1);
+        let devices = self.devices.borrow().len() as u64;
+        let idle = self.settings.idle_max_writeback_rate.get()
+            && self.alloc.buckets.borrow().marks_valid
+            && self.idle_rounds.get() >= devices * ROUNDS;
+        self.at_max_rate.set(idle);
+        idle
     }
     /// Ends all writing because of `error`. The first one counts.
     pub(crate) fn fail(&self, error: Error) {

@@ -16,9 +16,9 @@ use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gc::Gc;
 use crate::journal::{Found, Journal, read_journal};
-use crate::request::{Congestion, Misses};
+use crate::request::{Congestion, IoErrors, Misses};
 use crate::settings::SetSettings;
-use crate::stats::SetStats;
+use crate::stats::{SetStats, Timings};
 use crate::sync::WaitQueue;
 use bcache_format::bkey::Bkey;
 use bcache_format::prio::{INITIAL_PRIO, PrioSet};
@@ -66,7 +66,7 @@ impl CacheSet {
                 sb.replacement_number()
             )));
         };
-        settings.replacement.set(replacement);
+        settings.cache_replacement_policy.set(replacement);
         if !sb.sync() {
             return Self::start_new(env, cache, settings).await;
         }
@@ -101,6 +101,10 @@ impl CacheSet {
             devices: RefCell::default(),
             settings,
             stats: SetStats::default(),
+            timings: Timings::default(),
+            io_errors: IoErrors::default(),
+            idle_rounds: Cell::new(0),
+            at_max_rate: Cell::new(false),
             failure: RefCell::default(),
             closing: Cell::new(false),
             tasks: Default::default(),
@@ -367,6 +371,7 @@ impl CacheSet {
         self.task(Stage::Space, Rc::clone(self).refill_task());
         self.task(Stage::Space, Rc::clone(self).gc_task());
         self.task(Stage::Space, Rc::clone(self).flusher_task());
+        self.task(Stage::Space, Rc::clone(self).accounting_task());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{CacheSet, Stage};
 use crate::error::Result;
+use crate::stats::TICK;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,6 +26,15 @@ impl CacheSet {
                 if since != 0 && since <= before && self.node_write(&node).await.is_err() {
                     return;
                 }
+            }
+        }
+    }
+
+    /// Moves the windows of what was counted lately.
+    pub(crate) async fn accounting_task(self: Rc<Self>) {
+        while self.env.timeout(TICK, self.gc.closed()).await.is_err() && !self.is_closing() {
+            for device in self.devices() {
+                device.windows.tick(&device.stats);
             }
         }
     }

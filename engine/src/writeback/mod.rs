@@ -101,8 +101,13 @@ impl CacheSet {
         // The last dirty data may have been overwritten instead; then all there is to do is to say clean.
         let says = device.backing().is_some_and(crate::set::Backing::says_dirty);
         let dirty = device.inode.get().is_some_and(|inode| says || self.dirty_sectors(inode) > 0);
-        let due = device.detaching.get() || device.settings.writeback_running.get();
+        let due = self.writes_back_all(device) || device.settings.writeback_running.get();
         dirty && due
+    }
+
+    /// The cache is to hold nothing dirty of the device any more.
+    fn writes_back_all(&self, device: &Device) -> bool {
+        device.detaching.get() || self.io_errors.is_retired()
     }
 
     /// Nothing is left behind where the pass began, or the pass begins anew.
@@ -121,7 +126,7 @@ impl CacheSet {
             }
         } else if whole {
             self.env.sleep(BUSY).await;
-        } else if !device.detaching.get() {
+        } else if !self.writes_back_all(device) {
             self.pause(device, Duration::from_secs(device.settings.writeback_delay.get())).await;
         }
     }
@@ -129,7 +134,7 @@ impl CacheSet {
     /// Waits, but not when the device stops or is detached.
     async fn pause(&self, device: &Device, duration: Duration) {
         let until = self.env.now() + duration.as_nanos() as u64;
-        while !device.writeback.is_closed() && !self.is_closing() && !device.detaching.get() {
+        while !device.writeback.is_closed() && !self.is_closing() && !self.writes_back_all(device) {
             let now = self.env.now();
             if now >= until {
                 return;
@@ -140,12 +145,14 @@ impl CacheSet {
     }
 
     async fn writeback_pause(&self, device: &Device, sectors: u64) {
-        if device.detaching.get() || device.settings.writeback_percent.get() == 0 {
+        // Requests that wait go first, also where devices answer at once.
+        self.env.yield_now().await;
+        if self.writes_back_all(device) || device.settings.writeback_percent.get() == 0 {
             return;
         }
-        let rate = device.settings.writeback_rate.get().max(1);
-        let nanos = u128::from(sectors) * 1_000_000_000 / u128::from(rate);
-        self.pause(device, Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).await;
+        let rate = device.settings.writeback_rate.get();
+        let wait = device.writeback.controller.wait(sectors, rate, self.env.now());
+        self.pause(device, Duration::from_nanos(wait)).await;
     }
 
     /// Writes back what is dirty from sector `at` on, as much as is taken at once. Answers where to go on and how many
@@ -236,6 +243,7 @@ impl CacheSet {
                 Ok(buf) => add_to_runs(&mut runs, extent, buf.freeze()),
                 Err(error) => {
                     self.stats.cache_read_errors.add(1);
+                    self.count_cache_io(true);
                     tracing::warn!(%error, "dirty data cannot be read and stays where it is");
                 }
             }
@@ -256,6 +264,10 @@ impl CacheSet {
                     failed = Some(error);
                 }
             }
+        }
+        if failed.is_some() {
+            // One for all that was sent at once: a short fault is not many.
+            device.count_backing_error();
         }
         match failed {
             Some(error) if arrived.is_empty() => Err(error.into()),

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::bail;
+use bcache_engine::set::CacheSet;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -14,7 +15,8 @@ use crate::serve::settings::Assignment;
 
 /// Change a setting of a running set or of its devices, at once
 ///
-/// cache_mode is remembered in the backing device; the others last until the set is stopped.
+/// cache_mode and label are remembered in the backing device, cache_replacement_policy and discard in the cache; the
+/// others last until the set is stopped. trigger_gc, prune_cache and clear_stats are done once, whatever the value.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  bcache set cache_mode=writeback\n  bcache set --device bcache0 sequential_cutoff=8M"
@@ -34,7 +36,11 @@ pub struct SetArgs {
 /// Changes.
 pub fn run_set(args: SetArgs, _out: &mut Out) -> Outcome {
     for assignment in &args.assignments {
-        if let Err(error) = assignment.parse::<Assignment>() {
+        let name = assignment.split('=').next().unwrap_or_default();
+        let more = name == "label" || CacheSet::actions().contains(&name);
+        if let Err(error) = assignment.parse::<Assignment>()
+            && !more
+        {
             bail!("{assignment}: {error}");
         }
     }
@@ -51,7 +57,7 @@ pub fn run_set(args: SetArgs, _out: &mut Out) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Print settings of a running set and its devices
+/// Print settings of a running set and its devices, and what can be read of them by the kernel's sysfs names
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache get\n  bcache get --device bcache0 cache_mode")]
 pub struct GetArgs {
@@ -84,12 +90,12 @@ pub fn run_get(args: GetArgs, out: &mut Out) -> Outcome {
         }
     };
     if args.device.is_none() {
-        add("set", status.get("settings"));
+        add("set", status.get("attributes"));
     }
     for device in status.get("devices").and_then(Value::as_array).into_iter().flatten() {
         if args.device.as_ref().is_none_or(|wanted| is_called(device, wanted)) {
             let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
-            add(name, device.get("settings"));
+            add(name, device.get("attributes"));
         }
     }
     match (&found[..], &args.name) {

@@ -2,15 +2,14 @@
 
 use std::rc::Rc;
 
-use anyhow::{Result, bail};
-use bcache_engine::set::Device;
-use bcache_format::superblock::CacheMode;
+use anyhow::{Context, Result};
+use bcache_engine::set::{Attribute, CacheSet, Device};
+use bcache_engine::settings::Shown;
 use serde_json::{Map, Value, json};
 
 use super::engine::{Engine, Standing};
 use super::exposed::Exposed;
 use crate::control::{Reply, Request, server};
-use crate::serve::settings::{self, Assignment};
 use crate::serve::told;
 
 impl server::Service for Engine {
@@ -41,30 +40,20 @@ impl Engine {
         Ok(Value::Null)
     }
 
-    /// Changes a setting of one device, of all, or of the set.
+    /// Changes a setting of one device, of all, or of the set, or does what its name says.
     async fn assign(&self, device: Option<&str>, assignment: &str) -> Result<()> {
         let set = self.running()?;
-        let assignment: Assignment = assignment.parse().map_err(|error: String| anyhow::anyhow!(error))?;
-        let of_set = settings::list_set(&set.settings).iter().any(|(name, _)| *name == assignment.name());
-        if of_set {
-            if device.is_some() {
-                bail!("{} is a setting of the set, not of a device", assignment.name());
-            }
-            settings::apply_to_set(std::slice::from_ref(&assignment), &set.settings)?;
-            set.tree.set_limit(set.settings.btree_cache_bytes.get());
-            return Ok(());
+        let (name, value) = assignment.split_once('=').context("must be NAME=VALUE")?;
+        let of_set = set.settings.list().iter().any(|shown| shown.name == name);
+        if device.is_none() && (of_set || CacheSet::actions().contains(&name)) {
+            return set.set_attribute(name, value).await.map_err(told);
         }
         let devices: Vec<Rc<Device>> = match device {
             Some(wanted) => vec![self.find(wanted)?],
             None => set.devices(),
         };
         for device in devices {
-            let before: CacheMode = device.settings.cache_mode.get();
-            settings::apply_to_device(std::slice::from_ref(&assignment), &device.settings)?;
-            let mode = device.settings.cache_mode.get();
-            if mode != before {
-                set.set_cache_mode(&device, mode).await.map_err(told)?;
-            }
+            set.set_device_attribute(&device, name, value).await.map_err(told)?;
         }
         Ok(())
     }
@@ -92,8 +81,9 @@ impl Engine {
                 "btree_bytes_in_memory": set.tree.bytes(),
                 "journal_sequence": set.journal.open_seq(),
             });
-            status["settings"] = map(settings::list_set(&set.settings));
-            status["stats"] = map(set.stats.list());
+            status["settings"] = map(shown(set.settings.list()));
+            status["attributes"] = map(attributes(set.attributes()));
+            status["stats"] = map(counters(set.stats.list()));
         }
         status
     }
@@ -122,21 +112,32 @@ impl Engine {
             "name": one.name,
             "path": format!("/dev/mapper/{}", one.name),
             "uuid": device.uuid,
-            "label": device.label.to_text(),
+            "label": device.label.get().to_text(),
             "backing": device.backing().map(|backing| backing.dev.dev.name().to_owned()),
             "bytes": device.bytes(),
             "state": device.backing().map(|backing| backing.sb.borrow().state()),
             "dirty_bytes": dirty * 512,
             "front": format!("/dev/{}", one.front.kernel_name()),
             "front_stats": one.front.stats(),
-            "settings": map(settings::list_device(&device.settings)),
-            "stats": map(device.stats.list()),
+            "settings": map(shown(device.settings.list())),
+            "attributes": self.set.borrow().as_ref().map(|set| map(attributes(set.device_attributes(device)))),
+            "stats": map(counters(device.stats.list())),
         })
     }
 }
 
-fn map<T: Into<Value>>(list: Vec<(&'static str, T)>) -> Value {
-    Value::Object(
-        list.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect::<Map<_, _>>(),
-    )
+fn shown(list: Vec<Shown>) -> impl Iterator<Item = (String, Value)> {
+    list.into_iter().map(|Shown { name, value }| (name.to_owned(), value.into()))
+}
+
+fn attributes(list: Vec<Attribute>) -> impl Iterator<Item = (String, Value)> {
+    list.into_iter().map(|Attribute { name, value }| (name, value.into()))
+}
+
+fn map(list: impl IntoIterator<Item = (String, Value)>) -> Value {
+    Value::Object(list.into_iter().collect::<Map<_, _>>())
+}
+
+fn counters(list: Vec<(&'static str, u64)>) -> impl Iterator<Item = (String, Value)> {
+    list.into_iter().map(|(name, value)| (name.to_owned(), value.into()))
 }

@@ -94,7 +94,7 @@ impl Engine {
         let matches = |one: &&Exposed| {
             one.name == name
                 || Some(one.device.uuid) == uuid
-                || one.device.label.to_text() == wanted
+                || one.device.label.get().to_text() == wanted
                 || one.device.backing().is_some_and(|backing| backing.dev.dev.name() == wanted)
         };
         let exposed = self.exposed.borrow();

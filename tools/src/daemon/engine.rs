@@ -196,7 +196,7 @@ impl Engine {
         device: Rc<Device>,
         claim: Option<Claim>,
     ) -> Result<()> {
-        let name = device.label.to_text();
+        let name = device.label.get().to_text();
         let volume = Rc::new(DeviceVolume::new(Rc::clone(set), Rc::clone(&device), name));
         let exposed = Exposed::new(&self.env, device, volume, self.options.front, claim).await?;
         tracing::info!(name = exposed.name, below = exposed.front.kernel_name(), "in service");

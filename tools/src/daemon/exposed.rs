@@ -74,7 +74,7 @@ impl Exposed {
             }
             Found::Nothing => {
                 let (front, table) = Exposed::front(env, driver, volume, uuid, depth).await?;
-                let label = device.label.to_text();
+                let label = device.label.get().to_text();
                 match env.offload(move || expose::create(&label, uuid, &table)).await {
                     Ok(made) => (made.name, front),
                     Err(error) => return Err(undone(front, error).await),

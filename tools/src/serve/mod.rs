@@ -76,7 +76,7 @@ impl Service {
         for backing in backings {
             let path = backing.name().to_owned();
             let device = self.set.attach(backing).await.map_err(told)?;
-            let label = device.label.to_text();
+            let label = device.label.get().to_text();
             let file = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
             self.export(if label.is_empty() { file.unwrap_or(path) } else { label }, device, assignments)?;
         }

@@ -1,4 +1,10 @@
-//! Counters.
+//! Counters, and what they said lately.
+
+mod timing;
+mod windows;
+
+pub use timing::Timing;
+pub use windows::{Accounted, TICK, Window, Windows};
 
 use std::cell::Cell;
 
@@ -32,6 +38,17 @@ macro_rules! counters {
     };
 }
 
+/// How long work inside a set takes.
+#[derive(Debug, Default)]
+pub struct Timings {
+    /// Passes of GC.
+    pub btree_gc: Timing,
+    /// Splits and other rewriting of nodes.
+    pub btree_split: Timing,
+    /// Reads of nodes.
+    pub btree_read: Timing,
+}
+
 counters! {
     /// What a cache set did since it was started.
     SetStats {
@@ -63,6 +80,8 @@ counters! {
         cache_read_errors,
         /// Writes of data to the cache device that failed.
         cache_write_errors,
+        /// Sectors of metadata other than bsets written: journal, prio sets, uuid tables.
+        other_metadata_sectors_written,
     }
 }
 

@@ -1,0 +1,291 @@
+//! What can be asked of a running set and changed in it, by the kernel's sysfs names.
+
+use super::{CacheSet, Device};
+use crate::btree::Body;
+use crate::error::{Error, Result};
+use crate::settings::{BadSetting, Shown};
+use crate::stats::{Accounted, Timing, Window};
+use bcache_format::superblock::{BackingState, Label};
+use bcache_format::{Geometry, SECTOR_SIZE};
+use std::rc::Rc;
+
+/// A name and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attribute {
+    /// Name, with its directory where the kernel has one.
+    pub name: String,
+    /// Value.
+    pub value: String,
+}
+
+/// Names of the kernel's documentation that are not here, each with the reason.
+pub const LEFT_OUT: &[(&str, &str)] = &[
+    ("attach", "a command of its own"),
+    ("detach", "a command of its own"),
+    ("stop", "a command of its own"),
+    ("unregister", "a command of its own"),
+    ("flash_vol_create", "a command of its own (volume create)"),
+    ("bdev<0..n>", "links; status lists the devices"),
+    ("cache<0..n>", "links; status lists the cache"),
+    ("readahead", "the kernel has no such file any more, and never read ahead by itself"),
+    ("sequential_merge", "the kernel has no such file any more; streams are always recognised"),
+    ("bset_tree_stats", "nodes are folded in memory, there are no auxiliary search trees"),
+    ("btree_cache_max_chain", "the table of nodes has no chains"),
+    ("btree sort times", "nothing is sorted: nodes in memory are in order"),
+];
+
+/// What can be done by writing to a name.
+const SET_ACTIONS: [&str; 3] = ["trigger_gc", "prune_cache", "clear_stats"];
+
+struct List(Vec<Attribute>);
+
+impl List {
+    fn add(&mut self, name: &str, value: impl ToString) {
+        self.0.push(Attribute { name: name.to_owned(), value: value.to_string() });
+    }
+    fn settings(&mut self, shown: Vec<Shown>) {
+        self.0.extend(
+            shown.into_iter().map(|Shown { name, value }| Attribute { name: name.to_owned(), value }),
+        );
+    }
+    fn accounted(&mut self, window: Window, stats: &Accounted) {
+        let mut add = |name: &str, value: u64| self.add(&format!("{}/{name}", window.name()), value);
+        add("bypassed", stats.bypassed * SECTOR_SIZE);
+        add("cache_hits", stats.cache_hits);
+        add("cache_misses", stats.cache_misses);
+        add("cache_hit_ratio", stats.hit_ratio());
+        add("cache_bypass_hits", stats.cache_bypass_hits);
+        add("cache_bypass_misses", stats.cache_bypass_misses);
+        add("cache_miss_collisions", stats.cache_miss_collisions);
+    }
+    /// In the units of the kernel's names.
+    fn timing(
+        &mut self,
+        name: &str,
+        timing: &Timing,
+        now: u64,
+        duration: (&str, u64),
+        frequency: (&str, u64),
+    ) {
+        let mut add = |what: &str, unit: &str, nanos: u64, per: u64| {
+            self.add(&format!("internal/{name}_{what}_{unit}"), nanos / per);
+        };
+        add("average_frequency", frequency.0, timing.average_frequency(), frequency.1);
+        add("average_duration", duration.0, timing.average_duration(), duration.1);
+        add("max_duration", duration.0, timing.max_duration(), duration.1);
+        if let Some(since) = timing.since_last(now) {
+            add("last", frequency.0, since, frequency.1);
+        }
+    }
+}
+
+const SEC: (&str, u64) = ("sec", 1_000_000_000);
+const MS: (&str, u64) = ("ms", 1_000_000);
+const US: (&str, u64) = ("us", 1000);
+
+impl CacheSet {
+    /// Everything that can be asked of the set, its cache device included.
+    #[must_use]
+    pub fn attributes(&self) -> Vec<Attribute> {
+        let mut list = List(Vec::new());
+        list.settings(self.settings.list());
+        let geometry = &self.cache.geometry;
+        list.add("synchronous", 1);
+        list.add("block_size", geometry.block_bytes());
+        list.add("bucket_size", geometry.bucket_bytes());
+        list.add("nbuckets", geometry.nbuckets);
+        let dirty: u64 = self.dirty_inodes().iter().map(|(_, sectors)| sectors).sum();
+        list.add("dirty_data", dirty * SECTOR_SIZE);
+        list.add("cache_available_percent", 100 - self.alloc.in_use_percent());
+        list.add("congested", u8::from(self.congestion.limit(self.env.now(), 0).is_some()));
+        self.tree_attributes(&mut list, geometry);
+        let stats = &self.stats;
+        list.add("io_errors", self.io_errors.get());
+        list.add("written", stats.sectors_written.get() * SECTOR_SIZE);
+        list.add("btree_written", stats.node_sectors_written.get() * SECTOR_SIZE);
+        let other = stats.other_metadata_sectors_written.get();
+        list.add("metadata_written", (stats.node_sectors_written.get() + other) * SECTOR_SIZE);
+        list.add("freelist_percent", self.alloc.free_count() as u64 * 100 / geometry.nbuckets.max(1));
+        list.add("priority_stats", self.priority_stats());
+        list.add("internal/active_journal_entries", self.journal.open_seq() - self.journal.last_seq());
+        list.add("internal/cache_read_races", stats.cache_read_races.get());
+        let (now, timings) = (self.env.now(), &self.timings);
+        list.timing("btree_gc", &timings.btree_gc, now, MS, SEC);
+        list.timing("btree_split", &timings.btree_split, now, US, SEC);
+        list.timing("btree_read", &timings.btree_read, now, US, MS);
+        for window in Window::ALL {
+            let devices = self.devices();
+            let read = devices.iter().map(|device| device.windows.read(&device.stats, window));
+            list.accounted(window, &read.fold(Accounted::default(), Accounted::plus));
+        }
+        list.0
+    }
+
+    fn tree_attributes(&self, list: &mut List, geometry: &Geometry) {
+        let root = self.tree.root();
+        let node_words = self.node_words().max(1);
+        list.add("tree_depth", root.level);
+        let words = match &root.state().body {
+            Body::Leaf { map, .. } => map.words(),
+            Body::Interior { children, .. } => children.len() * 3,
+        };
+        list.add("root_usage_percent", words * 100 / node_words);
+        list.add("btree_cache_size", self.tree.bytes());
+        let extents = self.tree.extents().max(1) as u64;
+        let used = self.alloc.buckets.borrow().data_sectors();
+        list.add("average_key_size", used * SECTOR_SIZE / extents);
+        list.add("internal/btree_nodes", self.tree.len());
+        let room = (self.tree.len().max(1) * node_words) as u64;
+        list.add("internal/btree_used_percent", (extents * 3 * 100 / room).min(100));
+        list.add("btree_node_size", geometry.btree_node_bytes());
+    }
+
+    /// Parts of the cache in per cent, and the priorities of buckets with data.
+    fn priority_stats(&self) -> String {
+        let buckets = self.alloc.buckets.borrow();
+        let parts = buckets.count_marks();
+        let all = buckets.geometry().nbuckets.max(1);
+        let percent = |count: u64| count * 100 / all;
+        format!(
+            "Unused: {}% Clean: {}% Dirty: {}% Metadata: {}% Average: {}",
+            percent(parts.free),
+            percent(parts.clean),
+            percent(parts.dirty),
+            percent(parts.metadata),
+            parts.average_prio
+        )
+    }
+
+    /// Everything that can be asked of a device of the set.
+    #[must_use]
+    pub fn device_attributes(&self, device: &Device) -> Vec<Attribute> {
+        let mut list = List(Vec::new());
+        list.settings(device.settings.list());
+        list.add("backing_dev_uuid", device.uuid);
+        list.add("label", device.label.get().to_text());
+        list.add("running", 1);
+        list.add("size", device.bytes());
+        let dirty = device.inode.get().map_or(0, |inode| self.dirty_sectors(inode));
+        list.add("dirty_data", dirty * SECTOR_SIZE);
+        list.add("state", device_state(device, dirty));
+        list.add("io_errors", device.io_errors.get());
+        for window in Window::ALL {
+            list.accounted(window, &device.windows.read(&device.stats, window));
+        }
+        list.0
+    }
+
+    /// Changes a setting of the set, or does what writing to the name does: `trigger_gc`, `prune_cache`, `clear_stats`.
+    /// Settings that the kernel keeps in the superblock are kept there.
+    ///
+    /// # Errors
+    /// There is no such setting, it does not take the value, or the superblock could not be written.
+    pub async fn set_attribute(self: &Rc<Self>, name: &str, value: &str) -> Result<()> {
+        match name {
+            "trigger_gc" => {
+                self.collect_garbage().await;
+                return self.check();
+            }
+            "prune_cache" => {
+                self.tree.prune();
+                return Ok(());
+            }
+            "clear_stats" => {
+                self.io_errors.clear();
+                self.devices().iter().for_each(|device| device.clear_stats());
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.settings.assign(name, value).map_err(refused)?;
+        let settings = &self.settings;
+        match name {
+            "cache_replacement_policy" | "discard" => {
+                let (policy, discard) = (settings.cache_replacement_policy.get(), settings.discard.get());
+                let change = |sb: &mut bcache_format::superblock::Superblock| {
+                    sb.set_replacement(policy);
+                    sb.set_discard(discard);
+                };
+                self.cache.update_sb(change).await.inspect_err(|error| self.fail(error.clone()))
+            }
+            "btree_cache_bytes" => {
+                self.tree.set_limit(settings.btree_cache_bytes.get());
+                self.tree.evict();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for a device: also `label` (kept in its superblock and in the set's uuid table) and `clear_stats`.
+    ///
+    /// # Errors
+    /// As for the set.
+    pub async fn set_device_attribute(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        name: &str,
+        value: &str,
+    ) -> Result<()> {
+        match name {
+            "clear_stats" => {
+                device.clear_stats();
+                return Ok(());
+            }
+            "label" => return self.set_label(device, value).await,
+            _ => device.settings.assign(name, value).map_err(refused)?,
+        }
+        device.writeback.wake();
+        if name == "cache_mode"
+            && let Some(backing) = device.backing()
+        {
+            let mode = device.settings.cache_mode.get();
+            backing.update(|sb| sb.set_cache_mode(mode)).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_label(&self, device: &Device, text: &str) -> Result<()> {
+        let Some(label) = Label::new(text) else {
+            return Err(Error::refused(format!("label: {text:?} is longer than 32 bytes")));
+        };
+        if let Some(backing) = device.backing() {
+            backing.update(|sb| sb.label = label).await?;
+        }
+        device.label.set(label);
+        let Some(inode) = device.inode.get() else { return Ok(()) };
+        if let Some(entry) = self.uuids.borrow_mut().entries.get_mut(inode as usize) {
+            entry.label = label;
+        }
+        self.write_uuids().await
+    }
+
+    /// Names that [`Self::set_attribute`] takes besides settings.
+    #[must_use]
+    pub const fn actions() -> &'static [&'static str] {
+        &SET_ACTIONS
+    }
+}
+
+impl Device {
+    fn clear_stats(&self) {
+        self.windows.clear(&self.stats);
+        self.io_errors.set(0);
+    }
+}
+
+fn refused(error: BadSetting) -> Error {
+    Error::refused(error.to_string())
+}
+
+/// In the kernel's words.
+fn device_state(device: &Device, dirty: u64) -> &'static str {
+    let Some(backing) = device.backing() else { return "clean" };
+    match backing.sb.borrow().state() {
+        _ if device.inode.get().is_none() => "no cache",
+        BackingState::Stale => "inconsistent",
+        _ if dirty > 0 => "dirty",
+        BackingState::Dirty => "dirty",
+        BackingState::None | BackingState::Clean => "clean",
+    }
+}
