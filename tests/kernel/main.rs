@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
 mod golden;
+mod handover;
 mod machine;
 mod made;
 mod repair;

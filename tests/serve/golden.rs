@@ -1,13 +1,12 @@
 //! The golden sets, served.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET, Superblock};
 use bcache_tests::golden::{Content, Set};
-use bcache_tests::nbd::{Client, Served};
+use bcache_tests::nbd::Served;
 use bcache_tests::{paths, sparse};
 
 /// The name that `content` is served under: a backing device's is its UUID.
@@ -22,31 +21,12 @@ fn export(devices: &[PathBuf], content: &Content) -> String {
     Superblock::parse(&bytes).expect("a superblock").uuid.to_string()
 }
 
-/// An export as a stream of its bytes.
-struct Stream {
-    client: Client,
-    at: u64,
-}
-
-impl io::Read for Stream {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = self.client.bytes - self.at;
-        // Whole sectors, so that the last read may be short of what the reader asked for.
-        let len = (buf.len() as u64 / 512 * 512).min(left).min(1 << 20);
-        let data = if len == 0 { Vec::new() } else { self.client.read(self.at, len as u32)? };
-        buf[..data.len()].copy_from_slice(&data);
-        self.at += len;
-        Ok(data.len())
-    }
-}
-
 fn check(dir: &Path, options: &[&str], set: &Set, devices: &[PathBuf]) {
     let served = Served::start(dir, options, devices).unwrap_or_else(|error| panic!("{}: {error}", set.name));
     for content in &set.entry.content {
-        let client = served.client(&export(devices, content)).expect("the export is there");
+        let mut client = served.client(&export(devices, content)).expect("the export is there");
         let expect = (content.sha256.clone(), content.bytes);
-        let found =
-            sparse::sha256(io::BufReader::with_capacity(1 << 20, Stream { client, at: 0 })).expect("a hash");
+        let found = sparse::sha256(client.content()).expect("a hash");
         assert_eq!(found, expect, "{} {}", set.name, content.of);
     }
     assert!(served.stop().expect("it stops").0.success(), "{}", set.name);

@@ -75,9 +75,32 @@ impl Client {
         self.request(1, u16::from(fua), offset, data.len() as u32, data)
     }
 
+    /// All of the export, as a stream of its bytes.
+    pub fn content(&mut self) -> impl Read {
+        BufReader::with_capacity(1 << 20, Content { client: self, at: 0 })
+    }
+
     /// Flushes.
     pub fn flush(&mut self) -> io::Result<()> {
         self.request(3, 0, 0, 0, &[])
+    }
+}
+
+struct Content<'a> {
+    client: &'a mut Client,
+    at: u64,
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        // Whole sectors, so that the last read may be short of what the reader asked for.
+        let len = (buf.len() as u64 / 512 * 512).min(self.client.bytes - self.at).min(1 << 20);
+        if len > 0 {
+            let data = self.client.read(self.at, len as u32)?;
+            buf[..data.len()].copy_from_slice(&data);
+        }
+        self.at += len;
+        Ok(len as usize)
     }
 }
 
