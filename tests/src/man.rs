@@ -1,6 +1,8 @@
 //! The manual pages: generated from the command lines' own descriptions, so that they say the same.
 
 use anyhow::Result;
+use bcache_engine::set::LEFT_OUT;
+use bcache_engine::settings::{DeviceSettings, SetSettings};
 use clap::Command;
 
 /// One page: its file name, `bcache-export.8`, and its text.
@@ -17,6 +19,7 @@ pub fn pages() -> Result<Vec<Page>> {
         add(&mut pages, program, name)?;
     }
     pages.push(("bcache-findings.7".to_owned(), findings()));
+    pages.push(("bcache-settings.7".to_owned(), settings()));
     pages.sort();
     Ok(pages)
 }
@@ -41,6 +44,31 @@ fn findings() -> String {
         );
     }
     page + ".SH SEE ALSO\nbcache-fsck(8)\n"
+}
+
+/// The page of everything that `bcache set` can change, with defaults, and what of the kernel's names is not there.
+fn settings() -> String {
+    let text = |text: &str| text.trim().replace('-', "\\-").replace('\'', "\\(aq");
+    let mut page = String::from(
+        ".TH bcache-settings 7 \"\" ubcache\n.SH NAME\nbcache\\-settings \\- settings of cache sets and devices, by the \
+         kernel\\(aqs sysfs names\n.SH DESCRIPTION\nThey are changed with bcache\\-set(8), read with bcache\\-get(8), and given \
+         to bcache\\-serve(8)\nwith \\-\\-set. Defaults are the kernel\\(aqs. Sizes may end in k, M or G.\n",
+    );
+    let (set, device) = (SetSettings::default(), DeviceSettings::default());
+    for (title, help, defaults) in [
+        ("SETTINGS OF A SET", SetSettings::HELP, set.list()),
+        ("SETTINGS OF A DEVICE", DeviceSettings::HELP, device.list()),
+    ] {
+        page += &format!(".SH {title}\n");
+        for ((name, means), shown) in help.iter().zip(defaults) {
+            page += &format!(".TP\n\\fB{name}\\fR (default {})\n{}\n", text(&shown.value), text(means));
+        }
+    }
+    page += ".SH LEFT OUT\nNames of the kernel\\(aqs documentation that are not there:\n";
+    for (name, why) in LEFT_OUT {
+        page += &format!(".TP\n\\fB{}\\fR\n{}\n", text(name), text(why));
+    }
+    page + ".SH SEE ALSO\nbcache-set(8), bcache-get(8), bcache-serve(8)\n"
 }
 
 /// A page that lists `bcache help` would lead to a page that says nothing.

@@ -236,7 +236,8 @@ impl Buckets {
     /// Orders buckets for lru replacement: little used and little filled first.
     #[must_use]
     pub fn lru_weight(&self, bucket: &Bucket) -> u64 {
-        let base = u64::from(INITIAL_PRIO.saturating_sub(self.min_prio)) / 8;
+        // Never 0: what holds nothing goes before all that holds something (the kernel lets them draw level).
+        let base = u64::from(INITIAL_PRIO.saturating_sub(self.min_prio)) / 8 + 1;
         let sectors =
             if self.marks_valid { bucket.sectors } else { bucket.sectors.max(bucket.sectors_before) };
         (u64::from(bucket.prio.saturating_sub(self.min_prio)) + base) * u64::from(sectors)

@@ -5,7 +5,7 @@ use super::device::{Backing, Device, Kind};
 use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
 use crate::error::{Error, Result};
-use bcache_format::superblock::{BackingState, CacheMode};
+use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
 use std::rc::Rc;
 use uuid::Uuid;

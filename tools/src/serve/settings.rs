@@ -88,17 +88,6 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_that_can_be_set_is_listed_and_the_other_way_round() {
-        let (set, device) = (SetSettings::default(), DeviceSettings::default());
-        for (name, value) in list_set(&set) {
-            assert!(Assignment { name: name.into(), value }.to_set(&set).unwrap(), "{name}");
-        }
-        for (name, value) in list_device(&device) {
-            assert!(Assignment { name: name.into(), value }.to_device(&device).unwrap(), "{name}");
-        }
-    }
-
-    #[test]
     fn wrong_ones_are_refused_with_a_reason() {
         for (text, reason) in [
             ("journal_delay_ms", "NAME=VALUE"),
