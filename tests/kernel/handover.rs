@@ -24,7 +24,8 @@ const DIRTY: [&str; 6] =
 /// What the kernel does first: it takes the set, and what is dirty stays dirty.
 const TAKE: &str = "load_bcache\n\
     register /dev/vda /dev/vdb\n\
-    await test -b /dev/bcache0\n\
+    readable() { head -c 4096 /dev/bcache0 > /dev/null 2>&1; }\n\
+    await readable\n\
     echo 0 > /sys/block/bcache0/bcache/writeback_running\n\
     echo 0 > /sys/block/bcache0/bcache/sequential_cutoff\n\
     echo writeback > /sys/block/bcache0/bcache/cache_mode\n";

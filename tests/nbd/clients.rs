@@ -134,26 +134,24 @@ fn qemu_io_writes_zeroes_discards_and_flushes() {
     }
 }
 
+/// Arguments of fio that write and read mixed sizes at depth 32, and verify. One pass: when blocks are written twice,
+/// fio's own bookkeeping reports false errors.
+pub fn fio_verify(uri: &str, size: &str, seed: u64) -> Vec<String> {
+    let fixed = "--name=verify --ioengine=nbd --rw=randrw --bsrange=4k-1m --blockalign=4k --iodepth=32 --verify=crc32c \
+        --verify_fatal=1 --verify_state_save=0";
+    let mut args: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
+    args.extend([uri.to_owned(), format!("--size={size}"), format!("--randseed={seed}")]);
+    args
+}
+
 #[test]
 #[ignore = "needs fio"]
 fn fio_verifies_mixed_sizes_at_depth_32() {
     for backend in BACKENDS {
         let served = Served::new(backend, 64 << 20);
         let uri = format!("--uri={}", served.uri());
-        // One pass: when blocks are written twice, fio's own bookkeeping reports false errors.
-        let args = [
-            "--name=verify",
-            "--ioengine=nbd",
-            &uri,
-            "--rw=randrw",
-            "--bsrange=4k-1m",
-            "--blockalign=4k",
-            "--iodepth=32",
-            "--size=64M",
-            "--verify=crc32c",
-            "--verify_fatal=1",
-        ];
-        let said = client("fio", &args);
+        let args = fio_verify(&uri, "64M", 1);
+        let said = client("fio", &args.iter().map(String::as_str).collect::<Vec<_>>());
         assert!(said.contains("err= 0"), "{said}");
     }
 }

@@ -3,6 +3,7 @@
 #[path = "../../fuzz/src/nbd.rs"]
 mod session;
 
+mod cached;
 mod clients;
 
 use bcache_tests::paths;
