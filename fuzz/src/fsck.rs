@@ -12,10 +12,8 @@ use bcache_engine::fsck::repair::{self, Scratch};
 use bcache_engine::fsck::view::tree::{Step, Walk};
 use bcache_engine::fsck::view::{Device, Devices, MemDevice, SetView};
 use bcache_engine::fsck::{Options, check};
-use bcache_format::superblock::{
-    BackingFields, BackingState, RawSuperblock, Role, SB_BYTES, SB_OFFSET, Version,
-};
-use bcache_format::{Bkey, Pos, Ptr, Sectors, Superblock, bset, jset, prio};
+use bcache_format::superblock::{RawSuperblock, SB_BYTES, SB_OFFSET};
+use bcache_format::{Bkey, Pos, Ptr, bset, jset, prio};
 
 /// Extents of the set: three leaves.
 const EXTENTS: u64 = 300;
@@ -64,7 +62,7 @@ fn base() -> &'static Base {
             bytes[byte as usize..][..from.len()].copy_from_slice(&from);
         }
         let view = view_of(&bytes);
-        let devices: Vec<Device> = vec![Arc::new(MemDevice::new("cache", bytes)), Arc::new(backing(&view))];
+        let devices: Vec<Device> = vec![Arc::new(MemDevice::new("cache", bytes)), Arc::new(backing(shape))];
         let checked = check(devices.iter().cloned(), Options::default());
         assert!(checked.findings.is_empty(), "{:?}", &*checked.findings);
         Base { devices, regions: regions(&view) }
@@ -105,17 +103,9 @@ fn additions(view: &SetView, shape: Shape) -> Vec<(u64, Vec<u8>)> {
 }
 
 /// A backing device of the set, dirty.
-fn backing(view: &SetView) -> MemDevice {
-    let fields = BackingFields { data_offset: Sectors(16), bucket_sectors: 8 };
-    let mut sb = Superblock {
-        version: Version::BackingWithOffset,
-        uuid: view.uuids[0].uuid,
-        role: Role::Backing(fields),
-        ..view.cache.sb.clone()
-    };
-    sb.set_state(BackingState::Dirty);
+fn backing(shape: Shape) -> MemDevice {
     let mut bytes = vec![0; 4 << 20];
-    sb.write_to(&mut bytes[SB_OFFSET as usize..][..SB_BYTES]).expect("a superblock");
+    shape.backing().write_to(&mut bytes[SB_OFFSET as usize..][..SB_BYTES]).expect("a superblock");
     MemDevice::new("backing", bytes)
 }
 

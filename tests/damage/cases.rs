@@ -1,8 +1,8 @@
 //! Kinds of single damage: what is done to a golden set, and which finding must name it.
 
 use bcache_engine::fsck::Kind;
-use bcache_engine::fsck::view::SetView;
 use bcache_engine::fsck::view::tree::{Step, Walk};
+use bcache_engine::fsck::view::{Device, SetView};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::ENTRY_BYTES;
 use bcache_format::{Bkey, Pos, Ptr};
@@ -46,6 +46,10 @@ impl World {
         let view = SetView::open(cache.cache()).unwrap();
         let regions = of(&view);
         Self { cache, backings, view, regions }
+    }
+    /// All devices, damaged or not, the cache first.
+    pub fn devices(&self) -> Vec<Device> {
+        std::iter::once(self.cache.device()).chain(self.backings.iter().map(Patched::device)).collect()
     }
     fn sb(&mut self, damage: impl FnOnce(&mut [u8])) {
         change(&mut self.cache, &self.regions[0], damage);

@@ -116,19 +116,43 @@ fn golden_sets_end_clean_with_their_content() {
     }
 }
 
+/// Stops after each of some writes; told how many there are.
+fn crash_at(set: &Set, stops: impl Fn(u64) -> Vec<u64>) {
+    let fresh = live(&set.name);
+    assert!(flush(&fresh, u64::MAX), "{}", set.name);
+    let all = u64::MAX - WRITES_LEFT.get();
+    for stop in stops(all).into_iter().filter(|stop| *stop < all) {
+        let live = live(&set.name);
+        assert!(!flush(&live, stop), "{}: {stop} of {all} writes are enough", set.name);
+        assert!(flush(&live, u64::MAX), "{}: after {stop} writes", set.name);
+        is_flushed(set, &live);
+    }
+}
+
 #[test]
 fn a_crash_at_any_write_costs_nothing() {
-    let set = Set::open("wb-dirty").unwrap();
-    let fresh = live(&set.name);
-    assert!(flush(&fresh, u64::MAX));
-    let all = u64::MAX - WRITES_LEFT.get();
     // The last of the metadata's writes, and some of the many that copy data.
-    let stops = (0..all).filter(|stop| stop % (all / 2).max(1) == 1 || *stop + 4 >= all);
-    for stop in stops {
-        let live = live(&set.name);
-        assert!(!flush(&live, stop), "{stop} of {all} writes are enough");
-        assert!(flush(&live, u64::MAX), "after {stop} writes");
-        is_flushed(&set, &live);
+    let stops = |all: u64| vec![0, all / 2, all.saturating_sub(3), all.saturating_sub(2), all - 1];
+    for set in ["wb-dirty", "two-backing-flash"] {
+        crash_at(&Set::open(set).unwrap(), stops);
+    }
+}
+
+mod long {
+    use super::{Set, crash_at};
+
+    #[test]
+    #[ignore = "takes long"]
+    fn a_crash_at_any_write_of_a_flush() {
+        for set in Set::all().unwrap() {
+            if set.entry.content.is_empty() || set.name == "detached-fifo" {
+                continue;
+            }
+            // All of the metadata's writes; of those that copy data, which are all alike, as many more.
+            crash_at(&set, |all| {
+                (0..all).filter(|stop| all - stop <= 64 || stop % (all / 64 + 1) == 0).collect()
+            });
+        }
     }
 }
 

@@ -13,12 +13,6 @@ use crate::mutations::Random;
 use crate::patched::Patched;
 use crate::regions::Kind as Holds;
 
-impl World {
-    fn devices(&self) -> Vec<Device> {
-        std::iter::once(self.cache.device()).chain(self.backings.iter().map(Patched::device)).collect()
-    }
-}
-
 fn run(devices: &[Device]) -> Checked {
     check(devices.iter().cloned(), Options::default())
 }
@@ -69,9 +63,37 @@ fn golden_sets_have_no_finding() {
 #[test]
 fn every_kind_of_damage_is_named_and_repaired() {
     assert!(CASES.len() >= 60, "{}", CASES.len());
+    all_cases(&some_stops);
+}
+
+mod long {
+    #[test]
+    #[ignore = "takes long"]
+    fn a_crash_at_any_write_of_any_repair() {
+        super::all_cases(&|plan| (0..=plan.writes().count()).collect());
+    }
+}
+
+/// After how many writes of a plan the machine stops.
+type Stops = dyn Fn(&Plan) -> BTreeSet<usize> + std::panic::RefUnwindSafe;
+
+/// At both ends of each step, in its middle, and at each write of a step of few.
+fn some_stops(plan: &Plan) -> BTreeSet<usize> {
+    let mut stops = BTreeSet::from([0]);
+    let mut done = 0;
+    for step in &plan.steps {
+        let count = step.writes.len();
+        let within = if count <= 4 { (1..=count).collect() } else { vec![1, count / 2, count] };
+        stops.extend(within.into_iter().map(|stop| done + stop));
+        done += count;
+    }
+    stops
+}
+
+fn all_cases(stops: &Stops) {
     let mut failed = Vec::new();
     for case in CASES {
-        let ran = std::panic::catch_unwind(|| one(case));
+        let ran = std::panic::catch_unwind(|| one(case, stops));
         if ran.is_err() {
             failed.push(case.name);
         }
@@ -79,7 +101,7 @@ fn every_kind_of_damage_is_named_and_repaired() {
     assert!(failed.is_empty(), "{} of {}: {failed:?}", failed.len(), CASES.len());
 }
 
-fn one(case: &Case) {
+fn one(case: &Case, stops: &Stops) {
     let name = case.name;
     let mut world = World::of(case.set);
     let before = dirty(&world.view);
@@ -101,18 +123,21 @@ fn one(case: &Case) {
     }
     let count = plan_made.writes().count();
     assert!(count > 0, "{name}: nothing to do");
-    // A crash after any write: a second run ends clean and loses nothing more. All would take too long.
-    let stops: BTreeSet<usize> = [0, 1, count / 2, count - 1, count].into();
-    for stop in stops {
+    // A crash after any write: a second run ends clean and loses nothing more.
+    for stop in stops(&plan_made) {
         let mut now = plan_made.simulate(&devices, stop).unwrap();
         if stop < count {
             let again = run(&now);
-            let rest = plan(&now, &again).unwrap_or_else(|refused| panic!("{name} at {stop}: {refused}"));
+            let rest = plan(&now, &again).unwrap_or_else(|refused| {
+                panic!("{name} at {stop}: {refused}, after {:?}", again.findings.to_vec())
+            });
             now = rest.simulate(&now, usize::MAX).unwrap();
         }
         let last = run(&now);
         assert_eq!(*last.findings, [], "{name} at {stop}");
-        assert!(plan(&now, &last).unwrap().is_empty(), "{name} at {stop}: a third run changes something");
+        let third =
+            plan(&now, &last).unwrap_or_else(|refused| panic!("{name} at {stop}, third run: {refused}"));
+        assert!(third.is_empty(), "{name} at {stop}: a third run changes something");
         let after = dirty(last.set.as_ref().unwrap());
         for (inode, sector, at) in before.symmetric_difference(&after) {
             assert!(is_lost(&lost, *inode, *sector), "{name} at {stop}: {inode}:{sector} at {at}, {lost:?}");

@@ -10,5 +10,6 @@ mod flush;
 mod fsck;
 mod mutations;
 mod patched;
+mod programs;
 mod regions;
 mod salvage;

@@ -44,7 +44,7 @@ pub fn seeds(runs: u64) -> Vec<u64> {
 }
 
 /// Flips bits of some structures of a cache, half of the time behind a right checksum.
-fn damage(device: &mut Patched, regions: &[Region], random: &mut Random) {
+pub fn damage(device: &mut Patched, regions: &[Region], random: &mut Random) {
     for _ in 0..=random.below(3) {
         let region = regions[random.below(regions.len() as u64) as usize];
         let flips: Vec<(u64, u8)> = (0..=random.below(8))

@@ -75,6 +75,14 @@ impl Patched {
             page[offset] = value;
         }
     }
+    /// What was written, by its place.
+    pub fn changes(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.pages.iter().map(|(page, bytes)| (page * PAGE, bytes.as_slice()))
+    }
+    /// The device without the changes.
+    pub fn base(&self) -> Device {
+        Arc::clone(&self.base)
+    }
     /// As a device.
     pub fn device(&self) -> Device {
         Arc::new(self.clone())

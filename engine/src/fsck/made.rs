@@ -7,9 +7,11 @@ use super::repair::{Content, Sink, rebuild};
 use super::view::{Cache, Devices, MemDevice};
 use bcache_format::jset::{Jset, VERSION};
 use bcache_format::prio::BucketDisk;
-use bcache_format::superblock::{CacheFields, Role, SB_BYTES, SB_OFFSET, Version};
+use bcache_format::superblock::{
+    BackingFields, BackingState, CacheFields, Role, SB_BYTES, SB_OFFSET, Version,
+};
 use bcache_format::uuid_entry::UuidEntry;
-use bcache_format::{Bkey, BucketNr, Geometry, Ptr, Superblock};
+use bcache_format::{Bkey, BucketNr, Geometry, Ptr, Sectors, Superblock};
 use std::io;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -84,6 +86,19 @@ impl Shape {
         let start = DATA_OFFSET + i * 2 * sectors;
         Bkey::extent(0, start + sectors, sectors, Ptr::new(0, at, 1), i.is_multiple_of(2))
     }
+    /// The superblock of a dirty backing device whose extents a set of this shape has.
+    #[must_use]
+    pub fn backing(&self) -> Superblock {
+        let fields = BackingFields { data_offset: Sectors(DATA_OFFSET), bucket_sectors: 8 };
+        let mut sb = Superblock {
+            version: Version::BackingWithOffset,
+            uuid: BACKING,
+            role: Role::Backing(fields),
+            ..self.superblock()
+        };
+        sb.set_state(BackingState::Dirty);
+        sb
+    }
     fn superblock(&self) -> Superblock {
         let geometry = self.geometry();
         Superblock {
@@ -110,8 +125,10 @@ impl Shape {
 
 /// A prime.
 const STEP: u64 = 999_983;
-/// Where data starts on the cached device.
-const DATA_OFFSET: u64 = 16;
+/// Where data starts on the backing device, in sectors.
+pub const DATA_OFFSET: u64 = 16;
+/// The backing device.
+const BACKING: Uuid = Uuid::from_u128(3);
 
 /// Writes a set with these extents, in order, to a device that reads as zeros. Tells how many bytes of metadata.
 ///
@@ -131,7 +148,7 @@ pub fn make(
     buckets.iter_mut().skip(data).for_each(|bucket| bucket.generation = 1);
     let mut uuids = vec![UuidEntry::EMPTY; cache.geometry.nr_uuids()];
     if let Some(slot) = uuids.first_mut() {
-        slot.uuid = Uuid::from_u128(3);
+        slot.uuid = BACKING;
     }
     let (mut free, mut life, mut bytes, mut failed) =
         (shape.first_metadata()..shape.first_data().0, 0, 0, None);

@@ -173,7 +173,8 @@ impl Journal {
 
 /// Keeps what may still be needed: nothing older than the newest entry asks for, and of two with one number the first.
 fn keep(entries: &mut BTreeMap<u64, Entry>, entry: Entry) {
-    let newest = entries.last_key_value().map(|(&seq, newest)| (seq, newest.jset.last_seq));
+    // One that asks for entries newer than itself is wrong, and no reason to overlook those.
+    let newest = entries.last_key_value().map(|(&seq, newest)| (seq, newest.jset.last_seq.min(seq)));
     let (seq, last_seq) = (entry.jset.seq, entry.jset.last_seq);
     match newest {
         Some((_, needed)) if seq < needed => return,

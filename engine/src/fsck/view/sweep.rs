@@ -145,32 +145,53 @@ impl<P: Pass> Sweep<'_, P> {
             let (send, receive) = mpsc::channel();
             for _ in 0..threads {
                 let (send, next, taken) = (send.clone(), &next, &taken);
-                scope.spawn(move || {
-                    let mut thread = Thread::<P>::default();
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(group) = groups.get(index) else { break };
-                        // One slow read must not let the others' results pile up.
-                        while index > taken.load(Ordering::Relaxed) + AHEAD {
-                            std::thread::sleep(std::time::Duration::from_micros(100));
-                        }
-                        if send.send((index, self.group(group, &mut thread))).is_err() {
-                            break;
-                        }
-                    }
-                    self.pass.finish(thread.worker);
-                });
+                let work = move || self.work(groups, next, taken, &send);
+                // Fewer threads are slower and no reason to stop.
+                if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
             }
-            drop(send);
             let mut early = BTreeMap::new();
-            for (index, swept) in receive {
+            let mut in_order = |(index, swept): (usize, Vec<Swept<P::Out>>)| {
                 early.insert(index, swept);
                 while let Some(swept) = early.remove(&taken.load(Ordering::Relaxed)) {
                     swept.into_iter().for_each(&mut *take);
                     taken.fetch_add(1, Ordering::Relaxed);
                 }
+            };
+            drop(send);
+            receive.into_iter().for_each(&mut in_order);
+            // Where no thread could be started at all nothing was taken yet.
+            let left = groups.get(taken.load(Ordering::Relaxed)..).unwrap_or_default();
+            let mut thread = Thread::<P>::default();
+            for group in left {
+                self.group(group, &mut thread).into_iter().for_each(&mut *take);
             }
+            self.pass.finish(thread.worker);
         });
+    }
+
+    /// What a thread does: takes the next leaves until there are none.
+    fn work(
+        &self,
+        groups: &[Vec<NodeRef>],
+        next: &AtomicUsize,
+        taken: &AtomicUsize,
+        send: &mpsc::Sender<(usize, Vec<Swept<P::Out>>)>,
+    ) {
+        let mut thread = Thread::<P>::default();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(group) = groups.get(index) else { break };
+            // One slow read must not let the others' results pile up.
+            while index > taken.load(Ordering::Relaxed) + AHEAD {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+            if send.send((index, self.group(group, &mut thread))).is_err() {
+                break;
+            }
+        }
+        self.pass.finish(thread.worker);
     }
 
     /// The leaves of one bucket: the first that fits its place has it.
