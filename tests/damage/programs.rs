@@ -17,15 +17,18 @@ use crate::patched::Patched;
 
 /// KiB that a program may have.
 const MEMORY: &str = "262144";
-/// No program takes longer.
-const HANG: Duration = Duration::from_secs(10);
+/// Seconds of computing that a program may take: more is a hang, however busy the machine is.
+const SECONDS: &str = "10";
+/// No program waits for longer than this.
+const STUCK: Duration = Duration::from_secs(300);
 /// Of so many runs one compares every byte of the devices.
 const WHOLE: u64 = 25;
 
-/// Runs a program with so much memory and no more. What it needs beyond that ends it with neither 0, 1, 4 nor 8.
+/// Runs a program with so much memory and time and no more. What it needs beyond that ends it with neither 0, 1, 4
+/// nor 8.
 fn run(program: &str, args: &[&str], devices: &[PathBuf]) -> i32 {
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -d \"$0\" && exec \"$@\"", MEMORY]);
+    command.args(["-c", &format!("ulimit -d {MEMORY} && ulimit -t {SECONDS} && exec \"$0\" \"$@\"")]);
     command.arg(paths::program(program).unwrap()).args(args).args(devices);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
@@ -33,7 +36,7 @@ fn run(program: &str, args: &[&str], devices: &[PathBuf]) -> i32 {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if start.elapsed() > HANG {
+        if start.elapsed() > STUCK {
             child.kill().unwrap();
             panic!("{program} {args:?} hangs");
         }
