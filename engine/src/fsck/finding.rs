@@ -1,6 +1,7 @@
 //! One finding of a check.
 
 use super::kind::{Kind, Severity};
+use super::view::extent_map::ExtentMap;
 use super::view::{Fault, What};
 use bcache_format::{BucketNr, Pos, Problem, Structure};
 use std::collections::BTreeMap;
@@ -35,6 +36,34 @@ impl Finding {
         let least = if self.lost.is_empty() { Severity::Harmless } else { Severity::Loss };
         self.kind.severity().max(least)
     }
+}
+
+/// Pieces that a lost range is cut into at most.
+const PIECES_MAX: usize = 256;
+
+/// A finding about the btree without what the journal holds of its lost ranges: that is newer, and still there.
+#[must_use]
+pub fn narrowed(journal: &ExtentMap, mut finding: Finding) -> Finding {
+    if finding.kind == Kind::JournalKey {
+        return finding;
+    }
+    let mut left = Vec::new();
+    for (from, to) in &finding.lost {
+        let mut at = *from;
+        for key in journal.from(*from).take_while(|key| key.start_pos() < *to) {
+            if at < key.start_pos() {
+                left.push((at, key.start_pos()));
+            }
+            at = at.max(key.pos());
+        }
+        if at < *to {
+            left.push((at, *to));
+        }
+    }
+    if left.len() <= PIECES_MAX {
+        finding.lost = left;
+    }
+    finding
 }
 
 /// Findings of one kind that are kept; more are only counted.
@@ -178,6 +207,19 @@ fn of_problem(structure: Structure, problem: &Problem) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bcache_format::Bkey;
+
+    #[test]
+    fn what_the_journal_holds_is_not_lost() {
+        let mut journal = ExtentMap::default();
+        for (end, size) in [(20, 10), (40, 5), (200, 100)] {
+            journal.insert(Bkey::new(0, end, size));
+        }
+        let mut finding = Finding::new(Kind::BsetChecksum, &"cache".into(), 0, String::new());
+        finding.lost.push((Pos::new(0, 15), Pos::new(0, 150)));
+        let want = [(20, 35), (40, 100)].map(|(from, to)| (Pos::new(0, from), Pos::new(0, to)));
+        assert_eq!(narrowed(&journal, finding).lost, want);
+    }
 
     #[test]
     fn what_is_lost_is_known_whole_however_many_findings_are_kept() {

@@ -124,19 +124,19 @@ kinds! {
         "What there is is replayed, and a new entry makes the old ones unnecessary.";
     PrioLoop "prio-loop" Lossless
         "The chain of prio sets comes back to itself."
-        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written. Clean data of which only the lost sets could say that it is valid is dropped from the cache; the backing device has it.";
     PrioBucket "prio-bucket" Lossless
         "The chain of prio sets goes to a bucket that cannot hold one."
-        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written. Clean data of which only the lost sets could say that it is valid is dropped from the cache; the backing device has it.";
     PrioChecksum "prio-checksum" Lossless
         "A prio set was changed by something that did not know its checksum."
-        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written. Clean data of which only the lost sets could say that it is valid is dropped from the cache; the backing device has it.";
     PrioMagic "prio-magic" Lossless
         "There is no prio set where one should be."
-        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written. Clean data of which only the lost sets could say that it is valid is dropped from the cache; the backing device has it.";
     PrioUnreadable "prio-unreadable" Lossless
         "The device cannot be read in a prio bucket."
-        "Priorities are forgotten, generations taken from the btree, and new prio sets written.";
+        "Priorities are forgotten, generations taken from the btree, and new prio sets written. Clean data of which only the lost sets could say that it is valid is dropped from the cache; the backing device has it.";
     UuidPointer "uuid-pointer" Lossless
         "The newest journal entry does not point at a uuid table."
         "A new table is written; backing devices that were named are linked to their keys again.";
@@ -229,7 +229,7 @@ kinds! {
         "The key is left out; when it is dirty its data is lost.";
     ExtentDirtyStale "extent-dirty-stale" Loss
         "Dirty data looks stale though nobody reused its bucket: its generation is ahead. Linux would silently serve old content."
-        "The generation is taken from the key again.";
+        "The generation is taken from the key again. That is right unless the device has lost writes that it had said are durable.";
     ExtentInode "extent-inode" Loss
         "An extent belongs to a slot beyond the end of the uuid table; a dirty one crashes Linux."
         "The key is left out.";

@@ -14,6 +14,8 @@ type Page = OnceLock<Box<[AtomicU64]>>;
 /// superblock claims: a bit a number, in pages that come into being with their first number.
 #[derive(Default)]
 pub struct Bitmap {
+    /// The first page: of buckets there seldom are more.
+    first: Page,
     groups: Vec<OnceLock<Box<[Page]>>>,
 }
 
@@ -41,10 +43,13 @@ impl Bitmap {
     #[must_use]
     pub fn new(limit: u64) -> Self {
         let groups = usize::try_from(limit.div_ceil(PAGE * GROUP)).unwrap_or(0);
-        Self { groups: (0..groups).map(|_| OnceLock::new()).collect() }
+        Self { first: OnceLock::new(), groups: (0..groups).map(|_| OnceLock::new()).collect() }
     }
     #[inline]
     fn page(&self, at: u64) -> Option<&Page> {
+        if at < PAGE {
+            return Some(&self.first);
+        }
         let group = self.groups.get(usize::try_from(at / PAGE / GROUP).ok()?)?;
         let pages = group.get_or_init(|| (0..GROUP).map(|_| OnceLock::new()).collect());
         pages.get((at / PAGE % GROUP) as usize)
@@ -52,6 +57,10 @@ impl Bitmap {
     /// The 64 bits around a number.
     #[inline]
     fn word(&self, at: u64) -> u64 {
+        if at < PAGE {
+            let word = self.first.get().and_then(|page| page.get((at / 64) as usize));
+            return word.map_or(0, |word| word.load(Ordering::Relaxed));
+        }
         let group = self.groups.get(usize::try_from(at / PAGE / GROUP).unwrap_or(usize::MAX));
         let page = group.and_then(OnceLock::get).and_then(|pages| pages.get((at / PAGE % GROUP) as usize));
         let word = page.and_then(OnceLock::get).and_then(|page| page.get((at % PAGE / 64) as usize));
@@ -98,9 +107,9 @@ impl Bitmap {
 }
 
 /// Regions that sectors are gathered by.
-const REGIONS: u64 = 256;
-/// Ranges of a region that are gathered.
-const GATHERED: usize = 1024;
+const REGIONS: u64 = 128;
+/// Ranges of a region that are gathered: all together take no more than the processor keeps near.
+const GATHERED: usize = 512;
 /// Ranges whose words are looked up together.
 const BATCH: usize = 32;
 
@@ -108,8 +117,8 @@ const BATCH: usize = 32;
 #[derive(Default)]
 pub struct SectorMap {
     map: Bitmap,
-    /// Sectors of a region: whole buckets, and whole words of the map.
-    region: u64,
+    /// Of a sector's number these bits are its place in its region: whole buckets, and whole words of the map.
+    region_bits: u32,
     /// Whoever holds a region's lock is alone in changing it.
     locks: Vec<Mutex<()>>,
 }
@@ -119,9 +128,9 @@ impl SectorMap {
     #[must_use]
     pub fn new(geometry: &Geometry) -> Self {
         let limit = geometry.bucket_start(BucketNr(geometry.nbuckets)).0;
-        let region = (limit / REGIONS + 1).next_multiple_of(u64::from(geometry.bucket_sectors).max(64));
+        let region = (limit / REGIONS + 1).max(geometry.bucket_sectors.into()).max(64).next_power_of_two();
         let locks = (0..REGIONS).map(|_| Mutex::new(())).collect();
-        Self { map: Bitmap::new(limit), region, locks }
+        Self { map: Bitmap::new(limit), region_bits: region.trailing_zeros(), locks }
     }
     /// Whether one of `from..to` is in use.
     #[must_use]
@@ -133,18 +142,31 @@ impl SectorMap {
         self.map.add(from, to)
     }
     /// Adds ranges of one region. Tells the starts of those of which a part was there before.
-    fn put(&self, region: usize, ranges: &[(u64, u32)], before: &mut dyn FnMut(u64)) {
+    fn put(&self, region: usize, ranges: &[Range], before: &mut dyn FnMut(u64)) {
         let Some(lock) = self.locks.get(region) else { return };
         let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
         for batch in ranges.chunks(BATCH) {
             // Waits for the memory of all of them at once.
-            std::hint::black_box(batch.iter().fold(0, |sum, (from, _)| sum ^ self.map.word(*from)));
-            for (from, len) in batch {
-                if self.map.add_alone(*from, from + u64::from(*len)) {
-                    before(*from);
+            std::hint::black_box(batch.iter().fold(0, |sum, range| sum ^ self.map.word(range.from())));
+            for range in batch {
+                if self.map.add_alone(range.from(), range.from() + range.len()) {
+                    before(range.from());
                 }
             }
         }
+    }
+}
+
+/// First number and length of a range, in one word: a pointer's 43 bits and a key's 16.
+#[derive(Clone, Copy)]
+struct Range(u64);
+
+impl Range {
+    const fn from(self) -> u64 {
+        self.0 >> 16
+    }
+    const fn len(self) -> u64 {
+        self.0 & 0xffff
     }
 }
 
@@ -152,19 +174,19 @@ impl SectorMap {
 /// is a wait for memory; of one region many are there at once.
 #[derive(Default)]
 pub struct Gather {
-    regions: Vec<Vec<(u64, u32)>>,
+    regions: Vec<Vec<Range>>,
 }
 
 impl Gather {
-    /// Adds a range. Tells the starts of ranges of which a part was there before.
+    /// Adds a range of an extent's size. Tells the starts of ranges of which a part was there before.
     #[inline]
-    pub fn add(&mut self, map: &SectorMap, from: u64, len: u32, before: &mut dyn FnMut(u64)) {
+    pub fn add(&mut self, map: &SectorMap, from: u64, len: u64, before: &mut dyn FnMut(u64)) {
         if self.regions.is_empty() {
             self.regions.resize_with(map.locks.len(), Vec::new);
         }
-        let index = usize::try_from(from / map.region).unwrap_or(usize::MAX);
+        let index = (from >> map.region_bits) as usize;
         let Some(region) = self.regions.get_mut(index) else { return };
-        region.push((from, len));
+        region.push(Range(from << 16 | (len & 0xffff)));
         if region.len() >= GATHERED {
             map.put(index, region, before);
             region.clear();

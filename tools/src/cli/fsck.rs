@@ -34,8 +34,8 @@ const CANCELED: u8 = 32;
 /// Cache and backing devices of one set, in any order; a cache alone or a backing device alone can be checked too.
 /// On a terminal, without -n, -p or -y, asks before it repairs; without a terminal it only checks. A repair is
 /// computed and tried in memory first; what cannot be proved there is not written. What it overwrites is kept in a
-/// file that `bcache undo` puts back. Exit code as fsck(8): 0 nothing found, 1 repaired, 4 something is left, 8 the
-/// check did not work or the repair is refused, 16 the command line makes no sense, 32 canceled. Findings are
+/// file that `bcache undo` puts back. Exit code as fsck(8): 0 nothing found, 1 repaired, 4 something is left (5 after
+/// a repair), 8 the check did not work or the repair is refused, 16 the command line makes no sense, 32 canceled. Findings are
 /// explained in bcache-findings(7) and by --explain.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache fsck -n /dev/sdb /dev/nvme0n1\n  \
@@ -194,7 +194,7 @@ fn repair_now(args: &Args, plan: &Plan, devices: &[Device], writable: &[Writable
     if !args.json || !again.findings.is_empty() {
         tell(&again, args.json, out)?;
     }
-    Ok(ExitCode::from(if again.findings.is_empty() { CORRECTED } else { UNCORRECTED }))
+    Ok(ExitCode::from(if again.findings.is_empty() { CORRECTED } else { CORRECTED | UNCORRECTED }))
 }
 
 /// Saves what the plan overwrites, durably, and tells where.

@@ -22,8 +22,9 @@ const CHUNK: u64 = 1 << 20;
 /// Save the dirty data of a cache whose journal or btree root is gone
 ///
 /// Scans the whole cache for btree nodes, finds out which were in use last, and lays their dirty data over the backing
-/// device, in an image or, with --to, on the device itself. Writes that only the journal knew are gone with it. What
-/// two nodes disagree about is doubtful and left out unless asked for. The cache is not changed.
+/// device, in an image or, with --to, on the device itself. Sure is what one node in use says and no other denies: with
+/// the journal gone it is the state of when that node was last written, and newer writes that only the journal knew are
+/// gone. What two nodes disagree about is doubtful and left out unless asked for. The cache is not changed.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("target").required(true).args(["output", "to"])))]
 #[command(after_help = "Example:\n  bcache salvage -o disk.img /dev/sdb /dev/nvme0n1")]
@@ -192,7 +193,10 @@ fn report(
     }
     writeln!(out, "{leaves} leaves found, {used} of them in use; {} journal entries", found.entries)?;
     if found.entries == 0 {
-        writeln!(out, "the journal is gone, and with it writes that only it knew")?;
+        writeln!(
+            out,
+            "the journal is gone, and with it the newest writes: sure data may be older than they were"
+        )?;
     }
     let size = |sectors: u64| bytesize::ByteSize::b(sectors * SECTOR_SIZE).display().iec().to_string();
     writeln!(out, "dirty data: {} sure, {} doubtful, {} lost", size(sure), size(doubtful), size(lost))?;

@@ -1,6 +1,6 @@
 //! Extents, and the buckets they use.
 
-use super::super::finding::{Finding, Findings};
+use super::super::finding::{Finding, Findings, narrowed};
 use super::super::kind::Kind;
 use super::super::usage::{Bitmap, Gather, SectorMap};
 use super::super::view::extents::STALE_MAX;
@@ -21,6 +21,7 @@ const CHUNK: usize = 1 << 20;
 pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
     let Some(mut view) = checked.set.take() else { return };
     let mut faults = Findings::default();
+    let journal = view.replayed.clone();
     let (mut tally, mut shared_buckets) = (Tally::default(), BTreeSet::new());
     // Repeated when generations have to be raised, which then are known. What is wrong was told the first time.
     for first in [true, false] {
@@ -41,7 +42,7 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
             &account,
             &mut |fault| {
                 if first {
-                    faults.add(checked.placed(fault.into()));
+                    faults.add(checked.placed(narrowed(&journal, fault.into())));
                 }
             },
             &mut |out| {
@@ -169,8 +170,7 @@ impl Account<'_> {
             out.findings.push(self.misplaced(&extent));
             return;
         }
-        // An extent has no more sectors than 16 bits can say.
-        gather.add(self.sectors, extent.ptr.offset(), extent.size as u32, &mut |at| self.share(at));
+        gather.add(self.sectors, extent.ptr.offset(), extent.size, &mut |at| self.share(at));
         if extent.dirty && !self.dirty.has(bucket) {
             self.dirty.add(bucket, bucket + 1);
         }
@@ -208,8 +208,11 @@ fn of_key(kind: Kind, cache: &Cache, key: &Bkey, why: &str) -> Finding {
     finding
 }
 
-/// A stale dirty extent. It is right when its bucket was reused: the data was written back before, and a crash kept
-/// the key from becoming clean. When nothing is in the bucket, its generation has no reason to be ahead.
+/// A stale dirty extent that no newer key hides. Where its bucket has other users, that was used again: the data had
+/// been written back. Where it has none, the generation has no reason to be ahead: leaves are durable before the
+/// buckets that their old keys pointed at are given up (`btree_gc_recurse` in Linux, the sweep of our GC), so a key
+/// that is still there speaks of data that still counts. A device that loses flushed writes can make that wrong, which
+/// is why `-p` does not do it.
 fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey, shared: &mut BTreeSet<BucketNr>) {
     let Some(ptr) = key.ptr() else { return };
     let bucket = view.cache.geometry.ptr_bucket(ptr);

@@ -1,6 +1,6 @@
 //! The journal, and the set it leads to.
 
-use super::super::finding::Finding;
+use super::super::finding::{Finding, narrowed};
 use super::super::kind::Kind;
 use super::super::view::journal::{Journal, Stop};
 use super::super::view::{Fault, SetView, What};
@@ -66,7 +66,7 @@ pub(super) fn pass(checked: &mut Checked) -> bool {
 /// A fault as a finding; one at the root's own key is of the root.
 fn place(view: &SetView, fault: Fault) -> Finding {
     let at_root = view.root.is_some_and(|root| root.named_at == fault.byte);
-    let mut finding: Finding = fault.into();
+    let mut finding = narrowed(&view.replayed, fault.into());
     if at_root && finding.kind == Kind::NodePointer {
         finding.kind = Kind::RootPointer;
     }

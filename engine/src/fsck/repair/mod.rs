@@ -153,8 +153,9 @@ fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
         let bucket = view.cache.geometry.ptr_bucket(ptr);
         let revived = checked.revived.contains(&bucket);
         let in_table = view.uuids.is_empty() || (key.inode() as usize) < view.uuids.len();
-        // Where the stored generation is lost, a clean extent may be stale and nobody can tell. It is only a copy.
-        let sure = key.dirty() || bucket.0 < known;
+        // Where the stored generation is lost, a clean extent may be stale, and is only a copy. But a bucket with dirty
+        // data is never used again, so that what else is in it is not stale either.
+        let sure = key.dirty() || bucket.0 < known || checked.dirty.has(bucket.0);
         (!stale || (revived && key.dirty()))
             && in_table
             && sure

@@ -126,6 +126,8 @@ impl NodeView {
         let mut keys = Vec::with_capacity(set.key_bytes().len() / 24);
         let mut summary = SetSummary { offset, bytes: set.header().bytes(), keys: 0 };
         let (mut before, mut in_order) = (Bkey::ZERO, true);
+        // Keys whose place is not known yet: faults from this one on.
+        let mut unplaced = self.faults.len();
         let mut walk = set.keys();
         loop {
             let byte = self.byte.saturating_add(offset).saturating_add(walk.byte());
@@ -145,11 +147,13 @@ impl NodeView {
                     continue;
                 }
                 if key.size() > key.offset() && key.pos() != Pos::ZERO {
-                    // One of its two numbers is wrong, so its place is not known, except for the node.
+                    // One of its two numbers is wrong, so it is anywhere between its neighbours.
                     let fault = cache.fault(Structure::Bkey, byte, What::KeySize(key.to_string()));
-                    self.faults.push(fault.hiding(self.at.lower, self.at.key.pos()));
+                    let from = if in_order { before.pos().max(self.at.lower) } else { self.at.lower };
+                    self.faults.push(fault.hiding(from, self.at.key.pos()));
                     continue;
                 }
+                self.place_before(&mut unplaced, &key);
             }
             let start = if self.at.level == 0 { key.start_pos() } else { key.pos() };
             if start < before.pos() && in_order {
@@ -167,6 +171,18 @@ impl NodeView {
             return map.into_keys();
         }
         keys
+    }
+
+    /// Keys of unknown place end before the one that comes behind them.
+    fn place_before(&mut self, unplaced: &mut usize, key: &Bkey) {
+        for fault in self.faults.iter_mut().skip(*unplaced) {
+            if let (What::KeySize(_), Some(range)) = (&fault.what, &mut fault.range)
+                && range.0 < key.start_pos()
+            {
+                range.1 = range.1.min(key.start_pos());
+            }
+        }
+        *unplaced = self.faults.len();
     }
 
     /// Drops extents whose pointer leaves its bucket or the device. Only those that newer keys have not covered are

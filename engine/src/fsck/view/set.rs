@@ -243,7 +243,13 @@ impl SetView {
         for entry in self.journal.entries.values() {
             for key in &entry.jset.keys {
                 match journal_key_problem(&self.cache, key) {
-                    Some(what) => report(self.cache.fault(Structure::Jset, entry.byte, what)),
+                    Some(what) => {
+                        // Where a key without a size belongs nobody knows, except for the slot.
+                        let whole = key.size() > 0 && key.size() <= key.offset();
+                        let slot = (Pos::new(key.inode(), 0), Pos::new(key.inode() + 1, 0));
+                        let (from, to) = if whole { (key.start_pos(), key.pos()) } else { slot };
+                        report(self.cache.fault(Structure::Jset, entry.byte, what).hiding(from, to));
+                    }
                     None => {
                         key.ptrs().iter().for_each(|ptr| self.gens.raise(*ptr));
                         self.replayed.insert(*key);
