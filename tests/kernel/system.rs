@@ -77,12 +77,6 @@ fn the_kernel_and_the_engine_take_turns_with_a_set() {
 
 #[test]
 #[ignore = "boots a kernel"]
-fn udev_makes_devices_appear_whatever_the_order_of_their_parts() {
-    Job::new("udev.sh", 1).run();
-}
-
-#[test]
-#[ignore = "boots a kernel"]
 fn without_ublk_the_nbd_client_of_the_kernel_does() {
     Job::new("killed.sh", 2).without_ublk().run();
 }

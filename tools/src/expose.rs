@@ -77,6 +77,11 @@ pub fn direct_table(part: &Part) -> Vec<Target> {
 /// Somebody else uses the device, or the kernel refuses.
 pub fn direct(part: &Part) -> Result<String> {
     if let Some(device) = dm::find(&dm::uuid_of(part.uuid))? {
+        // A process that died in the last step of detaching left it leading to what nobody serves any more.
+        if leads_to_front_end(&device.name)? {
+            dm::replace(&device.name, &direct_table(part))
+                .with_context(|| format!("/dev/mapper/{}", device.name))?;
+        }
         return Ok(device.name);
     }
     let created = create(&part.label, part.uuid, &direct_table(part));

@@ -37,6 +37,9 @@ refused() {
   grep -q "$1" <<< "$said" || { echo "refused with other words: $said" >&2; return 1; }
 }
 
+# A busy emulated machine is slow to answer; whatever is waited for is asked for by itself, too.
+settle() { udevadm settle --timeout=60 || true; }
+
 # Our rules, with our programs where they are; they take the place of Debian's.
 install_rules() {
   mkdir -p /run/udev/rules.d

@@ -13,7 +13,7 @@ device=/dev/mapper/label
 round() {
   await test -e $device
   await serves label
-  udevadm settle
+  settle
   # Links by what is on it, and by who it is.
   if [[ -e /tmp/sums ]]; then await test -e "/dev/disk/by-uuid/$fs"; fi
   await test -e "/dev/bcache/by-uuid/$(dmsetup info -c --noheadings -o uuid label | sed s/BCACHE-//)"
@@ -33,13 +33,13 @@ round() {
   fi
   bcache stop --all > /dev/null
   await no_engine
-  udevadm settle
+  settle
   leave vda vdb
 }
 mkdir -p /mnt/x
 for ((n = 1; n <= rounds; n++)); do
-  appear vda; udevadm settle; appear vdb; round "cache$n"
-  appear vdb; udevadm settle; sleep 0.3; [[ $n == 1 ]] || [[ ! -e $device ]]; appear vda; round "backing$n"
+  appear vda; settle; appear vdb; round "cache$n"
+  appear vdb; settle; sleep 0.3; [[ $n == 1 ]] || [[ ! -e $device ]]; appear vda; round "backing$n"
   appear vda vdb; round "both$n"
 done
 no_kernel_complaints

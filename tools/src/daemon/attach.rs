@@ -11,7 +11,7 @@ use bcache_format::uuid_entry::UuidEntry;
 use uuid::Uuid;
 
 use super::engine::{Engine, Standing};
-use super::exposed::Exposed;
+use super::exposed::{self, Exposed};
 use crate::dm;
 use crate::expose::{self, Claim};
 use crate::identify::{Part, Role, identify};
@@ -21,8 +21,8 @@ impl Engine {
     /// Attaches a backing device to the running set, and serves it.
     pub(super) async fn attach(&self, part: &Part) -> Result<()> {
         let set = self.set.borrow().clone().context("the set does not run")?;
-        let uuid = dm::uuid_of(part.uuid);
-        let there = self.env.offload(move || dm::find(&uuid)).await?.is_some();
+        let uuid = part.uuid;
+        let there = self.env.offload(move || exposed::tidy(uuid)).await.context("device-mapper")?;
         // A device that is there without its cache holds the claim itself until its table is changed.
         let claim = match self
             .env

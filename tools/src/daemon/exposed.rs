@@ -25,6 +25,20 @@ pub struct Exposed {
     pub claim: Option<Claim>,
 }
 
+/// Takes back what a process that died had begun and not ended: a table that was loaded and is not in force, which keeps
+/// its devices claimed, and requests that are held back.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn tidy(uuid: Uuid) -> io::Result<bool> {
+    let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(false) };
+    dm::clear(&device.name)?;
+    if device.suspended && !dm::table(&device.name)?.is_empty() {
+        dm::resume(&device.name)?;
+    }
+    Ok(true)
+}
+
 /// What is there already under a device's UUID.
 enum Found {
     /// Nothing.
