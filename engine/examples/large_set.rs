@@ -16,6 +16,8 @@ use fixture::{EXTENT, Fixture};
 
 /// Requests that are under way at once while latency is measured.
 const CLIENTS: u64 = 8;
+/// Passes of GC during which it is measured, one after the other.
+const PASSES: u32 = 20;
 /// How long latency is measured without GC.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -73,15 +75,17 @@ async fn reads(fixture: &Fixture) {
 
 /// Latency of requests with nothing else going on, and while GC walks the tree.
 async fn latencies(env: &Env, fixture: &Rc<Fixture>) {
-    let quiet = Load::begin(env, fixture);
+    let quiet = Load::begin(env, fixture, false);
     env.sleep(QUIET).await;
     quiet.end(env).await.print("without GC");
-    let busy = Load::begin(env, fixture);
+    let busy = Load::begin(env, fixture, true);
     let begun = Instant::now();
-    fixture.set.collect_garbage().await;
-    let took = begun.elapsed();
+    for _ in 0..PASSES {
+        fixture.set.collect_garbage().await;
+    }
+    let took = begun.elapsed() / PASSES;
     busy.end(env).await.print("during GC");
-    println!("GC took {:.2} s", took.as_secs_f64());
+    println!("a pass of GC took {:.2} s", took.as_secs_f64());
 }
 
 /// Clients that each have one request under way, three reads for each write, in the queue behind everything else.
@@ -92,7 +96,8 @@ struct Load {
 }
 
 impl Load {
-    fn begin(env: &Env, fixture: &Rc<Fixture>) -> Load {
+    /// Counts requests that begin while GC runs, or while it does not.
+    fn begin(env: &Env, fixture: &Rc<Fixture>, in_gc: bool) -> Load {
         let load =
             Load { stop: Rc::default(), running: Rc::new(Cell::new(CLIENTS)), histogram: Rc::default() };
         for seed in 0..CLIENTS {
@@ -102,6 +107,7 @@ impl Load {
                 let mut rng = Rng::new(100 + seed);
                 while !stop.get() {
                     let begun = task.now();
+                    let counts = fixture.set.collects_garbage() == in_gc;
                     task.yield_now().await;
                     let i = rng.below(fixture.extents);
                     if rng.below(4) == 0 {
@@ -109,7 +115,9 @@ impl Load {
                     } else {
                         fixture.volume.read(i * EXTENT, EXTENT as u32).await.expect("a hit");
                     }
-                    histogram.borrow_mut().count(task.now() - begun);
+                    if counts {
+                        histogram.borrow_mut().count(task.now() - begun);
+                    }
                 }
                 running.set(running.get() - 1);
             })

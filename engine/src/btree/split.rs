@@ -101,7 +101,7 @@ impl CacheSet {
                 held.push(old.io.lock().await);
             }
             prepare();
-            let plans = self.plan(olds, fewer);
+            let plans = self.plan(olds, fewer).await;
             self.replace_nodes(olds, plans, buckets).await
         }
         .await;
@@ -113,16 +113,18 @@ impl CacheSet {
     }
 
     /// What the new nodes hold: the keys of the old ones without those that say nothing any more.
-    fn plan(&self, olds: &[Rc<Node>], fewer: usize) -> VecDeque<Plan> {
+    async fn plan(&self, olds: &[Rc<Node>], fewer: usize) -> VecDeque<Plan> {
         let (Some(first), Some(last)) = (olds.first(), olds.last()) else { return VecDeque::new() };
         let max_words = self.node_words();
         if first.level > 0 {
             let children: Vec<Child> = olds.iter().flat_map(|old| children_of(old)).collect();
             return plan_interior(&children, last.max, max_words);
         }
-        let buckets = self.alloc.buckets.borrow();
         let mut extents = Vec::new();
         for old in olds {
+            // The old nodes cannot change; a large one takes as long as anybody should have to wait.
+            self.env.yield_now().await;
+            let buckets = self.alloc.buckets.borrow();
             let state = old.state();
             let Body::Leaf { map, .. } = &state.body else { continue };
             // Of the others those too that a crash would bring back: who makes them untrue must know of them.
@@ -186,6 +188,7 @@ impl CacheSet {
         buckets: &mut Vec<BucketNr>,
         write: &PendingWrite,
     ) -> Result<Rc<Node>> {
+        self.env.yield_now().await;
         let geometry = &self.cache.geometry;
         let reserve = || self.alloc.try_take(Reserve::Btree);
         let Some(bucket) = buckets.pop().or_else(reserve) else {

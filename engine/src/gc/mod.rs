@@ -160,6 +160,12 @@ impl CacheSet {
         }
     }
 
+    /// Whether garbage is being collected now.
+    #[must_use]
+    pub fn collects_garbage(&self) -> bool {
+        self.gc.is_running()
+    }
+
     /// Collects garbage now, and waits until a whole pass is done.
     pub async fn collect_garbage(&self) {
         self.gc.request();
