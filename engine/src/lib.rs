@@ -4,6 +4,21 @@
 //! [`dev::BlockDev`] and everything else that is not determined only through [`env::Env`], so that the same code runs in
 //! production and in the simulator ([`sim`]).
 
+/// Whether a mistake of `sim_bugs` is switched on; never, where they are not compiled in.
+macro_rules! seeded_bug {
+    ($bug:ident) => {{
+        #[cfg(any(test, sim_bugs))]
+        let on = crate::sim_bugs::on(crate::sim_bugs::Bug::$bug);
+        #[cfg(not(any(test, sim_bugs)))]
+        let on = false;
+        on
+    }};
+}
+
+// The harness of power cuts names this crate from outside; its unit tests include it, to switch mistakes on.
+#[cfg(test)]
+extern crate self as bcache_engine;
+
 pub mod alloc;
 pub mod btree;
 pub mod dev;
@@ -15,6 +30,8 @@ pub mod journal;
 pub mod net;
 mod raw;
 pub mod request;
+#[cfg(test)]
+mod rules;
 pub mod set;
 pub mod settings;
 pub mod sim;

@@ -1,5 +1,7 @@
 //! Power cuts by the thousand, and proof that the judge of them can say no.
 
+mod faults;
+
 use bcache_tests::crash::{CachedSet, Campaign, Failure, Passthrough, Subject, Summary};
 
 /// Runs of `S` for `cuts` power cuts. A failure is printed with the command that replays it.
@@ -37,7 +39,7 @@ fn a_disk_as_it_is_survives() {
 
 #[test]
 fn a_cache_set_survives() {
-    let summary = survives::<CachedSet>("a_cache_set_survives", 10_000);
+    let summary = survives::<CachedSet>("a_cache_set_survives", 20_000);
     assert!(std::env::var("SIM_SEED").is_ok() || summary.in_recovery > 20, "{summary:?}");
 }
 
@@ -75,4 +77,14 @@ fn a_request_that_never_ends_is_found() {
 fn a_failure_is_found_again_from_its_seed() {
     let (first, second) = (found::<Passthrough<1>>(), found::<Passthrough<1>>());
     assert_eq!((first.seed, first.what), (second.seed, second.what));
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    #[ignore = "takes long"]
+    fn two_hundred_thousand_cuts() {
+        survives::<CachedSet>("--ignored long::two_hundred_thousand_cuts", 200_000);
+    }
 }

@@ -73,8 +73,9 @@ pub struct Parts {
 
 impl Bucket {
     /// By what is known of it, it may be emptied.
-    const fn is_reusable(&self) -> bool {
-        matches!(self.mark, Mark::Free | Mark::Reclaimable)
+    fn is_reusable(&self) -> bool {
+        (matches!(self.mark, Mark::Free | Mark::Reclaimable)
+            || (self.mark == Mark::Dirty && seeded_bug!(InvalidateDirty)))
             && self.pin == 0
             && self.generation.wrapping_sub(self.last_gc) < GC_GEN_MAX
     }

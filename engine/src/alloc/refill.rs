@@ -34,7 +34,9 @@ impl CacheSet {
         if batch.len() * 2 < self.alloc.batch {
             self.gc.request();
         }
-        self.write_prios().await?;
+        if !seeded_bug!(ReuseBeforeGen) {
+            self.write_prios().await?;
+        }
         for nr in &batch {
             self.alloc.buckets.borrow_mut().get_mut(*nr).unsettled = false;
         }

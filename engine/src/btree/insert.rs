@@ -134,6 +134,7 @@ impl CacheSet {
             }
             state.write.epoch = self.cache.epoch();
             if let Some(seq) = seq
+                && !seeded_bug!(LeafWithoutPin)
                 && state.write.pin.is_none_or(|pin| seq < pin)
             {
                 self.journal.pin(seq);

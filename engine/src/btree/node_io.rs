@@ -2,10 +2,10 @@
 
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
-use super::node::{Body, Child, Node, PendingWrite};
+use super::node::{Body, Child, Node, PendingWrite, State};
 use crate::dev::Buf;
 use crate::error::{Error, Result};
-use crate::set::CacheSet;
+use crate::set::{CacheSet, Device};
 use crate::sync::WaitQueue;
 use bcache_format::bset::{self, Bset};
 use bcache_format::node as format;
@@ -196,8 +196,15 @@ impl CacheSet {
             return Ok(());
         }
         self.check()?;
+        // A flush that fails leaves fewer keys to write, not an end of all writing; a second one is for what came since.
+        for _ in 0..2 {
+            let below = node.state().write.below.clone();
+            let _ = self.flush_below(&below).await;
+        }
         let (image, at_block, write) = self.take_pending(node)?;
-        self.write_bset(node, at_block, image, &write).await?;
+        let written = self.write_bset(node, at_block, image, &write).await;
+        // The keys are in nobody's hands any more: the journal has them, and nothing may be written behind them.
+        written.inspect_err(|error| self.fail(error.clone()))?;
         self.write_done(write);
         Ok(())
     }
@@ -244,10 +251,7 @@ impl CacheSet {
         let block = geometry.block_bytes();
         let mut padded = Buf::zeroed((image.len() as u64).next_multiple_of(block) as usize);
         padded[..image.len()].copy_from_slice(&image);
-        #[cfg(any(test, sim_bugs))]
-        let flush = node.level > 0 || !crate::sim_bugs::on(crate::sim_bugs::Bug::LeafWithoutFlush);
-        #[cfg(not(any(test, sim_bugs)))]
-        let flush = true;
+        let flush = node.level > 0 || !seeded_bug!(LeafWithoutFlush);
         if flush {
             self.metadata(self.cache.ensure_flushed(write.epoch).await)?;
             self.flush_below(&write.below).await?;
@@ -261,6 +265,8 @@ impl CacheSet {
             let rest = padded.slice(first..padded.len());
             self.metadata(self.cache.write_fua(at + first as u64, rest).await)?;
             self.metadata(self.cache.write_fua(at, padded.slice(0..first)).await)?;
+        } else if seeded_bug!(ChildNotDurable) {
+            self.metadata(self.cache.write(at, padded).await)?;
         } else {
             self.metadata(self.cache.write_fua(at, padded).await)?;
         }
@@ -273,11 +279,42 @@ impl CacheSet {
     async fn flush_below(&self, below: &[(u32, u64)]) -> Result<()> {
         for (inode, epoch) in below {
             let device = self.devices.borrow().get(inode).cloned();
-            if let Some(backing) = device.as_ref().and_then(|device| device.backing()) {
-                backing.dev.ensure_flushed(*epoch).await?;
+            if let Some(device) = device {
+                self.flush_backing(&device, *epoch).await?;
             }
         }
         Ok(())
+    }
+
+    /// Makes what was written to the device's backing device before `epoch` durable.
+    pub(crate) async fn flush_backing(&self, device: &Device, epoch: u64) -> Result<()> {
+        let Some(backing) = device.backing() else { return Ok(()) };
+        let failures = backing.dev.failures();
+        let result = backing.dev.ensure_flushed(epoch).await;
+        self.doubt_if_failed(device, failures);
+        Ok(result?)
+    }
+
+    /// After a failed flush of a backing device nobody knows which of its latest writes it still has. What the cache
+    /// calls clean, but not yet durably so, is read from below again.
+    pub(crate) fn doubt_if_failed(&self, device: &Device, failures: u64) {
+        let failed = device.backing().is_some_and(|backing| backing.dev.failures() != failures);
+        let Some(inode) = device.inode.get().filter(|_| failed) else { return };
+        tracing::warn!(inode, "a flush of the backing device failed, its latest clean copies are forgotten");
+        self.misses.invalidate(inode, 0, u64::MAX, None);
+        let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
+        for node in self.tree.dirty_nodes() {
+            let mut state = node.state_mut();
+            let State { body: Body::Leaf { map, pending }, write, .. } = &mut *state else { continue };
+            let doubtful = |extent: &&Extent| extent.inode() == inode && !extent.dirty() && !extent.is_hole();
+            let doubtful: Vec<Extent> = pending.iter().filter(doubtful).copied().collect();
+            for extent in doubtful {
+                let hole = Extent::hole(inode, extent.end(), extent.size());
+                map.overlay(hole, false, bucket_sectors, |_| ());
+                pending.overlay(hole, true, bucket_sectors, |_| ());
+            }
+            write.below.retain(|(other, _)| *other != inode);
+        }
     }
 
     /// Turns a failed read or write of metadata into the end of all writing.

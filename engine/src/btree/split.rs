@@ -214,6 +214,12 @@ impl CacheSet {
             }
         };
         let node = Rc::new(Node::new(ptr, geometry, level, plan.max, seq, body, written));
+        if seeded_bug!(NewNodeUnpinned) {
+            self.alloc.unpin(bucket);
+            self.write_bset(&node, 0, image, write).await?;
+            self.alloc.pin(bucket);
+            return Ok(node);
+        }
         self.write_bset(&node, 0, image, write).await?;
         Ok(node)
     }
@@ -288,7 +294,9 @@ impl CacheSet {
                 pending.push(freeing_marker(old.ptr, generation, geometry));
                 stale.push(old.ptr);
             }
-            state.write.prio_blocked += olds.len() as u32;
+            if !seeded_bug!(FreeWithoutBlock) {
+                state.write.prio_blocked += olds.len() as u32;
+            }
             for new in news {
                 self.tree.add(new);
             }
@@ -304,7 +312,9 @@ impl CacheSet {
         bucket.generation = bucket.generation.wrapping_add(1);
         let generation = bucket.generation;
         drop(buckets);
-        self.alloc.block_prio();
+        if !seeded_bug!(FreeWithoutBlock) {
+            self.alloc.block_prio();
+        }
         generation
     }
 

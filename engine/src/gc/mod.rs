@@ -176,7 +176,9 @@ impl CacheSet {
     pub(crate) async fn gc_pass(self: &Rc<Self>) -> Result<()> {
         let began = self.env.now();
         self.gc.running.set(true);
-        self.alloc.block_prio();
+        if !seeded_bug!(FreeWithoutBlock) {
+            self.alloc.block_prio();
+        }
         let mut slice = Slice::begin(self);
         let result = async {
             self.gc_start(&mut slice).await?;
@@ -184,7 +186,9 @@ impl CacheSet {
             self.gc_finish(&mut slice).await
         }
         .await;
-        self.alloc.unblock_prio(1);
+        if !seeded_bug!(FreeWithoutBlock) {
+            self.alloc.unblock_prio(1);
+        }
         self.gc.running.set(false);
         self.stats.gc_passes.add(1);
         self.timings.btree_gc.record(began, self.env.now());
@@ -225,7 +229,7 @@ impl CacheSet {
                     // What replaced it is looked at from where this was left.
                     continue;
                 }
-                if level == 0 && node.is_dirty() {
+                if level == 0 && node.is_dirty() && !seeded_bug!(GcWithoutLeaves) {
                     self.node_write(&node).await?;
                 }
                 if level < self.tree.root().level {

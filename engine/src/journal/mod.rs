@@ -69,6 +69,8 @@ pub struct Journal {
     written: WaitQueue,
     unpinned: WaitQueue,
     closing: Cell<bool>,
+    /// Nobody writes entries any more.
+    ended: Cell<bool>,
     block_bytes: u64,
     bucket_bytes: u64,
 }
@@ -103,6 +105,7 @@ impl Journal {
             written: WaitQueue::new(),
             unpinned: WaitQueue::new(),
             closing: Cell::new(false),
+            ended: Cell::new(false),
             block_bytes: geometry.block_bytes(),
             bucket_bytes: geometry.bucket_bytes(),
         }

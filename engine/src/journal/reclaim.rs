@@ -37,12 +37,7 @@ impl Journal {
         let mut ring = self.ring.borrow_mut();
         let next = ring.next();
         let durable_last = self.durable_last.get();
-        #[cfg(any(test, sim_bugs))]
-        let durable_last = if crate::sim_bugs::on(crate::sim_bugs::Bug::ReclaimPinnedJournal) {
-            self.open_seq()
-        } else {
-            durable_last
-        };
+        let durable_last = if seeded_bug!(ReclaimPinnedJournal) { self.open_seq() } else { durable_last };
         let free_now = ring.free(durable_last);
         if ring.buckets[next].newest >= durable_last && ring.buckets[next].newest != 0 {
             // A ring that was left full (never by us): the entry to be written is the first to free anything. Its

@@ -2,7 +2,7 @@
 
 use super::{Entry, Journal, Ring};
 use crate::dev::Buf;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::set::CacheSet;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,9 +14,10 @@ impl CacheSet {
         if journal.durable.get() < seq {
             journal.requested.set(journal.requested.get().max(seq));
             journal.writer.wake_all();
-            journal.written.wait_until(|| journal.durable.get() >= seq || self.is_failed()).await;
+            let ended = || self.is_failed() || journal.ended.get();
+            journal.written.wait_until(|| journal.durable.get() >= seq || ended()).await;
         }
-        if journal.durable.get() >= seq { Ok(()) } else { self.check() }
+        if journal.durable.get() >= seq { Ok(()) } else { self.check().and(Err(Error::Stopping)) }
     }
 
     /// Makes the places of root, uuid table and prio sets durable: all keys added so far, too.
@@ -36,7 +37,8 @@ impl CacheSet {
     pub(crate) async fn journal_admission(&self) -> Result<()> {
         let journal = &self.journal;
         if journal.congested() {
-            journal.written.wait_until(|| !journal.congested() || self.is_failed()).await;
+            let ended = || self.is_failed() || journal.ended.get();
+            journal.written.wait_until(|| !journal.congested() || ended()).await;
         }
         self.check()
     }
@@ -66,13 +68,16 @@ impl CacheSet {
         loop {
             journal.writer.wait_until(|| journal.closing.get() || journal.has_work()).await;
             if self.is_failed() || (journal.closing.get() && !journal.has_work()) {
-                return;
+                break;
             }
             if let Err(error) = self.write_next().await {
                 self.fail(error);
-                return;
+                break;
             }
         }
+        // Who asks from here on must not wait for what nobody writes.
+        journal.ended.set(true);
+        journal.written.wake_all();
     }
 
     async fn write_next(&self) -> Result<()> {
@@ -88,10 +93,7 @@ impl CacheSet {
         let jset = self.roots().jset(seq, last_seq, this_dev, entry.keys);
         let image = jset.write(self.cache.magic, journal.block_bytes).map_err(|e| self.format_error(e))?;
         let at = journal.ring.borrow_mut().place(seq, image.len() as u64, journal.bucket_bytes);
-        #[cfg(any(test, sim_bugs))]
-        let skip_flush = crate::sim_bugs::on(crate::sim_bugs::Bug::JournalWithoutFlush);
-        #[cfg(not(any(test, sim_bugs)))]
-        let skip_flush = false;
+        let skip_flush = seeded_bug!(JournalWithoutFlush);
         if !skip_flush {
             self.metadata(self.cache.ensure_flushed(self.cache.epoch()).await)?;
         }

@@ -30,10 +30,7 @@ impl AloneVolume {
         if state == BackingState::Dirty && !force {
             return Err(Error::refused(format!("{name}: its newest data is in its cache, which is missing")));
         }
-        #[cfg(any(test, sim_bugs))]
-        let mark = !crate::sim_bugs::on(crate::sim_bugs::Bug::AloneWithoutStale);
-        #[cfg(not(any(test, sim_bugs)))]
-        let mark = true;
+        let mark = !seeded_bug!(AloneWithoutStale);
         if mark && !matches!(state, BackingState::None | BackingState::Stale) {
             backing.update(|sb| sb.set_state(BackingState::Stale)).await?;
         }

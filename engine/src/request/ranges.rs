@@ -98,8 +98,7 @@ impl Misses {
     }
     /// Something was inserted: all misses that overlap it end, but not `own`.
     pub fn invalidate(&self, inode: u32, start: u64, end: u64, own: Option<MissId>) {
-        #[cfg(any(test, sim_bugs))]
-        if crate::sim_bugs::on(crate::sim_bugs::Bug::MissOverwritesWrite) {
+        if seeded_bug!(MissOverwritesWrite) {
             return;
         }
         self.list.borrow_mut().retain(|miss| {

@@ -71,10 +71,11 @@ impl CacheSet {
         bypass: bool,
     ) -> Result<Vec<Part>> {
         let mut pieces = Vec::with_capacity(1);
-        while self.pieces_resident(inode, at, end, &mut pieces).is_some() {
+        // In hand until all are there, or reading one could put another out of memory, for ever.
+        let mut held = Vec::new();
+        while let Some((stopped, _)) = self.pieces_resident(inode, at, end, &mut pieces) {
             // Something must be read; after that the whole range is looked up again.
-            let stopped = pieces.last().map_or(at, piece_end);
-            self.node_at(Pos::new(inode, stopped), 0).await?;
+            held.push(self.node_at(Pos::new(inode, stopped), 0).await?);
             pieces.clear();
         }
         Ok(pieces.into_iter().map(|piece| self.begin_part(device, inode, piece, bypass)).collect())
@@ -116,10 +117,7 @@ impl CacheSet {
         let now = self.env.now();
         let threshold = self.settings.congested_read_threshold_us.get();
         self.congestion.count(now.saturating_sub(began) / 1000, threshold, now);
-        #[cfg(any(test, sim_bugs))]
-        let check = !crate::sim_bugs::on(crate::sim_bugs::Bug::NoGenRecheck);
-        #[cfg(not(any(test, sim_bugs)))]
-        let check = true;
+        let check = !seeded_bug!(NoGenRecheck);
         if check && self.alloc.buckets.borrow().staleness(extent.ptr()) > 0 {
             self.stats.cache_read_races.add(1);
             return Ok(None);
@@ -129,7 +127,7 @@ impl CacheSet {
             Ok(buf) => Ok(Some(buf.freeze())),
             Err(source) => {
                 self.stats.cache_read_errors.add(1);
-                if extent.dirty() {
+                if extent.dirty() && !seeded_bug!(OldForLostDirty) {
                     return Err(Error::DirtyLost { start: extent.start(), end: extent.end(), source });
                 }
                 let data = self.read_uncached(device, extent.start(), extent.end()).await?;
@@ -245,13 +243,6 @@ impl CacheSet {
             }
         }
         Ok(answer)
-    }
-}
-
-const fn piece_end(piece: &Piece) -> u64 {
-    match piece {
-        Piece::Cached(extent) => extent.end(),
-        Piece::Missing { end, .. } => *end,
     }
 }
 

@@ -72,10 +72,7 @@ impl CacheSet {
     ) -> Result<()> {
         device.dirty_writers.set(device.dirty_writers.get() + 1);
         let result = async {
-            #[cfg(any(test, sim_bugs))]
-            let mark = !crate::sim_bugs::on(crate::sim_bugs::Bug::DirtyWithoutSuperblock);
-            #[cfg(not(any(test, sim_bugs)))]
-            let mark = true;
+            let mark = !seeded_bug!(DirtyWithoutSuperblock);
             if let Some(backing) = backing.filter(|_| mark) {
                 backing.mark_dirty().await?;
             }
@@ -141,9 +138,12 @@ impl CacheSet {
             return self.write_around(device, inode, start, end, data).await;
         };
         let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, &data)).collect();
+        let failures = device.backing().map(|backing| backing.dev.failures());
         let below = self.write_around(device, inode, start, end, data).await;
-        let filled = self.filled(ios).await.is_ok();
+        let mut filled = self.filled(ios).await.is_ok();
         let mut result = below;
+        // What a failed flush may have dropped below must not be called clean here.
+        filled &= failures == device.backing().map(|backing| backing.dev.failures());
         for extent in extents.iter().filter(|_| filled) {
             if result.is_ok() {
                 result = self.insert(*extent, Durability::Journal).await;
@@ -171,10 +171,7 @@ impl CacheSet {
         let cached = self.extents_of(inode, start, end).await?;
         let (dirty, clean): (Vec<Extent>, Vec<Extent>) =
             cached.into_iter().partition(|extent| extent.dirty());
-        #[cfg(any(test, sim_bugs))]
-        let strict = !crate::sim_bugs::on(crate::sim_bugs::Bug::StaleCleanCopy);
-        #[cfg(not(any(test, sim_bugs)))]
-        let strict = true;
+        let strict = !seeded_bug!(StaleCleanCopy);
         if strict {
             self.forget(&clean).await?;
             // Where dirty data is whose key only memory has, an older, clean key would come back.
@@ -186,7 +183,7 @@ impl CacheSet {
         if !dirty.is_empty()
             && let Some(backing) = device.backing()
         {
-            backing.dev.ensure_flushed(backing.dev.epoch()).await?;
+            self.flush_backing(device, backing.dev.epoch()).await?;
             self.forget(&dirty).await?;
         }
         if !strict {
@@ -209,20 +206,17 @@ impl CacheSet {
         device.stats.flushes.add(1);
         let epoch = device.backing().map(|backing| backing.dev.epoch());
         if device.inode.get().is_some() {
-            #[cfg(any(test, sim_bugs))]
-            let commit = !crate::sim_bugs::on(crate::sim_bugs::Bug::FlushWithoutJournal);
-            #[cfg(not(any(test, sim_bugs)))]
-            let commit = true;
+            let commit = !seeded_bug!(FlushWithoutJournal);
             if commit {
                 self.commit_keys().await?;
             }
         }
-        #[cfg(any(test, sim_bugs))]
-        let below = !crate::sim_bugs::on(crate::sim_bugs::Bug::FlushWithoutBacking);
-        #[cfg(not(any(test, sim_bugs)))]
-        let below = true;
+        let below = !seeded_bug!(FlushWithoutBacking);
         if let (Some(backing), Some(epoch), true) = (device.backing(), epoch, below) {
-            backing.dev.ensure_flushed(epoch).await?;
+            let failures = backing.dev.failures();
+            let result = backing.dev.client_flush(epoch).await;
+            self.doubt_if_failed(device, failures);
+            result?;
         }
         Ok(())
     }

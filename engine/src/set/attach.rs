@@ -41,6 +41,7 @@ impl CacheSet {
         };
         let known = self.uuids.borrow().find(&uuid);
         let outdated = matches!(state, BackingState::None | BackingState::Stale);
+        let outdated = outdated && !seeded_bug!(AttachKeepsSlot);
         if known.is_none() && state == BackingState::Dirty {
             return Err(Error::refused(format!("{name}: has dirty data in a cache that this is not")));
         }
@@ -142,7 +143,7 @@ impl CacheSet {
     }
 
     /// Detaches a backing device: everything dirty is written back first; then its superblock says that it is whole by
-    /// itself, and its slot is never used again. Requests that come later are refused.
+    /// itself, and its slot is never used again. Requests that come later go to the backing device.
     ///
     /// # Errors
     /// Something could not be written back; the device stays attached.
@@ -151,7 +152,7 @@ impl CacheSet {
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else {
             return Err(Error::refused("not an attached backing device"));
         };
-        backing.dev.ensure_flushed(backing.dev.epoch()).await?;
+        self.flush_backing(device, backing.dev.epoch()).await?;
         // Whoever reads the cache from here on, after a crash too, finds nothing dirty of a device that has moved on.
         self.checkpoint().await?;
         backing

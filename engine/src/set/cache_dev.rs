@@ -1,6 +1,6 @@
 //! Devices with what must be known to flush them no more often than needed.
 
-use crate::dev::{BlockDev, Buf, DevError, Shared};
+use crate::dev::{BlockDev, Buf, DevError, DevOp, Shared};
 use crate::error::{Error, Result};
 use bcache_format::magic::SetMagic;
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET, Superblock};
@@ -18,12 +18,16 @@ pub struct Tracked {
     epoch: Cell<u64>,
     flushed: Cell<u64>,
     flushes: Cell<u64>,
+    failures: Cell<u64>,
+    reported: Cell<u64>,
 }
 
 impl Tracked {
     /// Wraps a device. What was written before is taken as not durable.
     pub fn new(dev: Rc<dyn BlockDev>) -> Self {
-        Self { dev, epoch: Cell::new(1), flushed: Cell::new(0), flushes: Cell::new(0) }
+        let zero = || Cell::new(0);
+        let (flushed, flushes, failures, reported) = (zero(), zero(), zero(), zero());
+        Self { dev, epoch: Cell::new(1), flushed, flushes, failures, reported }
     }
     /// Writes completed so far.
     pub fn epoch(&self) -> u64 {
@@ -48,15 +52,47 @@ impl Tracked {
         self.dev.write(at, data, true).await
     }
     /// Makes the writes completed before `epoch` durable; sends nothing when they are.
+    ///
+    /// # Errors
+    /// This flush failed, or another meanwhile. What had been written is lost perhaps, and no later flush makes it
+    /// durable: it must be written again.
     pub async fn ensure_flushed(&self, epoch: u64) -> Result<(), DevError> {
         if self.flushed.get() >= epoch {
             return Ok(());
         }
-        let covers = self.epoch.get();
+        let (covers, failures) = (self.epoch.get(), self.failures.get());
         self.flushes.set(self.flushes.get() + 1);
-        self.dev.flush().await?;
+        if let Err(error) = self.dev.flush().await {
+            self.failures.set(self.failures.get() + 1);
+            return Err(error);
+        }
+        if self.failures.get() != failures {
+            return Err(self.flush_failed());
+        }
         self.flushed.set(self.flushed.get().max(covers));
         Ok(())
+    }
+    /// Flushes that failed.
+    pub fn failures(&self) -> u64 {
+        self.failures.get()
+    }
+    /// A client's flush. A failure of any flush, whoever sent it, is told to every client whose flush began before that
+    /// was told to one.
+    ///
+    /// # Errors
+    /// As of [`Self::ensure_flushed`].
+    pub async fn client_flush(&self, epoch: u64) -> Result<(), DevError> {
+        let reported = self.reported.get();
+        let result = self.ensure_flushed(epoch).await;
+        let failures = self.failures.get();
+        if failures > reported {
+            self.reported.set(failures);
+            return result.and(Err(self.flush_failed()));
+        }
+        result
+    }
+    fn flush_failed(&self) -> DevError {
+        DevError::new(self.dev.name(), DevOp::Flush, 0, 0, libc::EIO)
     }
 }
 

@@ -131,12 +131,22 @@ impl CacheSet {
         set.mark_reserved(count);
         set.alloc.count_available();
         set.hand_out_unused();
+        if seeded_bug!(NewSetSyncFirst) {
+            set.cache.announce_journal(count).await?;
+            set.say_sync(count).await?;
+        }
         set.create_first_root().await?;
         set.start_tasks();
         set.write_uuids().await?;
         set.write_prios().await?;
         set.cache.announce_journal(count).await?;
-        let result = set
+        set.say_sync(count).await?;
+        Ok(set)
+    }
+
+    /// From now on the superblock says that there is a set to be found.
+    async fn say_sync(&self, count: u16) -> Result<()> {
+        let result = self
             .cache
             .update_sb(|sb| {
                 sb.version = sb.version.max(Version::CacheWithUuid);
@@ -146,8 +156,7 @@ impl CacheSet {
                 }
             })
             .await;
-        result.inspect_err(|error| set.fail(error.clone()))?;
-        Ok(set)
+        result.inspect_err(|error| self.fail(error.clone()))
     }
 
     async fn start_existing(

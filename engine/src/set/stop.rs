@@ -54,7 +54,13 @@ impl CacheSet {
         self.alloc.close();
         self.gc.close();
         self.ended(Stage::Space).await;
-        let mut result = if self.is_failed() { self.check() } else { self.checkpoint().await };
+        let mut result = if self.is_failed() && !seeded_bug!(StopAfterFailureWrites) {
+            self.check()
+        } else if seeded_bug!(StopLeavesNodes) {
+            self.commit_keys().await
+        } else {
+            self.checkpoint().await
+        };
         for device in &devices {
             if result.is_ok() {
                 result = self.settle(device).await;

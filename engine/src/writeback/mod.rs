@@ -114,7 +114,7 @@ impl CacheSet {
     async fn end_of_pass(self: &Rc<Self>, device: &Rc<Device>, whole: bool) {
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return };
         let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
-        if clean() {
+        if clean() || seeded_bug!(CleanTooEarly) {
             // A device that says clean may be used without its cache: no key on disk may call anything of it dirty.
             let marked = match self.checkpoint().await {
                 Ok(()) => backing.mark_clean(clean).await,
@@ -173,20 +173,14 @@ impl CacheSet {
         let sectors: u64 = taken.iter().map(Extent::size).sum();
         // The keys first: after a crash an older, clean key would stand in for one that only memory had, and what is below
         // would be newer than what the cache calls clean.
-        #[cfg(any(test, sim_bugs))]
-        let commit = !crate::sim_bugs::on(crate::sim_bugs::Bug::WritebackBeforeJournal);
-        #[cfg(not(any(test, sim_bugs)))]
-        let commit = true;
+        let commit = !seeded_bug!(WritebackBeforeJournal);
         if commit {
             self.commit_keys().await?;
         }
         let written = self.copy_back(device, &taken).await?;
-        #[cfg(any(test, sim_bugs))]
-        let flush = !crate::sim_bugs::on(crate::sim_bugs::Bug::CleanWithoutFlush);
-        #[cfg(not(any(test, sim_bugs)))]
-        let flush = true;
+        let flush = !seeded_bug!(CleanWithoutFlush);
         if flush {
-            backing.dev.ensure_flushed(backing.dev.epoch()).await?;
+            self.flush_backing(device, backing.dev.epoch()).await?;
         }
         for extent in &written {
             let done = self.replace(*extent, extent.with_dirty(false)).await?;

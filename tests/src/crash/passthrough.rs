@@ -98,8 +98,8 @@ impl Running for Through {
         vec![Some(Rc::new(self.clone()))]
     }
 
-    async fn stop(&self) -> Result<(), String> {
-        self.disk.flush().await.map_err(|error| error.to_string())
+    async fn stop(&self) -> Result<bool, String> {
+        self.disk.flush().await.map_err(|error| error.to_string()).map(|()| true)
     }
 }
 

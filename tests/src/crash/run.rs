@@ -5,8 +5,8 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bcache_engine::env::{Env, Rng};
@@ -91,8 +91,8 @@ pub trait Running {
         async { Ok(()) }
     }
 
-    /// Stops cleanly.
-    fn stop(&self) -> impl Future<Output = Result<(), String>>;
+    /// Stops cleanly. False when some of the disks were not in use, and are as the last cut has left them.
+    fn stop(&self) -> impl Future<Output = Result<bool, String>>;
 }
 
 /// How runs are made.
@@ -245,8 +245,12 @@ impl<S: Subject> Run<S> {
             return Err(format!("{:?}: {refused} operations broke the devices' contract", stage.get()));
         }
         let at = |what: String| format!("{:?}: {what}", stage.get());
+        let mut clean = false;
         let was_cut = match outcome {
-            Outcome::Done(Ok(())) => false,
+            Outcome::Done(Ok(all)) => {
+                clean = all;
+                false
+            }
             // Whatever could not be done for want of good disks is as good as a cut.
             Outcome::Done(Err(Wrong::Failed(_))) if may_fail => true,
             Outcome::Cut => true,
@@ -269,7 +273,7 @@ impl<S: Subject> Run<S> {
             });
             world.models = models.collect();
             world.disks = disks.iter().map(Disk::durable).collect();
-            world.clean = true;
+            world.clean = clean;
             world.in_recovery = false;
         }
         Ok((was_cut, left.take()))
@@ -290,7 +294,7 @@ impl<S: Subject> Run<S> {
         rng: &mut Rng,
         load: bool,
         may_fail: bool,
-    ) -> Result<(), Wrong> {
+    ) -> Result<bool, Wrong> {
         let running = Rc::new(self.subject.start(env, disks, rng).await.map_err(Wrong::Failed)?);
         let judged = || -> Vec<Judged> {
             let volumes = running.volumes().into_iter().zip(models);
@@ -307,7 +311,7 @@ impl<S: Subject> Run<S> {
             read_all(&judged()).await.map_err(Wrong::Violation)?;
         }
         if !load {
-            return Ok(());
+            return Ok(false);
         }
         for round in 0..rng.between(1, 2) {
             if round > 0 {
@@ -462,7 +466,7 @@ fn run<S: Subject>(seed: u64, options: Options) -> Result<Summary, Failure> {
 }
 
 /// Many runs on all processors.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Campaign {
     /// How each run is made.
     pub options: Options,
@@ -473,7 +477,7 @@ pub struct Campaign {
     /// Ends early after this much time.
     pub time: Duration,
     /// Called by every thread before its runs.
-    pub prepare: fn(),
+    pub prepare: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Campaign {
@@ -483,7 +487,7 @@ impl Campaign {
         let cuts = number("SIM_CUTS").unwrap_or(cuts);
         let first_seed = number("SIM_FROM").unwrap_or(1);
         let time = Duration::from_secs(4 * 3600);
-        Campaign { options: Options::default(), first_seed, cuts, time, prepare: || () }
+        Campaign { options: Options::default(), first_seed, cuts, time, prepare: Arc::new(|| ()) }
     }
 
     /// The same about something in particular.

@@ -231,7 +231,7 @@ impl Running for RunningSet {
         Ok(())
     }
 
-    async fn stop(&self) -> Result<(), String> {
+    async fn stop(&self) -> Result<bool, String> {
         // What is not attached is nobody's to flush but its client's.
         let attached = |index: usize| {
             self.devices.borrow()[index].as_ref().is_some_and(|device| device.inode.get().is_some())
@@ -241,8 +241,16 @@ impl Running for RunningSet {
         for volume in alone.filter_map(|(_, volume)| volume.as_ref()) {
             volume.flush().await.map_err(|error| error.to_string())?;
         }
-        let Some(set) = &self.set else { return Ok(()) };
-        set.stop().await.map_err(text)?;
-        Self::audit(set).await
+        let Some(set) = &self.set else { return Ok(false) };
+        let failed = set.failure().is_some();
+        let writes = || self.disks[0].stats().writes;
+        let before = writes();
+        let stopped = set.stop().await.map_err(text);
+        if failed && writes() != before {
+            // Not to be taken for one of the failures that spoilt disks excuse.
+            panic!("a set that has failed wrote to its cache when it was stopped");
+        }
+        stopped?;
+        Self::audit(set).await.map(|()| true)
     }
 }

@@ -1,0 +1,83 @@
+//! The rules that keep data safe, each a test: runs that are about it find nothing, and find the mistake that breaks it.
+//! Rule 8, metadata that cannot be trusted, is tested in `tests/crash/faults.rs`.
+//!
+//! Power is cut by the harness of `tests/src/crash`, which these unit tests include: only here the mistakes of
+//! [`sim_bugs`](crate::sim_bugs) can be switched on.
+
+#[allow(dead_code, unused_imports)]
+#[path = "../../tests/src/crash/mod.rs"]
+mod crash;
+
+use crate::sim_bugs::{self, Bug};
+use bcache_format::superblock::CacheMode;
+use crash::{CachedSet, Campaign, Focus};
+use std::sync::Arc;
+
+/// Cuts within which a mistake has to be found. Most are found within a hundred.
+const WITHIN: u64 = 6000;
+/// Cuts without a mistake, of each rule's runs.
+const HEALTHY: u64 = 200;
+
+const CALM: Focus = Focus { mode: None, full: false, spoilt: Some(0), moving: false };
+const MOVING: Focus = Focus { moving: true, ..CALM };
+const FULL: Focus = Focus { full: true, ..CALM };
+const WRITEBACK: Focus = Focus { mode: Some(CacheMode::Writeback), ..CALM };
+const WRITETHROUGH: Focus = Focus { mode: Some(CacheMode::Writethrough), ..CALM };
+
+/// Runs about `focus` find nothing wrong, and the mistake once it is switched on.
+fn rule(test: &str, focus: Focus, bugs: &[Bug]) {
+    if let Err(failure) = Campaign::of(HEALTHY).about(focus).run::<CachedSet>() {
+        panic!("{failure}\nreplay: SIM_SEED={} cargo test -p bcache-engine rules::{test}", failure.seed);
+    }
+    for &bug in bugs {
+        let switch = Arc::new(move || sim_bugs::set(Some(bug)));
+        let found = Campaign { prepare: switch, ..Campaign::of(WITHIN).about(focus) }.run::<CachedSet>();
+        sim_bugs::set(None);
+        match found {
+            Ok((summary, runs)) => {
+                panic!("{bug:?} was not found in {runs} runs with {} power cuts", summary.cuts)
+            }
+            Err(failure) => {
+                let what = failure.what.lines().next().unwrap_or_default();
+                println!("{bug:?}: found after {} power cuts: {what}", failure.cuts);
+            }
+        }
+    }
+}
+
+macro_rules! rules {
+    ($($(#[$doc:meta])* $name:ident: $focus:expr => $($bug:ident),+;)*) => {
+        $($(#[$doc])* #[test] fn $name() { rule(stringify!($name), $focus, &[$(Bug::$bug),+]); })*
+    };
+}
+
+rules! {
+    /// Data is durable before anything durable names it: the journal's flush, and one before a leaf's FUA.
+    rule_1_data_is_durable_before_a_journal_entry_names_it: WRITEBACK => JournalWithoutFlush;
+    rule_1_data_is_durable_before_a_leaf_names_it: CALM => LeafWithoutFlush;
+    /// A flush is acknowledged when the journal holds all keys, and the backing device was flushed.
+    rule_2_a_flush_waits_for_the_journal: WRITEBACK => FlushWithoutJournal;
+    rule_2_a_flush_reaches_the_backing_device: WRITETHROUGH => FlushWithoutBacking;
+    /// A leaf pins the oldest journal entry it has keys of; a pinned entry is not written over.
+    rule_3_a_pinned_journal_entry_is_not_reclaimed: FULL => LeafWithoutPin;
+    /// Interior nodes are not journaled: children, roots and replacing inserts are durable in time.
+    rule_4_a_new_set_is_durable_before_it_is_called_one: CALM => NewSetSyncFirst;
+    rule_4_gc_writes_leaves_before_it_frees_what_they_replaced: FULL => GcWithoutLeaves;
+    /// A generation is durable before its bucket is reused; dirty data is never invalidated; a hit is checked again.
+    rule_5_a_generation_is_durable_before_the_bucket_is_reused: FULL => ReuseBeforeGen;
+    rule_5_dirty_data_is_never_invalidated: FULL => InvalidateDirty;
+    /// A miss never overwrites a write that came in between.
+    rule_6_a_miss_gives_way_to_a_write: WRITETHROUGH => MissOverwritesWrite;
+    /// The backing superblock says dirty before, and clean after.
+    rule_7_dirty_is_said_before_the_first_dirty_write: MOVING => DirtyWithoutSuperblock;
+    rule_7_clean_is_said_after_the_last_is_written_back: MOVING => CleanTooEarly;
+    /// Without its cache a device says stale, and what is stale gets a new slot.
+    rule_9_a_device_without_its_cache_says_stale: MOVING => AloneWithoutStale;
+    rule_9_the_keys_of_a_stale_device_are_never_served: MOVING => AttachKeepsSlot;
+    /// What the cache holds is forgotten durably before the backing device gets something newer.
+    a_clean_copy_is_forgotten_before_the_write_below: WRITETHROUGH => StaleCleanCopy;
+    a_dirty_key_is_durable_before_it_is_written_back: WRITEBACK => WritebackBeforeJournal;
+    /// An audit once found metadata in a bucket that was marked free: GC began while a new node had no parent yet.
+    btree_io_a_new_node_is_pinned_until_the_tree_leads_to_it: FULL => NewNodeUnpinned;
+    btree_io_a_clean_stop_writes_every_dirty_node: WRITEBACK => StopLeavesNodes;
+}

@@ -1,0 +1,358 @@
+//! What goes wrong with devices, one rule a test.
+
+use std::rc::Rc;
+
+use bcache_engine::dev::Buf;
+use bcache_engine::request::DeviceVolume;
+use bcache_engine::set::{CacheSet, Device};
+use bcache_engine::settings::SetSettings;
+use bcache_engine::sim::{Config, Disk, Fault, FaultOn, Image, Power, Runtime};
+use bcache_engine::volume::Volume;
+use bcache_format::Sectors;
+use bcache_format::feature::Features;
+use bcache_format::superblock::{
+    BackingFields, CacheFields, CacheMode, Label, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
+};
+use std::future::Future;
+use std::time::Duration;
+use uuid::Uuid;
+
+const DATA: u64 = 16;
+
+/// How a set is made.
+struct Shape {
+    mode: CacheMode,
+    block_sectors: u16,
+    logical_block: u32,
+    backing_sectors: u64,
+}
+
+const USUAL: Shape =
+    Shape { mode: CacheMode::Writeback, block_sectors: 1, logical_block: 512, backing_sectors: 4096 };
+
+/// A set of 513 buckets of 4 KiB with one backing device.
+struct Rig {
+    runtime: Runtime,
+    cache: Disk,
+    backing: Disk,
+}
+
+fn superblock(shape: &Shape, version: Version, uuid: u128, role: Role) -> Image {
+    let mut superblock = Superblock {
+        version,
+        uuid: Uuid::from_u128(uuid),
+        set_uuid: Uuid::from_u128(0xca5e),
+        label: Label::default(),
+        flags: 0,
+        seq: 0,
+        features: Features::default(),
+        block_sectors: shape.block_sectors,
+        last_mount: 0,
+        role,
+    };
+    if version == Version::Backing {
+        superblock.set_cache_mode(shape.mode);
+    }
+    let mut block = vec![0; SB_BYTES];
+    superblock.write_to(&mut block).expect("the superblock is right");
+    let mut image = Image::new();
+    image.write(SB_OFFSET, &block);
+    image
+}
+
+impl Rig {
+    fn new(shape: &Shape) -> Rig {
+        let fields = CacheFields {
+            nbuckets: 513,
+            bucket_sectors: 8,
+            nr_in_set: 1,
+            nr_this_dev: 0,
+            first_bucket: 3,
+            njournal_buckets: 0,
+        };
+        let cache = superblock(shape, Version::Cache, 1, Role::Cache(fields));
+        let fields = BackingFields { data_offset: Sectors(DATA), bucket_sectors: 1024 };
+        let backing = superblock(shape, Version::Backing, 2, Role::Backing(fields));
+        Rig::with(shape, [cache, backing])
+    }
+
+    fn with(shape: &Shape, [cache, backing]: [Image; 2]) -> Rig {
+        let runtime = Runtime::new(1);
+        let power = Power::new();
+        let config = |name, sectors: u64| {
+            let mut config = Config::new(name, sectors * 512);
+            config.geometry.logical_block = shape.logical_block;
+            config
+        };
+        Rig {
+            cache: Disk::with_image(&runtime, &power, config("cache", 513 * 8), cache),
+            backing: Disk::with_image(
+                &runtime,
+                &power,
+                config("backing", DATA + shape.backing_sectors),
+                backing,
+            ),
+            runtime,
+        }
+    }
+
+    /// Runs `test` on the started set.
+    fn run<F: Future<Output = ()>>(&self, test: impl FnOnce(Started) -> F) {
+        self.runtime.block_on(async {
+            let env = self.runtime.env();
+            let set = CacheSet::start(env.clone(), self.cache.dev(), SetSettings::default()).await;
+            let set = set.expect("the set starts");
+            let device = set.attach(self.backing.dev()).await.expect("the device is attached");
+            device.settings.writeback_running.set(false);
+            device.settings.sequential_cutoff.set(0);
+            let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), "volume".to_owned()));
+            let (cache, backing) = (self.cache.clone(), self.backing.clone());
+            test(Started { cache, backing, set, device, volume }).await;
+        });
+    }
+
+    fn images(&self) -> [Image; 2] {
+        [self.cache.durable(), self.backing.durable()]
+    }
+}
+
+struct Started {
+    cache: Disk,
+    backing: Disk,
+    set: Rc<CacheSet>,
+    device: Rc<Device>,
+    volume: Rc<DeviceVolume>,
+}
+
+impl Started {
+    async fn write(&self, sector: u64, sectors: u64, byte: u8) {
+        self.try_write(sector, sectors, byte).await.expect("the write succeeds");
+    }
+
+    async fn try_write(&self, sector: u64, sectors: u64, byte: u8) -> Result<(), i32> {
+        let mut data = Buf::zeroed((sectors * 512) as usize);
+        data.fill(byte);
+        self.volume.write(sector * 512, data.freeze(), false).await.map_err(|error| error.errno)
+    }
+
+    async fn read(&self, sector: u64, sectors: u64) -> Result<Vec<u8>, i32> {
+        let pieces = self.volume.read(sector * 512, (sectors * 512) as u32).await;
+        Ok(pieces.map_err(|error| error.errno)?.iter().flat_map(|piece| piece.iter().copied()).collect())
+    }
+
+    async fn holds(&self, sector: u64, sectors: u64, byte: u8) {
+        let data = self.read(sector, sectors).await.expect("the read succeeds");
+        assert!(data.iter().all(|b| *b == byte), "sectors {sector}+{sectors} hold {} for {byte}", data[0]);
+    }
+
+    /// Lets background work go on.
+    async fn wait(&self, seconds: u64) {
+        self.set.env.sleep(Duration::from_secs(seconds)).await;
+    }
+}
+
+const EVERYWHERE: std::ops::Range<u64> = 0..u64::MAX;
+/// The bytes of the journal: four buckets.
+const JOURNAL: std::ops::Range<u64> = 3 * 4096..7 * 4096;
+
+#[test]
+fn a_read_error_on_clean_data_is_served_from_below_and_counted() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.write(0, 8, 7).await;
+        it.holds(0, 8, 7).await;
+        assert_eq!(it.device.stats.cache_hits.get(), 1, "it is in the cache");
+        it.cache.inject(Fault::eio(FaultOn::Read, EVERYWHERE));
+        it.holds(0, 8, 7).await;
+        assert_eq!(it.set.stats.cache_read_errors.get(), 1);
+        assert!(it.set.failure().is_none());
+    });
+}
+
+#[test]
+fn a_read_error_on_dirty_data_is_an_error_of_exactly_that_range() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        for i in 0..4 {
+            it.write(i * 8, 8, 1 + i as u8).await;
+        }
+        it.volume.flush().await.expect("a flush");
+        let inode = it.device.inode.get().expect("it is attached");
+        let pieces = it.set.pieces(inode, DATA + 8, DATA + 16).await.expect("the btree is read");
+        let bcache_engine::btree::Piece::Cached(extent) = pieces[0] else { panic!("not cached") };
+        let at = extent.ptr().offset() * 512;
+        it.cache.inject(Fault::eio(FaultOn::Read, at..at + 4096));
+        assert_eq!(it.read(8, 8).await, Err(nix::libc::EIO));
+        it.holds(0, 8, 1).await;
+        it.holds(16, 8, 3).await;
+        it.holds(24, 8, 4).await;
+    });
+}
+
+#[test]
+fn a_write_error_below_keeps_the_key_dirty_and_is_tried_again() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.write(0, 8, 5).await;
+        let inode = it.device.inode.get().expect("it is attached");
+        it.backing.inject(Fault::eio(FaultOn::Write, DATA * 512..(DATA + 8) * 512));
+        it.device.settings.writeback_delay.set(0);
+        it.device.settings.writeback_percent.set(0);
+        it.device.settings.writeback_running.set(true);
+        it.write(100, 1, 6).await;
+        it.wait(10).await;
+        assert!(it.device.stats.backing_write_errors.get() > 2, "it is tried again and again");
+        assert_eq!(it.set.dirty_sectors(inode), 8, "the rest is written back");
+        it.holds(0, 8, 5).await;
+        it.backing.heal();
+        it.wait(10).await;
+        assert_eq!(it.set.dirty_sectors(inode), 0);
+        let mut below = [0; 512];
+        it.backing.snapshot().read(DATA * 512, &mut below);
+        assert_eq!(below, [5; 512]);
+        assert!(it.set.failure().is_none());
+    });
+}
+
+#[test]
+fn a_failed_flush_below_is_told_and_what_it_may_have_lost_is_not_called_clean() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.write(0, 8, 9).await;
+        it.backing.inject(Fault::eio(FaultOn::Flush, EVERYWHERE).times(1));
+        assert!(it.volume.flush().await.is_err(), "the client is told");
+        assert!(it.volume.flush().await.is_ok(), "once");
+        let inode = it.device.inode.get().expect("it is attached");
+        let pieces = it.set.pieces(inode, DATA, DATA + 8).await.expect("the btree is read");
+        assert!(matches!(pieces[..], [bcache_engine::btree::Piece::Missing { .. }]), "{pieces:?}");
+        it.set.stop().await.expect("the set stops in order");
+    });
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_ends_writing_but_not_reading_what_is_clean() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.write(0, 8, 3).await;
+        it.volume.flush().await.expect("a flush");
+        it.cache.inject(Fault::eio(FaultOn::Write, JOURNAL));
+        // The write goes below as well, but its key cannot be made durable.
+        let _ = it.try_write(8, 8, 4).await;
+        assert!(it.volume.flush().await.is_err());
+        assert!(it.set.failure().is_some());
+        assert!(it.try_write(16, 8, 4).await.is_err());
+        it.holds(0, 8, 3).await;
+        let writes = it.cache.stats().writes;
+        assert!(it.set.stop().await.is_err(), "a stop says that something went wrong");
+        assert_eq!(it.cache.stats().writes, writes, "and writes nothing");
+    });
+}
+
+#[test]
+fn a_failed_set_never_serves_what_is_below_dirty_data() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.write(0, 8, 3).await;
+        it.volume.flush().await.expect("a flush");
+        it.cache.inject(Fault::eio(FaultOn::Write, JOURNAL));
+        let _ = it.try_write(8, 8, 4).await;
+        let _ = it.volume.flush().await;
+        assert!(it.set.failure().is_some());
+        it.holds(0, 8, 3).await;
+        it.cache.inject(Fault::eio(FaultOn::Read, EVERYWHERE));
+        assert_eq!(it.read(0, 8).await, Err(nix::libc::EIO));
+    });
+}
+
+#[test]
+fn metadata_that_cannot_be_trusted_is_named_and_nothing_is_written() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        for i in 0..32 {
+            it.write(i * 16, 8, 3).await;
+        }
+        it.set.stop().await.expect("the set stops");
+    });
+    // Every btree node becomes garbage but for its first word.
+    let [mut cache, backing] = rig.images();
+    for bucket in 7..513u64 {
+        let mut bytes = [0; 4096];
+        cache.read(bucket * 4096, &mut bytes);
+        let magic = u64::from_le_bytes(std::array::from_fn(|i| bytes[16 + i]));
+        if magic != 0 && bytes[..24] != [3; 24] {
+            bytes[100..300].fill(0xaa);
+            cache.write(bucket * 4096, &bytes);
+        }
+    }
+    let rig = Rig::with(&USUAL, [cache, backing]);
+    let error = rig.runtime.block_on(async {
+        match CacheSet::start(rig.runtime.env(), rig.cache.dev(), SetSettings::default()).await {
+            Ok(_) => panic!("it starts"),
+            Err(error) => error.to_string(),
+        }
+    });
+    assert!(error.contains("bucket") && error.contains("checksum"), "{error}");
+    assert_eq!(rig.cache.stats().writes + rig.backing.stats().writes, 0);
+}
+
+#[test]
+fn a_cache_smaller_than_what_is_written_serves_it_all() {
+    for mode in [CacheMode::Writeback, CacheMode::Writethrough] {
+        let rig = Rig::new(&Shape { mode, backing_sectors: 3 * 4096, ..USUAL });
+        rig.run(|it| async move {
+            it.device.settings.writeback_running.set(true);
+            it.device.settings.writeback_percent.set(0);
+            it.device.settings.writeback_delay.set(0);
+            for round in 0..2u8 {
+                for i in 0..3 * 512 {
+                    it.write(i * 8, 8, (i % 200) as u8 + round).await;
+                }
+                for i in 0..3 * 512 {
+                    it.holds(i * 8, 8, (i % 200) as u8 + round).await;
+                }
+            }
+            assert_eq!(it.set.audit().await.expect("the audit"), Vec::<String>::new());
+            it.set.stop().await.expect("the set stops");
+        });
+    }
+}
+
+#[test]
+fn a_backing_device_of_a_tebibyte_works_to_its_end() {
+    let sectors = 1u64 << 31;
+    let rig = Rig::new(&Shape { backing_sectors: sectors, ..USUAL });
+    rig.run(|it| async move {
+        for at in [0, sectors / 2, sectors - 8] {
+            it.write(at, 8, 4).await;
+            it.holds(at, 8, 4).await;
+        }
+        assert!(it.try_write(sectors - 4, 8, 4).await.is_err(), "past the end");
+        it.device.settings.writeback_running.set(true);
+        it.set.detach(&it.device).await.expect("all is written back");
+        it.holds(sectors - 8, 8, 4).await;
+    });
+}
+
+#[test]
+fn disks_with_blocks_of_4_kib_are_never_asked_for_less() {
+    let rig = Rig::new(&Shape { block_sectors: 8, logical_block: 4096, ..USUAL });
+    rig.run(|it| async move {
+        for i in 0..128 {
+            it.write(i * 16, 8, i as u8).await;
+        }
+        for i in 0..128 {
+            it.holds(i * 16, 8, i as u8).await;
+        }
+        it.set.stop().await.expect("the set stops");
+        assert_eq!(it.cache.stats().refused + it.backing.stats().refused, 0);
+    });
+}
+
+#[test]
+fn nobody_waits_for_a_journal_that_has_ended() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.set.stop().await.expect("the set stops");
+        assert!(it.set.detach(&it.device).await.is_err(), "it says that the set has stopped");
+    });
+}
