@@ -101,7 +101,7 @@ impl CacheSet {
                 held.push(old.io.lock().await);
             }
             prepare();
-            let plans = self.plan(olds, fewer).await;
+            let plans = self.plan(olds, fewer);
             self.replace_nodes(olds, plans, buckets).await
         }
         .await;
@@ -113,7 +113,7 @@ impl CacheSet {
     }
 
     /// What the new nodes hold: the keys of the old ones without those that say nothing any more.
-    async fn plan(&self, olds: &[Rc<Node>], fewer: usize) -> VecDeque<Plan> {
+    fn plan(&self, olds: &[Rc<Node>], fewer: usize) -> VecDeque<Plan> {
         let (Some(first), Some(last)) = (olds.first(), olds.last()) else { return VecDeque::new() };
         let max_words = self.node_words();
         if first.level > 0 {
@@ -122,8 +122,6 @@ impl CacheSet {
         }
         let mut extents = Vec::new();
         for old in olds {
-            // The old nodes cannot change; a large one takes as long as anybody should have to wait.
-            self.env.yield_now().await;
             let buckets = self.alloc.buckets.borrow();
             let state = old.state();
             let Body::Leaf { map, .. } = &state.body else { continue };
@@ -188,7 +186,6 @@ impl CacheSet {
         buckets: &mut Vec<BucketNr>,
         write: &PendingWrite,
     ) -> Result<Rc<Node>> {
-        self.env.yield_now().await;
         let geometry = &self.cache.geometry;
         let reserve = || self.alloc.try_take(Reserve::Btree);
         let Some(bucket) = buckets.pop().or_else(reserve) else {
