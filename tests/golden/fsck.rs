@@ -8,20 +8,20 @@ use bcache_tests::nbd::Served;
 use bcache_tests::{paths, sparse};
 use serde_json::Value;
 
-fn fsck(args: &[&str], devices: &[PathBuf]) -> Output {
+pub fn fsck(args: &[&str], devices: &[PathBuf]) -> Output {
     let mut command = Command::new(paths::program("bcache-fsck").unwrap());
     command.args(args).args(devices).output().unwrap()
 }
 
-fn code(output: &Output) -> i32 {
+pub fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-fn prints(devices: &[PathBuf]) -> Vec<String> {
+pub fn prints(devices: &[PathBuf]) -> Vec<String> {
     devices.iter().map(|path| sparse::fingerprint(path).unwrap()).collect()
 }
 
-fn write(path: &Path, byte: u64, bytes: &[u8]) {
+pub fn write(path: &Path, byte: u64, bytes: &[u8]) {
     let file = std::fs::File::options().write(true).open(path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, bytes, byte).unwrap();
 }

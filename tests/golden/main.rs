@@ -7,3 +7,4 @@ mod fsck;
 mod inspect;
 mod seeds;
 mod sets;
+mod terminal;

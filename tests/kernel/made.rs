@@ -238,9 +238,16 @@ fn devices_that_are_in_use_or_have_larger_blocks_are_refused() {
         sparse::create(disk, 400 << 20).unwrap();
     }
     let make = paths::program("make-bcache").unwrap();
+    let fsck = paths::program("bcache-fsck").unwrap();
     let script = format!(
         r#"
-make={}
+make={} fsck={}
+# busy OPTION DEVICE...: the checker does not touch them.
+busy() {{
+  local said status=0
+  said=$($fsck "$@" 2>&1) || status=$?
+  if ((status != 8)) || [[ $said != *'in use'* ]]; then echo "fsck $*: $status, $said" >&2; return 1; fi
+}}
 refused() {{
   local why=$1 said
   shift
@@ -270,11 +277,17 @@ register /dev/vdb /dev/vdc
 await test -b /dev/bcache0
 refused '/dev/vdc is in use by bcache0' --force -B /dev/vdc
 refused '/dev/vdb is in use' --force -C /dev/vdb
+for option in -n -p -y; do
+  busy $option /dev/vdb /dev/vdc
+  busy $option /dev/vdc
+done
 stop_bcache
+$fsck -n /dev/vdb /dev/vdc
 refused 'Already a bcache device on /dev/vdc' -B /dev/vdc
 $make --wipe-bcache -B /dev/vdc
 "#,
-        make.display()
+        make.display(),
+        fsck.display()
     );
     Machine::new("6.12").disk_4k(&disks[0]).disk(&disks[1]).disk(&disks[2]).succeed(&script).unwrap();
 }

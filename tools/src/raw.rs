@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::Duration;
 
 /// A request to device-mapper. `buf` begins with `struct dm_ioctl`, whose length field must not exceed its own length;
@@ -107,4 +107,20 @@ pub fn set_io_flusher() -> io::Result<()> {
     // SAFETY: no memory is involved.
     let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, yes, none, none, none) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A descriptor that this process was started with, by its number, as a file: another descriptor of the same, so that
+/// dropping it closes nothing that belongs to others.
+///
+/// # Errors
+/// There is none of this number.
+pub fn descriptor(number: u16) -> io::Result<File> {
+    let lowest: libc::c_int = 3;
+    // SAFETY: no memory is involved; a number that is not open is an error.
+    let copy = unsafe { libc::fcntl(number.into(), libc::F_DUPFD_CLOEXEC, lowest) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was made just now, and nobody else knows of it.
+    Ok(unsafe { File::from_raw_fd(copy) })
 }

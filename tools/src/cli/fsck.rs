@@ -1,7 +1,9 @@
 //! `bcache fsck`: checks the metadata of a set and repairs it.
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -13,8 +15,10 @@ use bcache_format::{Pos, Sectors};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::canceled::Canceled;
 use super::devices::{Access, InUse, Writable, open_for};
 use super::{Out, Outcome};
+use crate::raw;
 
 /// Exit code: nothing found.
 const OK: u8 = 0;
@@ -26,7 +30,7 @@ const UNCORRECTED: u8 = 4;
 pub const OPERATION: u8 = 8;
 /// Exit code: the command line makes no sense.
 pub const USAGE: u8 = 16;
-/// Exit code: the person at the terminal said no.
+/// Exit code: the person at the terminal said no, or a signal ended the check.
 const CANCELED: u8 = 32;
 
 /// Check and repair a cache set: superblocks, journal, prio sets, uuid table, btree, extents, buckets, backing devices
@@ -35,8 +39,9 @@ const CANCELED: u8 = 32;
 /// On a terminal, without -n, -p or -y, asks before it repairs; without a terminal it only checks. A repair is
 /// computed and tried in memory first; what cannot be proved there is not written. What it overwrites is kept in a
 /// file that `bcache undo` puts back. Exit code as fsck(8): 0 nothing found, 1 repaired, 4 something is left (5 after
-/// a repair), 8 the check did not work or the repair is refused, 16 the command line makes no sense, 32 canceled. Findings are
-/// explained in bcache-findings(7) and by --explain.
+/// a repair), 8 the check did not work or the repair is refused, 16 the command line makes no sense, 32 canceled by a
+/// signal, 36 canceled at the question, so that something is left. A repair that has begun to write is not canceled.
+/// Findings are explained in bcache-findings(7) and by --explain.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache fsck -n /dev/sdb /dev/nvme0n1\n  \
     bcache fsck -y --dry-run /dev/sdb /dev/nvme0n1\n  bcache fsck --explain bset-checksum")]
@@ -59,10 +64,11 @@ pub struct Args {
     /// Keep what the repair overwrites in this file, which must not exist yet. Otherwise one is made in /var/log
     #[arg(long, value_name = "FILE")]
     undo: Option<PathBuf>,
-    /// Write progress to this file descriptor: number of the pass, how much is done, of how much, device
+    /// Write progress to this file descriptor: number of the pass, how much is done, of how much, device. With 0 it is
+    /// the bar that a terminal has anyway
     #[arg(short = 'C', value_name = "FD")]
-    progress: Option<u32>,
-    /// One JSON object a line: each finding, each write of a dry run, then a summary
+    progress: Option<u16>,
+    /// One JSON object a line: each finding, a summary, each write of a dry run, the undo file of a repair
     #[arg(long)]
     json: bool,
     /// Read all cached data as well, and compare clean data with the backing device
@@ -100,7 +106,7 @@ enum Mode {
 
 impl Args {
     fn mode(&self) -> Mode {
-        let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
         match (self.no, self.preen, self.yes) {
             (true, _, _) => Mode::Look,
             (_, true, _) => Mode::Preen,
@@ -116,6 +122,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     if let Some(id) = &args.explain {
         return explain(id, out);
     }
+    let canceled = Canceled::exits(CANCELED);
     let mode = args.mode();
     let writes = mode != Mode::Look && !args.dry_run;
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
@@ -142,7 +149,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         Ok(plan) => plan,
         Err(refused) => {
             out.flush()?;
-            writeln!(std::io::stderr(), "nothing is repaired: {refused}")?;
+            writeln!(io::stderr(), "nothing is repaired: {refused}")?;
             return Ok(ExitCode::from(OPERATION));
         }
     };
@@ -151,17 +158,17 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         return Ok(ExitCode::from(UNCORRECTED));
     }
     if mode == Mode::Ask && !agreed(&plan, out)? {
-        return Ok(ExitCode::from(CANCELED));
+        return Ok(ExitCode::from(CANCELED | UNCORRECTED));
     }
+    canceled.not_any_more();
     repair_now(&args, &plan, &devices, &writable, out)
 }
 
 /// The check, with its progress where it is wanted.
 fn look(args: &Args, devices: &[Device]) -> Result<Checked> {
     let machine = match args.progress {
-        // The descriptor is this process's own, so its name in /proc opens it again.
-        Some(fd) => Some(std::fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"))?),
-        None => None,
+        Some(fd) if fd > 0 => Some(raw::descriptor(fd).with_context(|| format!("-C {fd}"))?),
+        _ => None,
     };
     let style = ProgressStyle::with_template("{msg:>10} {wide_bar} {percent:>3} %");
     let bar = ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -186,8 +193,11 @@ fn repair_now(args: &Args, plan: &Plan, devices: &[Device], writable: &[Writable
     let undo = keep_old(args, plan, devices)?;
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     let done = repair::apply(plan, &targets);
-    if !args.json {
-        writeln!(out, "what was overwritten is in {}; `bcache undo` puts it back", undo.display())?;
+    let undo = undo.display().to_string();
+    if args.json {
+        writeln!(out, "{}", json!({"kind": "undo", "file": undo}))?;
+    } else {
+        writeln!(out, "what was overwritten is in {undo}; `bcache undo` puts it back")?;
     }
     done?;
     let again = check(devices.iter().cloned(), Options::default());
@@ -207,13 +217,18 @@ fn keep_old(args: &Args, plan: &Plan, devices: &[Device]) -> Result<PathBuf> {
         if beside_log { log.join(name) } else { PathBuf::from(name) }
     });
     let bytes = repair::undo::save(plan, devices)?;
-    let written =
-        std::fs::OpenOptions::new().write(true).create_new(true).open(&path).and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.sync_all()
-        });
-    written.with_context(|| format!("{}: keeping what would be overwritten", path.display()))?;
+    write_durably(&path, &bytes)
+        .with_context(|| format!("{}: keeping what would be overwritten", path.display()))?;
     Ok(path)
+}
+
+/// A new file that outlives a crash, its name included. Only its owner may read it: it has parts of devices.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
 }
 
 /// A number that no earlier life of a node has.
@@ -227,7 +242,7 @@ fn agreed(plan: &Plan, out: &mut Out) -> Result<bool> {
     write!(out, "repair with {count} writes of {bytes} bytes in all? [y/N] ")?;
     out.flush()?;
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
+    io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 

@@ -10,6 +10,7 @@ use clap::Parser;
 
 pub mod attach;
 pub mod bcache;
+mod canceled;
 pub mod choose;
 pub mod completions;
 pub mod devices;
