@@ -133,7 +133,19 @@ impl Pass for Account<'_> {
     type Out = Out;
 
     fn packed(&self, extents: Packed<'_>, gather: &mut Gather, out: &mut Out) {
-        extents.valid(|sound| self.live(sound, gather, out));
+        // Extents of one slot are together: what they are in all is counted close by.
+        let (mut slot, mut used) = (u32::MAX, SlotUse::default());
+        extents.valid(|sound| {
+            if self.live(&sound, gather, out) {
+                if sound.inode != slot {
+                    out.slots.push((slot, std::mem::take(&mut used)));
+                    slot = sound.inode;
+                }
+                used.count(&sound);
+            }
+        });
+        out.slots.push((slot, used));
+        out.slots.retain(|(_, used)| used.all > 0);
     }
     fn extent(&self, key: Bkey, gather: &mut Gather, out: &mut Out) {
         self.one(Extent::new(key, Layer::Older, self.gens), gather, out);
@@ -152,7 +164,13 @@ impl Account<'_> {
         let key = extent.key;
         match extent.state {
             State::Live(ptr) => {
-                self.live(Sound::new(&key, ptr, self.cache.geometry.ptr_bucket(ptr)), gather, out)
+                let sound = Sound::new(&key, ptr, self.cache.geometry.ptr_bucket(ptr));
+                if self.live(&sound, gather, out) {
+                    match out.slots.last_mut().filter(|(slot, _)| *slot == sound.inode) {
+                        Some((_, used)) => used.count(&sound),
+                        None => out.slots.push((sound.inode, SlotUse::of(&sound))),
+                    }
+                }
             }
             State::Stale(_) if key.dirty() => out.suspects.push(key),
             State::Stale(stale) if stale > STALE_MAX => {
@@ -163,25 +181,19 @@ impl Account<'_> {
         }
     }
 
-    #[inline]
-    fn live(&self, extent: Sound, gather: &mut Gather, out: &mut Out) {
+    /// Counts an extent as a user of its bucket, if it may be one.
+    #[inline(always)]
+    fn live(&self, extent: &Sound, gather: &mut Gather, out: &mut Out) -> bool {
         let bucket = extent.bucket.0;
         if self.metadata.has(bucket) || extent.inode as usize >= self.slots {
-            out.findings.push(self.misplaced(&extent));
-            return;
+            out.findings.push(self.misplaced(extent));
+            return false;
         }
         gather.add(self.sectors, extent.ptr.offset(), extent.size, &mut |at| self.share(at));
         if extent.dirty && !self.dirty.has(bucket) {
             self.dirty.add(bucket, bucket + 1);
         }
-        match out.slots.last_mut().filter(|(slot, _)| *slot == extent.inode) {
-            Some((_, used)) => used.count(&extent),
-            None => {
-                let mut used = SlotUse::default();
-                used.count(&extent);
-                out.slots.push((extent.inode, used));
-            }
-        }
+        true
     }
 
     #[cold]

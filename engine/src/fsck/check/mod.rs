@@ -106,6 +106,12 @@ pub struct SlotUse {
 }
 
 impl SlotUse {
+    /// What one extent is.
+    fn of(extent: &Sound) -> Self {
+        let mut used = Self::default();
+        used.count(extent);
+        used
+    }
     /// Counts an extent in.
     #[inline]
     fn count(&mut self, extent: &Sound) {

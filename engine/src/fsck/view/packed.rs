@@ -27,6 +27,8 @@ pub struct Packed<'p> {
     keys: &'p [[u8; KEY]],
     geometry: &'p Geometry,
     gens: &'p Gens,
+    /// All of them are valid.
+    valid: bool,
 }
 
 impl<'p> Packed<'p> {
@@ -34,7 +36,7 @@ impl<'p> Packed<'p> {
     #[must_use]
     pub fn look(keys: &'p [u8], bounds: Bounds, geometry: &'p Geometry, gens: &'p Gens) -> Option<Self> {
         let (keys, []) = keys.as_chunks::<KEY>() else { return None };
-        let mut before = bounds.lower;
+        let (mut before, mut valid) = (bounds.lower, true);
         for bytes in keys {
             let (key, ptr) = Bkey::of_one_ptr(bytes)?;
             let sound = key.size() > 0
@@ -44,16 +46,18 @@ impl<'p> Packed<'p> {
                 && geometry.place_problem(ptr, key.size()).is_none();
             let known = gens.get(geometry.ptr_bucket(ptr).0)?;
             let stale = gen_after(known, ptr.generation());
-            let settled = known == ptr.generation() || (!key.dirty() && stale > 0 && stale <= STALE_MAX);
+            let current = known == ptr.generation();
+            let settled = current || (!key.dirty() && stale > 0 && stale <= STALE_MAX);
             if !sound || !settled {
                 return None;
             }
+            valid &= current;
             before = key.pos();
         }
         // The largest key of all is one that only interior nodes have.
         let last = before.inode as usize;
         let fits = before <= bounds.upper && before != Pos::MAX && last < geometry.nr_uuids();
-        fits.then_some(Self { keys, geometry, gens })
+        fits.then_some(Self { keys, geometry, gens, valid })
     }
     /// How many there are, stale ones included.
     #[must_use]
@@ -66,7 +70,7 @@ impl<'p> Packed<'p> {
         for bytes in self.keys {
             let Some((key, ptr)) = Bkey::of_one_ptr(bytes) else { continue };
             let bucket = self.geometry.ptr_bucket(ptr);
-            if self.gens.get(bucket.0) == Some(ptr.generation()) {
+            if self.valid || self.gens.get(bucket.0) == Some(ptr.generation()) {
                 tell(Sound::new(&key, ptr, bucket));
             }
         }
