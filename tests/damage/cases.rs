@@ -139,7 +139,7 @@ impl World {
         found
     }
     /// Bumps the stored generation of a bucket.
-    fn bump(&mut self, bucket: u64, by: u8) {
+    pub fn bump(&mut self, bucket: u64, by: u8) {
         self.prio(|bytes| {
             let at = 0x28 + 3 * bucket as usize + 2;
             bytes[at] = bytes[at].wrapping_add(by);

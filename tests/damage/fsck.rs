@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bcache_engine::fsck::repair::{Plan, undo};
+use bcache_engine::fsck::view::overlay::Layer;
 use bcache_engine::fsck::view::{Device, SetView};
 use bcache_engine::fsck::{Checked, Kind, Options, check, repair};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr};
@@ -168,6 +169,69 @@ fn one(case: &Case, stops: &Stops) {
 fn every_kind_has_a_case() {
     for kind in Kind::ALL {
         assert!(CASES.iter().any(|case| case.kind == *kind), "{kind}");
+    }
+}
+
+/// An extent that only the cache has, as the journal tells it: the clean extent `key` made dirty.
+fn journal_says_dirty(world: &mut World, mut key: Bkey) {
+    key.set_dirty(true);
+    let newest = world.view.journal.newest().unwrap();
+    let mut jset = newest.jset.clone();
+    jset.seq += 1;
+    jset.keys = vec![key];
+    let bytes = jset.write(world.view.cache.magic, world.view.cache.geometry.block_bytes()).unwrap();
+    world.cache.write(newest.byte + newest.bytes, &bytes);
+}
+
+#[test]
+fn dirty_data_that_was_written_back_is_not_missed_when_its_bucket_is_given_up() {
+    let clean = |world: &World| {
+        let mut extents = world.view.extents(Pos::ZERO, Pos::MAX).flatten();
+        extents.find(|extent| extent.live().is_some() && extent.layer == Layer::Older).unwrap().key
+    };
+    let bucket = |world: &World, key: &Bkey| world.view.cache.geometry.ptr_bucket(key.ptr().unwrap()).0;
+    // The leaf says clean, the journal still says dirty, as Linux leaves it.
+    let mut world = World::of("wt-clean");
+    let key = clean(&world);
+    journal_says_dirty(&mut world, key);
+    world.bump(bucket(&world, &key), 1);
+    assert_eq!(ids(&run(&world.devices())), [""; 0]);
+    // Only the journal knows it: nobody has written it back.
+    let mut world = World::of("wt-clean");
+    let mut elsewhere = clean(&world);
+    let at = bucket(&world, &elsewhere);
+    elsewhere.set_offset(1 << 30);
+    journal_says_dirty(&mut world, elsewhere);
+    world.bump(at, 1);
+    assert!(run(&world.devices()).has(Kind::ExtentDirtyStale));
+}
+
+#[test]
+fn clean_data_survives_the_loss_of_all_generations_where_it_can_be_told_from_stale() {
+    for set in ["wb-dirty", "two-backing-flash"] {
+        let mut world = World::of(set);
+        let live = |view: &SetView| {
+            let extents =
+                view.extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.live().is_some());
+            extents.map(|extent| extent.key).collect::<Vec<_>>()
+        };
+        let geometry = world.view.cache.geometry;
+        let bucket = |key: &Bkey| geometry.ptr_bucket(key.ptr().unwrap());
+        let before = live(&world.view);
+        let dirty: BTreeSet<_> = before.iter().filter(|key| key.dirty()).map(bucket).collect();
+        let (kept, clean): (Vec<&Bkey>, Vec<&Bkey>) =
+            before.iter().partition(|key| dirty.contains(&bucket(key)));
+        assert!(kept.iter().any(|key| !key.dirty()) || set == "wb-dirty", "{set}: nothing to look at");
+        for region in world.regions.clone().iter().filter(|region| region.kind == Holds::Prio) {
+            world.cache.spoil(region.byte);
+        }
+        let devices = world.devices();
+        let plan = plan(&devices, &run(&devices)).unwrap();
+        let after = run(&plan.simulate(&devices, usize::MAX).unwrap());
+        assert_eq!(*after.findings, []);
+        let after = live(after.set.as_ref().unwrap());
+        println!("{set}: {} of {} extents kept", after.len(), kept.len() + clean.len());
+        assert_eq!(after.iter().collect::<Vec<_>>(), kept, "{set}");
     }
 }
 

@@ -126,6 +126,32 @@ fn exit_codes_are_those_of_fsck() {
 }
 
 #[test]
+fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
+    let dir = paths::scratch().unwrap();
+    let devices = Set::open("wb-dirty").unwrap().copy_to(dir.path()).unwrap();
+    let cache = devices.iter().find(|path| path.ends_with("cache.img")).unwrap().clone();
+    let other = Set::open("wt-clean").unwrap();
+    let copy = dir.path().join("copy");
+    std::fs::copy(other.path("backing.img"), &copy).unwrap();
+    let twice = dir.path().join("twice");
+    sparse::copy(&cache, &twice).unwrap();
+    for (second, id) in [(copy, "backing-other-set"), (twice, "two-caches")] {
+        let devices = [cache.clone(), second];
+        let before = prints(&devices);
+        for option in ["-n", "-p", "-y"] {
+            let output = fsck(&[option], &devices);
+            assert_eq!(code(&output), 8, "{output:?}");
+            assert!(String::from_utf8(output.stdout).unwrap().contains(id));
+            assert!(String::from_utf8(output.stderr).unwrap().contains("not the devices of one set"));
+        }
+        assert_eq!(before, prints(&devices));
+    }
+    // Detached for good, a device belongs to no set, and its old cache has nothing against it.
+    let detached = Set::open("detached-fifo").unwrap();
+    assert_eq!(code(&fsck(&["-n"], &detached.paths())), 0);
+}
+
+#[test]
 fn what_salvage_saves_is_the_content_when_the_set_was_stopped() {
     let dir = paths::scratch().unwrap();
     let set = Set::open("wb-dirty").unwrap();

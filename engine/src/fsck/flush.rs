@@ -103,6 +103,14 @@ impl Flush {
         left.map(|(_, entry)| *entry).collect()
     }
 
+    /// Bytes of memory that [`Self::finish`] takes, about.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        let slots =
+            self.checked.slots.iter().filter(|(slot, _)| self.targets.iter().any(|(_, of)| of == *slot));
+        if slots.map(|(_, used)| used.dirty).sum::<u64>() > 0 { repair::of_extents(&self.checked) } else { 0 }
+    }
+
     /// Copies all dirty data of the targets, in order, and flushes the devices. `done` is told of bytes copied.
     ///
     /// # Errors

@@ -255,8 +255,8 @@ kinds! {
         "Two backing devices have one UUID: one is a copy of the other."
         "None; name only the one that counts.";
     BackingOtherSet "backing-other-set" Fatal
-        "A backing device belongs to another set than the cache."
-        "None; check that the right devices were named.";
+        "A backing device is attached to another set than the cache's: it was detached and attached anew, or it is the wrong device. This cache has nothing of it."
+        "None; name it with the cache of its own set, and this cache without it.";
     DataUnreadable "data-unreadable" Loss
         "The data of an extent cannot be read from the cache."
         "The key is left out; when it is dirty its data is lost.";
@@ -266,6 +266,11 @@ kinds! {
 }
 
 impl Kind {
+    /// Nothing is wrong with any device, but they are not those of one set: whoever named them has to choose.
+    #[must_use]
+    pub const fn is_choice(self) -> bool {
+        matches!(self, Self::TwoCaches | Self::BackingTwice | Self::BackingOtherSet)
+    }
     /// The kind with this id.
     #[must_use]
     pub fn from_id(id: &str) -> Option<Self> {

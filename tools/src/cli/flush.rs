@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::devices::{Access, InUse, open_for};
-use super::{Out, Outcome};
+use super::{Out, Outcome, memory};
 
 /// Write all dirty data to the backing devices, which are clean and complete afterwards
 ///
@@ -55,6 +55,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
+    memory::suffices(flush.memory())?;
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let bar = ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::canceled::Canceled;
 use super::devices::{Access, InUse, Writable, open_for};
-use super::{Out, Outcome};
+use super::{Out, Outcome, memory};
 use crate::raw;
 
 /// Exit code: nothing found.
@@ -39,7 +39,7 @@ const CANCELED: u8 = 32;
 /// On a terminal, without -n, -p or -y, asks before it repairs; without a terminal it only checks. A repair is
 /// computed and tried in memory first; what cannot be proved there is not written. What it overwrites is kept in a
 /// file that `bcache undo` puts back. Exit code as fsck(8): 0 nothing found, 1 repaired, 4 something is left (5 after
-/// a repair), 8 the check did not work or the repair is refused, 16 the command line makes no sense, 32 canceled by a
+/// a repair), 8 the check did not work, the devices are not those of one set, or the repair is refused, 16 the command line makes no sense, 32 canceled by a
 /// signal, 36 canceled at the question, so that something is left. A repair that has begun to write is not canceled.
 /// Findings are explained in bcache-findings(7) and by --explain.
 #[derive(Debug, clap::Args)]
@@ -137,6 +137,11 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     if checked.findings.is_empty() {
         return Ok(ExitCode::from(OK));
     }
+    if checked.findings.counts.keys().any(|kind| kind.is_choice()) {
+        out.flush()?;
+        writeln!(io::stderr(), "nothing is repaired: these are not the devices of one set")?;
+        return Ok(ExitCode::from(OPERATION));
+    }
     let may = match mode {
         Mode::Look => false,
         Mode::Preen => checked.worst().is_some_and(|worst| worst <= Severity::Lossless),
@@ -145,6 +150,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     if !may {
         return Ok(ExitCode::from(UNCORRECTED));
     }
+    memory::suffices(repair::memory(&checked))?;
     let plan = match repair::plan(&devices, &checked, &mut random) {
         Ok(plan) => plan,
         Err(refused) => {

@@ -23,6 +23,7 @@ pub mod fsck;
 pub mod image;
 pub mod make;
 pub mod map;
+mod memory;
 pub mod register;
 pub mod salvage;
 pub mod serve;

@@ -57,8 +57,10 @@ fn against_cache(checked: &mut Checked, backing: &Backing) {
         }
         None if matches!(state, BackingState::None | BackingState::Stale) => {}
         None if !ours => {
-            let detail =
-                format!("it belongs to set {}, the cache to {}", backing.sb.set_uuid, cache.sb.set_uuid);
+            let detail = format!(
+                "it is attached to set {}, the cache is of set {} and has nothing of it",
+                backing.sb.set_uuid, cache.sb.set_uuid
+            );
             checked.found(Finding::new(Kind::BackingOtherSet, &name, SET_UUID_AT, detail));
         }
         None if readable && state == BackingState::Dirty => {

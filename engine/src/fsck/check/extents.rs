@@ -57,6 +57,7 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
         for key in view.replayed.from(Pos::ZERO) {
             account.one(Extent::new(key, Layer::Newer, &gens), &mut gather, &mut out);
         }
+        out.suspects.retain(|key| !written_back(&view, key));
         account.finish(gather);
         tally.add(out, checked);
         shared_buckets = account.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -218,6 +219,19 @@ fn of_key(kind: Kind, cache: &Cache, key: &Bkey, why: &str) -> Finding {
         finding.lost.push((key.start_pos(), key.pos()));
     }
     finding
+}
+
+/// Whether the leaf below a dirty extent of the journal has the same data as clean. Linux does not journal that data was
+/// written back, so an entry that is still needed for others' sake says dirty of it when it is replayed, by which time
+/// the bucket may have been given up.
+fn written_back(view: &SetView, key: &Bkey) -> bool {
+    let Some(ptr) = key.ptr() else { return false };
+    let below = view.tree_extents(key.start_pos(), key.pos()).flatten();
+    let mut same = below.filter(|older| {
+        let at = older.ptr().filter(|at| at.generation() == ptr.generation());
+        at.is_some_and(|at| at.offset() + key.start() == ptr.offset() + older.start())
+    });
+    same.next().is_some_and(|older| !older.dirty())
 }
 
 /// A stale dirty extent that no newer key hides. Where its bucket has other users, that was used again: the data had

@@ -99,6 +99,22 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     Ok(plan)
 }
 
+/// Bytes an extent that writing the metadata anew takes: its key, the new node's bytes, and those of the copy that the
+/// repair is tried on. Measured, rounded up.
+const OF_AN_EXTENT: u64 = 200;
+
+/// Bytes of memory that the repair of what `checked` found takes, about.
+#[must_use]
+pub fn memory(checked: &Checked) -> u64 {
+    if checked.findings.iter().any(needs_rebuild) { of_extents(checked) } else { 0 }
+}
+
+/// Bytes of memory that writing all metadata anew takes, about.
+pub(super) fn of_extents(checked: &Checked) -> u64 {
+    let extents = checked.set.as_ref().map_or(0, |view| view.tree.extents + view.replayed.len() as u64);
+    extents * OF_AN_EXTENT
+}
+
 /// Plans over devices and what a check of them found.
 type Then<'t> = dyn FnMut(&[Device], &Checked) -> Result<Plan, Refused> + 't;
 

@@ -79,16 +79,7 @@ impl<'v> Extents<'v> {
     /// The extents of `from..to`, cut to it.
     #[must_use]
     pub fn new(view: &'v SetView, from: Pos, to: Pos, trust: Trust) -> Self {
-        let first = view.leaves.partition_point(|leaf| leaf.key.pos() <= from);
-        let leaves = view.leaves.get(first..).unwrap_or_default();
-        let leaves = leaves.get(..leaves.partition_point(|leaf| leaf.lower < to)).unwrap_or_default();
-        let leaves = Leaves {
-            cache: &view.cache,
-            leaves: leaves.iter(),
-            trust,
-            keys: Vec::new().into_iter(),
-            faults: Vec::new().into_iter(),
-        };
+        let leaves = Leaves::new(view, from, to, trust);
         let journal = Box::new(view.replayed.from(from).take_while(move |key| key.start_pos() < to));
         Self { merged: Overlay::new(leaves, journal), gens: &view.gens, from, to }
     }
@@ -112,12 +103,23 @@ impl Iterator for Extents<'_> {
 }
 
 /// The btree's extents alone.
-struct Leaves<'v> {
+pub(super) struct Leaves<'v> {
     cache: &'v Cache,
     leaves: std::slice::Iter<'v, NodeRef>,
     trust: Trust,
     keys: std::vec::IntoIter<Bkey>,
     faults: std::vec::IntoIter<Fault>,
+}
+
+impl<'v> Leaves<'v> {
+    /// Of the leaves that have something between two positions.
+    pub(super) fn new(view: &'v SetView, from: Pos, to: Pos, trust: Trust) -> Self {
+        let first = view.leaves.partition_point(|leaf| leaf.key.pos() <= from);
+        let leaves = view.leaves.get(first..).unwrap_or_default();
+        let leaves = leaves.get(..leaves.partition_point(|leaf| leaf.lower < to)).unwrap_or_default();
+        let (keys, faults) = (Vec::new().into_iter(), Vec::new().into_iter());
+        Self { cache: &view.cache, leaves: leaves.iter(), trust, keys, faults }
+    }
 }
 
 impl Iterator for Leaves<'_> {

@@ -4,7 +4,7 @@ use super::content::Content;
 use super::descend::{bucket_of, descend};
 use super::devices::{Backing, Cache, Devices};
 use super::extent_map::ExtentMap;
-use super::extents::{Extents, Trust};
+use super::extents::{Extents, Leaves, Trust};
 use super::fault::{Fault, What};
 use super::gens::Gens;
 use super::journal::Journal;
@@ -268,6 +268,12 @@ impl SetView {
     #[must_use]
     pub fn trusted_extents(&self, from: Pos, to: Pos) -> Extents<'_> {
         Extents::new(self, from, to, Trust::Whole)
+    }
+
+    /// What the btree has between two positions, whatever the journal says.
+    pub(crate) fn tree_extents(&self, from: Pos, to: Pos) -> impl Iterator<Item = Result<Bkey, Fault>> + '_ {
+        let keys = Leaves::new(self, from, to, Trust::Whole);
+        keys.filter(move |key| key.as_ref().map_or(true, |key| key.pos() > from && key.start_pos() < to))
     }
 
     /// Slots of the flash-only volumes, in their order.
