@@ -14,6 +14,24 @@ impl CacheSet {
     /// # Errors
     /// A node that cannot be read.
     pub async fn audit(self: &Rc<Self>) -> Result<Vec<String>> {
+        let _structure = self.tree.structure.lock().await;
+        // In hand until all are in memory: what is judged must be of one moment.
+        let mut held = Vec::new();
+        loop {
+            match self.audit_resident() {
+                Ok(wrong) => return Ok(wrong),
+                Err(missing) => {
+                    for wanted in missing {
+                        held.push(self.node(wanted).await?);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same of a tree that is in memory; the nodes that are not.
+    fn audit_resident(&self) -> std::result::Result<Vec<String>, Vec<NodeRef>> {
+        let mut missing = Vec::new();
         let mut wrong = Vec::new();
         let mut metadata: BTreeSet<BucketNr> =
             self.journal.bucket_numbers().into_iter().map(BucketNr).collect();
@@ -34,7 +52,10 @@ impl CacheSet {
         let mut todo = vec![(NodeRef { ptr: root.ptr, level: root.level, max: Pos::MAX }, Pos::ZERO)];
         drop(root);
         while let Some((wanted, min)) = todo.pop() {
-            let node = self.node(wanted).await?;
+            let Some(node) = self.tree.get(self.cache.geometry.ptr_bucket(wanted.ptr)) else {
+                missing.push(wanted);
+                continue;
+            };
             claim(node.bucket, "btree node", &mut wrong);
             let mut from = min;
             for child in children_of(&node) {
@@ -80,6 +101,9 @@ impl CacheSet {
                     wrong.push(format!("{extent:?} is stale and dirty"));
                 }
             }
+        }
+        if !missing.is_empty() {
+            return Err(missing);
         }
         self.audit_buckets(&metadata, &data, &mut wrong);
         for (inode, sectors) in self.dirty_inodes() {
