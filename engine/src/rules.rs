@@ -71,6 +71,7 @@ rules! {
     /// The backing superblock says dirty before, and clean after.
     rule_7_dirty_is_said_before_the_first_dirty_write: MOVING => DirtyWithoutSuperblock;
     rule_7_clean_is_said_after_the_last_is_written_back: MOVING => CleanTooEarly;
+    rule_7_written_back_data_is_flushed_before_its_keys_say_clean: WRITEBACK => CleanWithoutFlush;
     /// Without its cache a device says stale, and what is stale gets a new slot.
     rule_9_a_device_without_its_cache_says_stale: MOVING => AloneWithoutStale;
     rule_9_the_keys_of_a_stale_device_are_never_served: MOVING => AttachKeepsSlot;

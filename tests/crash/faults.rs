@@ -229,6 +229,95 @@ fn a_failed_flush_below_is_told_and_what_it_may_have_lost_is_not_called_clean() 
     });
 }
 
+/// One flush below fails, and then all is well: who was told of it decides who must still be.
+fn one_flush_below_fails(it: &Started) {
+    it.backing.inject(Fault::eio(FaultOn::Flush, EVERYWHERE).times(1));
+}
+
+#[test]
+fn a_flush_below_that_failed_for_a_fua_write_is_told_to_the_next_flush_too() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.write(0, 8, 9).await;
+        one_flush_below_fails(&it);
+        let data = Buf::copied(&[8; 4096]).freeze();
+        assert!(it.volume.write(8 * 512, data, true).await.is_err(), "it is not durable");
+        assert!(it.volume.flush().await.is_err(), "nor is what was written before");
+        assert!(it.volume.flush().await.is_ok());
+    });
+}
+
+#[test]
+fn a_flush_below_that_failed_and_that_no_client_heard_of_is_told_by_the_stop() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.write(0, 8, 9).await;
+        one_flush_below_fails(&it);
+        // Leaves are written, and the backing device flushed first, when they have waited half a minute.
+        it.wait(60).await;
+        assert!(it.set.stop().await.is_err());
+    });
+}
+
+#[test]
+fn what_is_read_from_below_after_a_failed_flush_is_not_cached() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.write(0, 8, 9).await;
+        one_flush_below_fails(&it);
+        assert!(it.volume.flush().await.is_err());
+        for _ in 0..2 {
+            // The drive may show what it has lost until the power goes.
+            it.holds(0, 8, 9).await;
+            it.wait(1).await;
+        }
+        assert_eq!(it.device.stats.cache_hits.get(), 0);
+    });
+}
+
+#[test]
+fn no_flush_of_the_cache_makes_up_for_one_that_failed() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.write(0, 8, 9).await;
+        it.cache.inject(Fault::eio(FaultOn::Flush, EVERYWHERE).times(1));
+        assert!(it.volume.flush().await.is_err());
+        let epoch = it.set.cache.epoch();
+        assert!(it.set.cache.ensure_flushed(epoch).await.is_err(), "what that one lost stays lost");
+        assert!(it.set.failure().is_some());
+    });
+}
+
+#[test]
+fn a_stop_waits_for_nodes_that_are_being_written() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        // More keys than a bset gathers: a leaf begins to be written by itself.
+        for i in 0..200 {
+            it.write(i * 16, 8, 3).await;
+        }
+        it.set.stop().await.expect("the set stops");
+        let nodes = it.set.stats.node_writes.get();
+        it.wait(10).await;
+        assert_eq!(it.set.stats.node_writes.get(), nodes);
+        assert_eq!(it.cache.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_detach_that_cannot_write_back_says_so() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.write(0, 8, 9).await;
+        it.backing.inject(Fault::eio(FaultOn::Write, DATA * 512..(DATA + 8) * 512));
+        let error = it.set.detach(&it.device).await.expect_err("nothing can be written back").to_string();
+        assert!(error.contains("could not be written back") && error.contains("64 errors"), "{error}");
+        it.backing.heal();
+        it.set.set_device_attribute(&it.device, "clear_stats", "1").await.expect("counters are cleared");
+        it.set.detach(&it.device).await.expect("all is written back");
+    });
+}
+
 #[test]
 fn a_journal_that_cannot_be_written_ends_writing_but_not_reading_what_is_clean() {
     let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
@@ -345,6 +434,42 @@ fn disks_with_blocks_of_4_kib_are_never_asked_for_less() {
         }
         it.set.stop().await.expect("the set stops");
         assert_eq!(it.cache.stats().refused + it.backing.stats().refused, 0);
+    });
+}
+
+#[test]
+fn a_detach_that_cannot_read_what_is_dirty_says_so() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.write(0, 8, 9).await;
+        it.cache.inject(Fault::eio(FaultOn::Read, EVERYWHERE));
+        let error = it.set.detach(&it.device).await.expect_err("nothing can be read").to_string();
+        assert!(error.contains("8 sectors cannot be read"), "{error}");
+        it.cache.heal();
+        it.set.detach(&it.device).await.expect("all is written back");
+        it.holds(0, 8, 9).await;
+    });
+}
+
+/// A bucket has room for one entry, a node for one bset, and one entry has keys of every leaf.
+#[test]
+fn many_keys_are_replayed_into_nodes_of_one_block_from_a_journal_of_few_entries() {
+    let shape = Shape { block_sectors: 8, logical_block: 4096, ..USUAL };
+    let rig = Rig::new(&shape);
+    let place = |i: u64| i * 37 % 512 * 8;
+    rig.run(|it| async move {
+        for i in 0..400 {
+            it.write(place(i), 8, 1 + (i % 200) as u8).await;
+        }
+        it.volume.flush().await.expect("a flush");
+    });
+    let rig = Rig::with(&shape, rig.images());
+    rig.run(|it| async move {
+        for i in 0..400 {
+            it.holds(place(i), 8, 1 + (i % 200) as u8).await;
+        }
+        assert_eq!(it.set.audit().await.expect("the audit"), Vec::<String>::new());
+        it.set.stop().await.expect("the set stops");
     });
 }
 

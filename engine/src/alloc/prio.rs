@@ -48,6 +48,7 @@ impl CacheSet {
             let at = geometry.bucket_start_byte(*bucket);
             self.stats.other_metadata_sectors_written.add(image.len() as u64 / bcache_format::SECTOR_SIZE);
             self.metadata(self.cache.write(at, Buf::copied(&image).freeze()).await)?;
+            self.check()?;
         }
         {
             let mut chain = self.alloc.prio.borrow_mut();

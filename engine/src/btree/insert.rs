@@ -1,11 +1,13 @@
 //! Inserting extents.
 
 use super::extent::Extent;
+use super::extent_map::ExtentMap;
 use super::node::{Body, Node};
 use crate::error::Result;
 use crate::request::MissId;
 use crate::set::CacheSet;
 use bcache_format::{Pos, SECTOR_SIZE};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Words a bset may gather before it is written: a page, less what allocators keep of it in the kernel, whose leaves
@@ -19,6 +21,9 @@ const WORDS_PER_INSERT: usize = 9;
 pub enum Durability {
     /// It is added to the journal.
     Journal,
+    /// The same, and it is not added at all if a flush of the backing device has failed since so many had: it says clean,
+    /// and what is below may be older.
+    JournalUnlessDoubtful(u64),
     /// It is in this journal entry already: replay.
     Replayed(u64),
     /// It need not: what it replaces is as good until GC frees the bucket, and GC writes the leaves first.
@@ -40,6 +45,11 @@ impl CacheSet {
                 {
                     return;
                 }
+                if let Durability::JournalUnlessDoubtful(failures) = durability
+                    && self.flush_failures(extent.inode()) != failures
+                {
+                    return;
+                }
                 let (now, behind) = cut_at(extent, leaf.max);
                 later = behind;
                 self.insert_in_leaf(leaf, now, durability);
@@ -47,10 +57,54 @@ impl CacheSet {
             self.with_leaf(extent.start_pos(), &mut apply).await?;
             rest = later;
         }
-        if durability == Durability::Journal {
+        if matches!(durability, Durability::Journal | Durability::JournalUnlessDoubtful(_)) {
             self.journal_soon();
         }
         Ok(())
+    }
+
+    /// Inserts the keys of journal entry `seq`, whose order is that of the journal.
+    ///
+    /// They are laid over each other first, so that each leaf gets all that it has room for at once: a leaf that must be
+    /// written anew for them needs a bucket, buckets need room in the journal, and the journal may be full of what is being
+    /// replayed.
+    pub(crate) async fn insert_replayed(self: &Rc<Self>, extents: &[Extent], seq: u64) -> Result<()> {
+        let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
+        let mut all = ExtentMap::new();
+        for extent in extents {
+            // A clean key says that both devices have the same. The journal is durable before the backing device is
+            // flushed, so after a crash that may not be so: read from below again.
+            let clean = !extent.dirty();
+            let extent =
+                if clean { Extent::hole(extent.inode(), extent.end(), extent.size()) } else { *extent };
+            all.overlay(extent, true, bucket_sectors, |_| ());
+        }
+        let mut rest: VecDeque<Extent> = all.iter().copied().collect();
+        while let Some(first) = rest.front() {
+            let at = first.start_pos();
+            self.with_leaf(at, &mut |leaf| self.replay_in_leaf(leaf, &mut rest, seq)).await?;
+        }
+        Ok(())
+    }
+
+    /// As many of `rest` as belong to `leaf` and as it may take at once.
+    fn replay_in_leaf(self: &Rc<Self>, leaf: &Rc<Node>, rest: &mut VecDeque<Extent>, seq: u64) {
+        // One that is frozen is being written anew, and gets no more than its nodes to be have room for.
+        let mut inserts =
+            if leaf.is_frozen() { self.node_words() / 2 / WORDS_PER_INSERT } else { usize::MAX };
+        while let Some(extent) = rest.front().copied().filter(|extent| extent.start_pos() < leaf.max) {
+            let (now, behind) = cut_at(extent, leaf.max);
+            self.insert_in_leaf(leaf, now, Durability::Replayed(seq));
+            rest.pop_front();
+            if let Some(behind) = behind {
+                rest.push_front(behind);
+            }
+            inserts = inserts.saturating_sub(1);
+            let room = leaf.is_frozen() || leaf.has_room(WORDS_PER_INSERT, &self.cache.geometry);
+            if inserts == 0 || !room {
+                return;
+            }
+        }
     }
 
     /// Compare-and-exchange: where the btree still says what `expected` says, it says `with` from now on, which covers the
@@ -78,6 +132,10 @@ impl CacheSet {
         Ok(done)
     }
 
+    fn flush_failures(&self, inode: u32) -> u64 {
+        self.devices.borrow().get(&inode).map_or(0, |device| device.flush_failures())
+    }
+
     /// Calls `apply` once with the leaf of `pos`, with room for one insert. A leaf without room is written anew, with what
     /// `apply` does to it.
     async fn with_leaf(self: &Rc<Self>, pos: Pos, apply: &mut dyn FnMut(&Rc<Node>)) -> Result<()> {
@@ -98,7 +156,9 @@ impl CacheSet {
     /// Changes one leaf, with nothing awaited: its map, what it will write, the journal and all accounts.
     fn insert_in_leaf(self: &Rc<Self>, leaf: &Rc<Node>, extent: Extent, durability: Durability) {
         let seq = match durability {
-            Durability::Journal => Some(self.journal.add(extent.key())),
+            Durability::Journal | Durability::JournalUnlessDoubtful(_) => {
+                Some(self.journal.add(extent.key()))
+            }
             Durability::Replayed(seq) => Some(seq),
             Durability::Unjournaled | Durability::Miss(_) => None,
         };

@@ -78,13 +78,15 @@ pub struct Node {
     /// Orders writes.
     pub io: Mutex<()>,
     state: RefCell<State>,
-    /// Being replaced: takes no keys.
-    frozen: Cell<bool>,
+    /// Takes no keys: how many want that.
+    frozen: Cell<u32>,
     thawed: WaitQueue,
     /// Replaced: not part of the tree any more.
     dead: Cell<bool>,
     /// A write was asked for and did not begin yet.
     pub(super) write_queued: Cell<bool>,
+    /// Keys that were taken from it are being written.
+    pub(super) writing: Cell<bool>,
     /// Used since eviction last looked.
     pub(super) used: Cell<bool>,
 }
@@ -108,10 +110,11 @@ impl Node {
             max,
             io: Mutex::new(()),
             state: RefCell::new(State { body, written, write: PendingWrite::default() }),
-            frozen: Cell::new(false),
+            frozen: Cell::new(0),
             thawed: WaitQueue::new(),
             dead: Cell::new(false),
             write_queued: Cell::new(false),
+            writing: Cell::new(false),
             used: Cell::new(true),
         }
     }
@@ -128,9 +131,12 @@ impl Node {
     pub fn key(&self, geometry: &Geometry) -> Bkey {
         child_key(self.max, self.ptr, geometry)
     }
-    /// Whether there are keys that are not on disk.
+    /// Whether there are keys that are not on disk, or not known to be.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
+        if self.writing.get() {
+            return true;
+        }
         match &self.state().body {
             Body::Leaf { pending, .. } => !pending.is_empty(),
             Body::Interior { pending, .. } => !pending.is_empty(),
@@ -150,23 +156,25 @@ impl Node {
             map.iter().for_each(&mut each);
         }
     }
-    /// Whether it is being replaced.
+    /// Whether it takes no keys just now.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
-        self.frozen.get()
+        self.frozen.get() > 0
     }
-    /// From now on it takes no keys.
+    /// From now on it takes no keys, until whoever asked for that calls [`thaw`](Self::thaw).
     pub fn freeze(&self) {
-        self.frozen.set(true);
+        self.frozen.set(self.frozen.get() + 1);
     }
-    /// Takes keys again, or was replaced.
+    /// Takes keys again, unless others froze it too, or was replaced.
     pub fn thaw(&self) {
-        self.frozen.set(false);
-        self.thawed.wake_all();
+        self.frozen.set(self.frozen.get().saturating_sub(1));
+        if !self.is_frozen() {
+            self.thawed.wake_all();
+        }
     }
-    /// Waits while it is being replaced.
+    /// Waits while it takes no keys.
     pub async fn wait_thawed(&self) {
-        self.thawed.wait_until(|| !self.frozen.get()).await;
+        self.thawed.wait_until(|| !self.is_frozen()).await;
     }
     /// Whether it was replaced.
     #[must_use]

@@ -13,6 +13,9 @@ use bcache_format::{BucketNr, Pos, Ptr};
 use std::collections::HashMap;
 use std::rc::Rc;
 
+/// Times that a leaf's keys wait for flushes of backing devices before no more keys may come.
+const FLUSHES_BELOW: u32 = 2;
+
 /// A node that is to be read.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeRef {
@@ -196,16 +199,17 @@ impl CacheSet {
             return Ok(());
         }
         self.check()?;
-        // A flush that fails leaves fewer keys to write, not an end of all writing; a second one is for what came since.
-        for _ in 0..2 {
-            let below = node.state().write.below.clone();
-            let _ = self.flush_below(&below).await;
+        let frozen = self.flush_below(node).await;
+        let taken = self.take_pending(node);
+        if frozen {
+            node.thaw();
         }
-        let (image, at_block, write) = self.take_pending(node)?;
-        let written = self.write_bset(node, at_block, image, &write).await;
+        let (image, at_block, write) = taken?;
+        let written = self.write_bset(node, at_block, image, write.epoch).await;
         // The keys are in nobody's hands any more: the journal has them, and nothing may be written behind them.
         written.inspect_err(|error| self.fail(error.clone()))?;
         self.write_done(write);
+        node.writing.set(false);
         Ok(())
     }
 
@@ -231,19 +235,20 @@ impl CacheSet {
         };
         let image = bset::write(&keys, node.seq, bset::VERSION, node.ptr, self.cache.magic)
             .map_err(|error| self.format_error(error))?;
+        node.writing.set(true);
         let at_block = state.written;
         state.written += (image.len() as u64).div_ceil(geometry.block_bytes());
         debug_assert!(state.written <= geometry.btree_node_blocks());
         Ok((image, at_block, std::mem::take(&mut state.write)))
     }
 
-    /// Writes a bset and waits until it, and the data it names, is durable.
+    /// Writes a bset and waits until it, and the data it names on the cache device at `epoch`, is durable.
     pub(super) async fn write_bset(
         &self,
         node: &Node,
         at_block: u64,
         image: Vec<u8>,
-        write: &PendingWrite,
+        epoch: u64,
     ) -> Result<()> {
         // Who writes many nodes to a device that answers at once would otherwise let nobody else run.
         self.env.yield_now().await;
@@ -253,9 +258,9 @@ impl CacheSet {
         padded[..image.len()].copy_from_slice(&image);
         let flush = node.level > 0 || !seeded_bug!(LeafWithoutFlush);
         if flush {
-            self.metadata(self.cache.ensure_flushed(write.epoch).await)?;
-            self.flush_below(&write.below).await?;
+            self.metadata(self.cache.ensure_flushed(epoch).await)?;
         }
+        self.check()?;
         let at = node.ptr.offset() * bcache_format::SECTOR_SIZE + at_block * block;
         let padded = padded.freeze();
         let first = self.cache.dev.geometry().logical_block as usize;
@@ -275,30 +280,63 @@ impl CacheSet {
         Ok(())
     }
 
-    /// Flushes backing devices whose clean keys are about to become durable.
-    async fn flush_below(&self, below: &[(u32, u64)]) -> Result<()> {
-        for (inode, epoch) in below {
-            let device = self.devices.borrow().get(inode).cloned();
-            if let Some(device) = device {
-                self.flush_backing(&device, *epoch).await?;
+    /// Flushes the backing devices that clean keys of `node` wait for, until there is none, so that its keys may be taken
+    /// in the same breath. A flush that fails leaves fewer keys to write, and is no end of all writing. Whoever keeps
+    /// adding keys is kept out in the end: true then, and the node is to be thawed when its keys were taken.
+    pub(super) async fn flush_below(&self, node: &Node) -> bool {
+        for round in 0.. {
+            let due = self.due_below(node);
+            if due.is_empty() {
+                return round > FLUSHES_BELOW;
+            }
+            if round == FLUSHES_BELOW {
+                node.freeze();
+            }
+            for (device, epoch) in due {
+                // What failed is not in the node any more.
+                let _ = self.flush_backing(&device, epoch).await;
             }
         }
-        Ok(())
+        false
+    }
+
+    fn due_below(&self, node: &Node) -> Vec<(Rc<Device>, u64)> {
+        if seeded_bug!(CleanWithoutFlush) {
+            return Vec::new();
+        }
+        let (devices, state) = (self.devices.borrow(), node.state());
+        let due = |(inode, epoch): &(u32, u64)| {
+            let device = devices.get(inode)?;
+            let flushed = device.backing().is_none_or(|backing| backing.dev.is_flushed(*epoch));
+            (!flushed).then(|| (Rc::clone(device), *epoch))
+        };
+        state.write.below.iter().filter_map(due).collect()
     }
 
     /// Makes what was written to the device's backing device before `epoch` durable.
     pub(crate) async fn flush_backing(&self, device: &Device, epoch: u64) -> Result<()> {
         let Some(backing) = device.backing() else { return Ok(()) };
-        let failures = backing.dev.failures();
+        let failures = device.flush_failures();
         let result = backing.dev.ensure_flushed(epoch).await;
         self.doubt_if_failed(device, failures);
         Ok(result?)
     }
 
+    /// Makes durable what was written to the backing device since `failures` of its flushes had failed.
+    pub(crate) async fn flush_below_since(&self, device: &Device, failures: u64) -> Result<()> {
+        let Some(backing) = device.backing() else { return Ok(()) };
+        self.flush_backing(device, backing.dev.epoch()).await?;
+        device.no_flush_failed_since(failures)
+    }
+
     /// After a failed flush of a backing device nobody knows which of its latest writes it still has. What the cache
-    /// calls clean, but not yet durably so, is read from below again.
+    /// calls clean, but not yet durably so, is read from below again; and what is read from below may be gone after a power
+    /// cut, so that nothing of it is cached until the set starts again.
     pub(crate) fn doubt_if_failed(&self, device: &Device, failures: u64) {
-        let failed = device.backing().is_some_and(|backing| backing.dev.failures() != failures);
+        let failed = device.flush_failures() != failures;
+        if failed {
+            device.count_backing_error();
+        }
         let Some(inode) = device.inode.get().filter(|_| failed) else { return };
         tracing::warn!(inode, "a flush of the backing device failed, its latest clean copies are forgotten");
         self.misses.invalidate(inode, 0, u64::MAX, None);

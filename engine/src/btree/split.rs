@@ -12,7 +12,7 @@
 
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
-use super::node::{Body, Child, Node, PendingWrite, child_key, freeing_marker};
+use super::node::{Body, Child, Node, child_key, freeing_marker};
 use crate::alloc::Reserve;
 use crate::error::{Error, Result};
 use crate::set::CacheSet;
@@ -101,7 +101,13 @@ impl CacheSet {
                 held.push(old.io.lock().await);
             }
             prepare();
-            let plans = self.plan(olds, fewer);
+            // The new nodes have no keys that wait for a flush. The old ones take none; a flush that fails removes some.
+            for old in olds {
+                if self.flush_below(old).await {
+                    old.thaw();
+                }
+            }
+            let plans = self.plan(olds, fewer).await;
             self.replace_nodes(olds, plans, buckets).await
         }
         .await;
@@ -113,7 +119,7 @@ impl CacheSet {
     }
 
     /// What the new nodes hold: the keys of the old ones without those that say nothing any more.
-    fn plan(&self, olds: &[Rc<Node>], fewer: usize) -> VecDeque<Plan> {
+    async fn plan(&self, olds: &[Rc<Node>], fewer: usize) -> VecDeque<Plan> {
         let (Some(first), Some(last)) = (olds.first(), olds.last()) else { return VecDeque::new() };
         let max_words = self.node_words();
         if first.level > 0 {
@@ -122,6 +128,8 @@ impl CacheSet {
         }
         let mut extents = Vec::new();
         for old in olds {
+            // A large node takes as long as anybody should have to wait.
+            self.env.yield_now().await;
             let buckets = self.alloc.buckets.borrow();
             let state = old.state();
             let Body::Leaf { map, .. } = &state.body else { continue };
@@ -147,14 +155,8 @@ impl CacheSet {
         Box::pin(async move {
             let Some(old) = olds.first() else { return Ok(()) };
             let mut news = Vec::new();
-            let mut write = PendingWrite { epoch: self.cache.epoch(), ..PendingWrite::default() };
-            for old in olds {
-                for (inode, epoch) in &old.state().write.below {
-                    write.needs_below(*inode, *epoch);
-                }
-            }
             for plan in plans {
-                news.push(self.create(old.level, plan, buckets, &write).await?);
+                news.push(self.create(old.level, plan, buckets).await?);
             }
             // Nobody writes a new node, and so drops pins for it, before the tree on disk leads to it.
             let mut held: Vec<MutexGuard<'_, ()>> = Vec::new();
@@ -179,13 +181,9 @@ impl CacheSet {
 
     /// Writes a node that nobody names yet. Its bucket stays pinned until the tree leads to it: a GC that begins in
     /// between clears the marks of what is not pinned, and may have passed the place where the node will be.
-    async fn create(
-        &self,
-        level: u8,
-        plan: Plan,
-        buckets: &mut Vec<BucketNr>,
-        write: &PendingWrite,
-    ) -> Result<Rc<Node>> {
+    async fn create(&self, level: u8, plan: Plan, buckets: &mut Vec<BucketNr>) -> Result<Rc<Node>> {
+        // Many in a row would be a long time for everybody else.
+        self.env.yield_now().await;
         let geometry = &self.cache.geometry;
         let reserve = || self.alloc.try_take(Reserve::Btree);
         let Some(bucket) = buckets.pop().or_else(reserve) else {
@@ -211,13 +209,15 @@ impl CacheSet {
             }
         };
         let node = Rc::new(Node::new(ptr, geometry, level, plan.max, seq, body, written));
+        // Children are durable when they are named; data is only written.
+        let epoch = if level == 0 { self.cache.epoch() } else { 0 };
         if seeded_bug!(NewNodeUnpinned) {
             self.alloc.unpin(bucket);
-            self.write_bset(&node, 0, image, write).await?;
+            self.write_bset(&node, 0, image, epoch).await?;
             self.alloc.pin(bucket);
             return Ok(node);
         }
-        self.write_bset(&node, 0, image, write).await?;
+        self.write_bset(&node, 0, image, epoch).await?;
         Ok(node)
     }
 
@@ -225,7 +225,7 @@ impl CacheSet {
     pub(crate) async fn create_first_root(&self) -> Result<()> {
         let mut buckets = vec![self.alloc.take(Reserve::Btree).await?];
         let plan = Plan { max: Pos::MAX, content: Content::Leaf(ExtentMap::new()) };
-        let root = self.create(0, plan, &mut buckets, &PendingWrite::default()).await?;
+        let root = self.create(0, plan, &mut buckets).await?;
         self.tree.add(&root);
         self.tree.set_root(&root);
         self.alloc.unpin(root.bucket);
@@ -240,7 +240,7 @@ impl CacheSet {
                 let children = news.iter().map(|node| Child { max: node.max, ptr: node.ptr }).collect();
                 let plan = Plan { max: Pos::MAX, content: Content::Interior(children) };
                 let level = news.first().map_or(1, |node| node.level + 1);
-                let root = self.create(level, plan, buckets, &PendingWrite::default()).await?;
+                let root = self.create(level, plan, buckets).await?;
                 self.tree.add(&root);
                 root
             }

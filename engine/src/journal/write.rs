@@ -97,6 +97,7 @@ impl CacheSet {
         if !skip_flush {
             self.metadata(self.cache.ensure_flushed(self.cache.epoch()).await)?;
         }
+        self.check()?;
         self.metadata(self.cache.write_fua(at, Buf::copied(&image).freeze()).await)?;
         journal.durable.set(seq);
         journal.durable_last.set(last_seq);

@@ -79,13 +79,15 @@ impl Volume for AloneVolume {
         })
     }
     fn flush(&self) -> VolumeFuture<'_, ()> {
-        Box::pin(async move { Ok(self.backing.dev.dev.flush().await?) })
+        Box::pin(async move { Ok(self.backing.dev.client_flush(self.backing.dev.epoch()).await?) })
     }
     fn discard(&self, at: u64, len: u64) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place(at, len)?;
             if self.backing.dev.dev.geometry().discard {
-                self.backing.dev.dev.discard(at, len).await?;
+                let discarded = self.backing.dev.dev.discard(at, len).await;
+                self.backing.dev.completed();
+                discarded?;
             }
             Ok(())
         })
@@ -93,8 +95,17 @@ impl Volume for AloneVolume {
     fn write_zeroes(&self, at: u64, len: u64, fua: bool, _no_hole: bool) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place(at, len)?;
-            self.backing.dev.dev.write_zeroes(at, len).await?;
-            if fua { self.flush().await } else { Ok(()) }
+            let dev = &self.backing.dev;
+            let failures = dev.failures();
+            let zeroed = dev.dev.write_zeroes(at, len).await;
+            dev.completed();
+            zeroed?;
+            if fua {
+                // Not as a client's flush: if it fails, the next of those must say so, too.
+                dev.ensure_flushed(dev.epoch()).await?;
+                dev.none_failed_since(failures)?;
+            }
+            Ok(())
         })
     }
 }

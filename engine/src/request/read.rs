@@ -98,7 +98,8 @@ impl CacheSet {
                 let room = self.misses.sectors() + (end - start) <= MISS_SECTORS_MAX;
                 // What is read while it is being written may be old.
                 let quiet = !device.writes.overlaps(start, end);
-                let cache = !bypass && room && quiet && io.is_some();
+                let trusted = device.flush_failures() == 0;
+                let cache = !bypass && room && quiet && trusted && io.is_some();
                 let miss = cache.then(|| self.misses.begin(inode, start, end));
                 Part::Missing { start, end, io, miss }
             }

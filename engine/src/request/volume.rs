@@ -131,6 +131,7 @@ impl Volume for DeviceVolume {
         Box::pin(async move {
             let _running = self.begin()?;
             self.range(at, len)?;
+            let failures = self.device.flush_failures();
             let mut done = 0;
             while done < len {
                 let now = (len - done).min(ZEROES);
@@ -138,7 +139,7 @@ impl Volume for DeviceVolume {
                 self.set.write(&self.device, start, self.zeroes.slice(0..now as usize), false).await?;
                 done += now;
             }
-            if fua { Ok(self.set.flush(&self.device).await?) } else { Ok(()) }
+            if fua { Ok(self.set.flush_written(&self.device, failures).await?) } else { Ok(()) }
         })
     }
 }

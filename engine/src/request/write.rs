@@ -20,13 +20,14 @@ impl CacheSet {
     ) -> Result<()> {
         device.stats.writes.add(1);
         let end = start + data.len() as u64 / SECTOR_SIZE;
+        let failures = device.flush_failures();
         let held = device.writes.hold(start, end).await;
         match device.inode.get() {
             Some(inode) => self.write_cached(device, inode, start, end, data).await?,
             None => write_below(device, start, data).await?,
         }
         drop(held);
-        if fua { self.flush(device).await } else { Ok(()) }
+        if fua { self.flush_written(device, failures).await } else { Ok(()) }
     }
 
     async fn write_cached(
@@ -138,15 +139,13 @@ impl CacheSet {
             return self.write_around(device, inode, start, end, data).await;
         };
         let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, &data)).collect();
-        let failures = device.backing().map(|backing| backing.dev.failures());
+        let failures = device.flush_failures();
         let below = self.write_around(device, inode, start, end, data).await;
-        let mut filled = self.filled(ios).await.is_ok();
+        let filled = self.filled(ios).await.is_ok();
         let mut result = below;
-        // What a failed flush may have dropped below must not be called clean here.
-        filled &= failures == device.backing().map(|backing| backing.dev.failures());
         for extent in extents.iter().filter(|_| filled) {
             if result.is_ok() {
-                result = self.insert(*extent, Durability::Journal).await;
+                result = self.insert(*extent, Durability::JournalUnlessDoubtful(failures)).await;
             }
         }
         self.placed(&extents);
@@ -179,11 +178,10 @@ impl CacheSet {
                 self.commit_keys().await?;
             }
         }
+        let failures = device.flush_failures();
         write_below(device, start, data).await?;
-        if !dirty.is_empty()
-            && let Some(backing) = device.backing()
-        {
-            self.flush_backing(device, backing.dev.epoch()).await?;
+        if !dirty.is_empty() {
+            self.flush_below_since(device, failures).await?;
             self.forget(&dirty).await?;
         }
         if !strict {
@@ -203,20 +201,32 @@ impl CacheSet {
 
     /// Makes all that was acknowledged durable: keys in the journal, and data on the backing device if any went there.
     pub(crate) async fn flush(&self, device: &Device) -> Result<()> {
-        device.stats.flushes.add(1);
         let epoch = device.backing().map(|backing| backing.dev.epoch());
-        if device.inode.get().is_some() {
-            let commit = !seeded_bug!(FlushWithoutJournal);
-            if commit {
-                self.commit_keys().await?;
-            }
-        }
+        self.flush_keys(device).await?;
         let below = !seeded_bug!(FlushWithoutBacking);
         if let (Some(backing), Some(epoch), true) = (device.backing(), epoch, below) {
-            let failures = backing.dev.failures();
+            let failures = device.flush_failures();
             let result = backing.dev.client_flush(epoch).await;
             self.doubt_if_failed(device, failures);
             result?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what a client wrote with FUA since `failures` of the device's flushes had failed. A failure is told
+    /// to it even if a client's flush was told already, and to the next client's flush even if this one is: each write
+    /// may have been dropped.
+    pub(crate) async fn flush_written(&self, device: &Device, failures: u64) -> Result<()> {
+        self.flush_keys(device).await?;
+        let below = !seeded_bug!(FlushWithoutBacking);
+        if below { self.flush_below_since(device, failures).await } else { Ok(()) }
+    }
+
+    async fn flush_keys(&self, device: &Device) -> Result<()> {
+        device.stats.flushes.add(1);
+        let commit = !seeded_bug!(FlushWithoutJournal);
+        if commit && device.inode.get().is_some() {
+            self.commit_keys().await?;
         }
         Ok(())
     }

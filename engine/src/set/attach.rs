@@ -120,18 +120,33 @@ impl CacheSet {
     /// Writes everything dirty of a device back, and caches nothing of it from then on: it is ready to be detached.
     ///
     /// # Errors
-    /// The set stopped before; the device is cached as before.
+    /// The set stopped before, the backing device fails too often, or all that is left cannot be read from the cache;
+    /// the device is cached as before.
     pub async fn drain(&self, device: &Rc<Device>) -> Result<()> {
         let Some(inode) = device.inode.get().filter(|_| device.backing().is_some()) else {
             return Err(Error::refused("not an attached backing device"));
         };
         device.detaching.set(true);
         device.writeback.wake();
-        let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
-        device.writeback.progress.wait_until(|| clean() || self.is_closing()).await;
+        // A write to where older data is on its way down goes to the cache even now, so nothing may be.
+        let clean = || {
+            let quiet = device.dirty_writers.get() == 0 && !device.writeback.active.overlaps(0, u64::MAX);
+            self.dirty_sectors(inode) == 0 && quiet
+        };
+        device.writeback.stuck.set(0);
+        let stuck = || (1..=device.writeback.stuck.get()).contains(&self.dirty_sectors(inode));
+        let hopeless = || device.is_given_up() || stuck();
+        device.writeback.progress.wait_until(|| clean() || self.is_closing() || hopeless()).await;
         if !clean() {
             self.resume_caching(device);
             self.check()?;
+            if hopeless() {
+                let (errors, lost) = (device.io_errors.get(), device.writeback.stuck.get());
+                return Err(Error::refused(format!(
+                    "dirty data could not be written back: its backing device had {errors} errors, \
+                     and {lost} sectors cannot be read from the cache"
+                )));
+            }
             return Err(Error::Stopping);
         }
         Ok(())

@@ -57,7 +57,7 @@ impl Tracked {
     /// This flush failed, or another meanwhile. What had been written is lost perhaps, and no later flush makes it
     /// durable: it must be written again.
     pub async fn ensure_flushed(&self, epoch: u64) -> Result<(), DevError> {
-        if self.flushed.get() >= epoch {
+        if self.is_flushed(epoch) {
             return Ok(());
         }
         let (covers, failures) = (self.epoch.get(), self.failures.get());
@@ -71,6 +71,10 @@ impl Tracked {
         }
         self.flushed.set(self.flushed.get().max(covers));
         Ok(())
+    }
+    /// Whether the writes completed before `epoch` are durable.
+    pub fn is_flushed(&self, epoch: u64) -> bool {
+        self.flushed.get() >= epoch
     }
     /// Flushes that failed.
     pub fn failures(&self) -> u64 {
@@ -90,6 +94,10 @@ impl Tracked {
             return result.and(Err(self.flush_failed()));
         }
         result
+    }
+    /// An error if a flush failed since `failures` had.
+    pub fn none_failed_since(&self, failures: u64) -> Result<(), DevError> {
+        if self.failures.get() == failures { Ok(()) } else { Err(self.flush_failed()) }
     }
     fn flush_failed(&self) -> DevError {
         DevError::new(self.dev.name(), DevOp::Flush, 0, 0, libc::EIO)
@@ -152,6 +160,16 @@ impl CacheDev {
             block: RefCell::new(block),
         })
     }
+    /// Makes the writes completed before `epoch` durable; sends nothing when they are.
+    ///
+    /// # Errors
+    /// This flush failed, or any before it did: metadata that is written from then on could name what that one lost.
+    pub async fn ensure_flushed(&self, epoch: u64) -> Result<(), DevError> {
+        if self.tracked.failures() > 0 {
+            return Err(self.tracked.flush_failed());
+        }
+        self.tracked.ensure_flushed(epoch).await
+    }
     /// Number of the device in its set.
     pub fn this_dev(&self) -> usize {
         self.sb.borrow().cache().map_or(0, |cache| cache.nr_this_dev.into())
@@ -163,7 +181,7 @@ impl CacheDev {
             change(&mut sb);
             sb.seq += 1;
         }
-        self.tracked.ensure_flushed(self.tracked.epoch()).await?;
+        self.ensure_flushed(self.tracked.epoch()).await?;
         write_superblock(&self.tracked, &self.sb, &self.block).await
     }
     /// Writes the numbers of `count` journal buckets to where the superblock will have them. They are not in force, nor

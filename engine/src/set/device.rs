@@ -109,7 +109,7 @@ impl Backing {
         }
         // Who wants to write dirty data from here on waits for us, and then says dirty again.
         self.dirty.set(false);
-        self.dev.ensure_flushed(self.dev.epoch()).await?;
+        self.dev.ensure_flushed(self.dev.epoch()).await.inspect_err(|_| self.dirty.set(true))?;
         self.sb.borrow_mut().set_state(BackingState::Clean);
         write_superblock(&self.dev, &self.sb, &self.block).await
     }
@@ -155,6 +155,15 @@ impl Device {
             Kind::Cached(backing) => Some(backing),
             Kind::FlashOnly { .. } => None,
         }
+    }
+    /// Flushes of the backing device that failed.
+    pub(crate) fn flush_failures(&self) -> u64 {
+        self.backing().map_or(0, |backing| backing.dev.failures())
+    }
+    /// An error if a flush of the backing device failed since `failures` had.
+    pub(crate) fn no_flush_failed_since(&self, failures: u64) -> Result<()> {
+        let Some(backing) = self.backing() else { return Ok(()) };
+        Ok(backing.dev.none_failed_since(failures)?)
     }
     /// Size in bytes.
     #[must_use]

@@ -10,7 +10,7 @@ use super::cache_dev::{CacheDev, read_superblock};
 use super::uuids::UuidTable;
 use super::{CacheSet, Mutex, Stage};
 use crate::alloc::Alloc;
-use crate::btree::{Durability, Extent, NodeRef, Tree, children_of};
+use crate::btree::{Extent, NodeRef, Tree, children_of};
 use crate::dev::{BlockDev, Buf};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -183,19 +183,13 @@ impl CacheSet {
         set.hand_out_unused();
         set.start_tasks();
         for (seq, keys) in replay {
+            let mut extents = Vec::with_capacity(keys.len());
             for key in keys {
-                let Some(extent) = set.replayed(&key)? else { continue };
-                if extent.dirty() {
-                    set.insert(extent, Durability::Replayed(seq)).await?;
-                } else {
-                    // A clean key says that both devices have the same. The journal is durable before the backing
-                    // device is flushed, so after a crash that may not be so: read from below again.
-                    let hole = Extent::hole(extent.inode(), extent.end(), extent.size());
-                    set.insert(hole, Durability::Replayed(seq)).await?;
-                }
-                if !extent.is_hole() {
-                    set.alloc.unpin(geometry.ptr_bucket(extent.ptr()));
-                }
+                extents.extend(set.replayed(&key)?);
+            }
+            set.insert_replayed(&extents, seq).await?;
+            for extent in extents.iter().filter(|extent| !extent.is_hole()) {
+                set.alloc.unpin(geometry.ptr_bucket(extent.ptr()));
             }
             set.journal.unpin(seq);
         }

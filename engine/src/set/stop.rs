@@ -1,6 +1,6 @@
 //! Stopping a set, and writing leaves that have waited long.
 
-use super::{CacheSet, Stage};
+use super::{Backing, CacheSet, Device, Stage};
 use crate::error::Result;
 use crate::stats::TICK;
 use std::rc::Rc;
@@ -61,9 +61,10 @@ impl CacheSet {
         } else {
             self.checkpoint().await
         };
-        for device in &devices {
-            if result.is_ok() {
-                result = self.settle(device).await;
+        if result.is_ok() {
+            for device in &devices {
+                let settled = self.settle(device).await;
+                result = result.and(settled);
             }
         }
         self.journal.close();
@@ -85,15 +86,25 @@ impl CacheSet {
         self.commit_roots().await
     }
 
-    /// Leaves the backing superblock saying what is so.
-    async fn settle(&self, device: &super::Device) -> Result<()> {
+    /// Leaves the backing superblock saying what is so, and what was acknowledged durable.
+    async fn settle(&self, device: &Device) -> Result<()> {
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return Ok(()) };
-        backing.mark_clean(|| self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0).await?;
-        Ok(backing.dev.ensure_flushed(backing.dev.epoch()).await?)
+        self.mark_clean(device, backing, inode).await?;
+        // As a client's: of a failure that no client has heard of, whoever stops the set must.
+        Ok(backing.dev.client_flush(backing.dev.epoch()).await?)
+    }
+
+    /// The backing superblock says clean, if nothing is dirty.
+    pub(crate) async fn mark_clean(&self, device: &Device, backing: &Backing, inode: u32) -> Result<()> {
+        let failures = device.flush_failures();
+        let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
+        let marked = backing.mark_clean(clean).await;
+        self.doubt_if_failed(device, failures);
+        marked
     }
 }
 
-impl super::Device {
+impl Device {
     /// No new requests; waits for those under way.
     pub(crate) async fn close(&self) {
         self.closed.set(true);

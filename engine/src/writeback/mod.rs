@@ -37,6 +37,9 @@ pub struct Writeback {
     pub(crate) progress: WaitQueue,
     woken: WaitQueue,
     closed: Cell<bool>,
+    /// Dirty sectors that this pass could not read from the cache, and those of the last whole one.
+    unreadable: Cell<u64>,
+    pub(crate) stuck: Cell<u64>,
     pub(crate) controller: rate::Controller,
 }
 
@@ -86,12 +89,17 @@ impl CacheSet {
                     self.writeback_pause(&device, sectors).await;
                 }
                 Ok(None) => {
+                    writeback.stuck.set(writeback.unreadable.take());
+                    if writeback.stuck.get() > 0 {
+                        writeback.progress.wake_all();
+                        self.pause_unless(RETRY, ended).await;
+                    }
                     let at_start = std::mem::take(&mut at) == 0;
                     self.end_of_pass(&device, at_start).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "writing back failed, trying again");
-                    self.pause(&device, RETRY).await;
+                    self.pause_unless(RETRY, ended).await;
                 }
             }
         }
@@ -117,12 +125,12 @@ impl CacheSet {
         if clean() || seeded_bug!(CleanTooEarly) {
             // A device that says clean may be used without its cache: no key on disk may call anything of it dirty.
             let marked = match self.checkpoint().await {
-                Ok(()) => backing.mark_clean(clean).await,
+                Ok(()) => self.mark_clean(device, backing, inode).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = marked {
                 tracing::warn!(%error, "the backing superblock could not be written");
-                self.pause(device, RETRY).await;
+                self.pause_unless(RETRY, || device.writeback.is_closed() || self.is_closing()).await;
             }
         } else if whole {
             self.env.sleep(BUSY).await;
@@ -133,8 +141,13 @@ impl CacheSet {
 
     /// Waits, but not when the device stops or is detached.
     async fn pause(&self, device: &Device, duration: Duration) {
+        let hurry = || device.writeback.is_closed() || self.is_closing() || self.writes_back_all(device);
+        self.pause_unless(duration, hurry).await;
+    }
+
+    async fn pause_unless(&self, duration: Duration, ended: impl Fn() -> bool) {
         let until = self.env.now() + duration.as_nanos() as u64;
-        while !device.writeback.is_closed() && !self.is_closing() && !self.writes_back_all(device) {
+        while !ended() {
             let now = self.env.now();
             if now >= until {
                 return;
@@ -158,7 +171,7 @@ impl CacheSet {
     /// Writes back what is dirty from sector `at` on, as much as is taken at once. Answers where to go on and how many
     /// sectors it was; nothing at the end.
     async fn writeback_step(self: &Rc<Self>, device: &Rc<Device>, at: u64) -> Result<Option<(u64, u64)>> {
-        let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return Ok(None) };
+        let Some(inode) = device.inode.get() else { return Ok(None) };
         let Some((extents, next)) = self.dirty_from(inode, at).await? else { return Ok(None) };
         let mut held: Vec<RangeGuard<'_>> = Vec::new();
         let mut taken = Vec::new();
@@ -177,10 +190,11 @@ impl CacheSet {
         if commit {
             self.commit_keys().await?;
         }
+        let failures = device.flush_failures();
         let written = self.copy_back(device, &taken).await?;
         let flush = !seeded_bug!(CleanWithoutFlush);
         if flush {
-            self.flush_backing(device, backing.dev.epoch()).await?;
+            self.flush_below_since(device, failures).await?;
         }
         for extent in &written {
             let done = self.replace(*extent, extent.with_dirty(false)).await?;
@@ -236,6 +250,8 @@ impl CacheSet {
                 Ok(_) if self.alloc.buckets.borrow().staleness(extent.ptr()) > 0 => {}
                 Ok(buf) => add_to_runs(&mut runs, extent, buf.freeze()),
                 Err(error) => {
+                    let unreadable = &device.writeback.unreadable;
+                    unreadable.set(unreadable.get() + extent.size());
                     self.stats.cache_read_errors.add(1);
                     self.count_cache_io(true);
                     tracing::warn!(%error, "dirty data cannot be read and stays where it is");

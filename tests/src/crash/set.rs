@@ -238,9 +238,7 @@ impl Subject for CachedSet {
             let range = from..from.saturating_add(512 << rng.below(10));
             let on = [FaultOn::Read, FaultOn::Write, FaultOn::Write, FaultOn::Flush, FaultOn::Any]
                 [rng.below(5) as usize];
-            // Failed flushes below have a test of their own (`faults.rs`); in runs one corner of them is still open.
-            let flush = matches!(on, FaultOn::Flush | FaultOn::Any);
-            let fault = match rng.below(if which > 0 && flush { 1 } else { 4 }) {
+            let fault = match rng.below(4) {
                 0 => Fault::slow(on, range, std::time::Duration::from_millis(rng.below(3000))),
                 1 => Fault::eio(on, range),
                 _ => Fault::eio(on, 0..bytes).times(rng.between(1, 3) as u32),
