@@ -14,10 +14,10 @@ use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, Pos, SECTOR_SIZE};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use thiserror::Error;
 
-/// Bytes copied at a time: neighbours on the backing device go in one write.
+/// Bytes read before they are written: neighbours on the backing device go in one write.
 const CHUNK: u64 = 4 << 20;
 
 /// Why nothing is flushed.
@@ -180,12 +180,18 @@ fn finish(
     Ok(plan)
 }
 
-/// A run of bytes of the backing device that is still to be written.
-struct Run {
-    at: u64,
+/// Bytes of the backing device that are still to be written.
+#[derive(Default)]
+struct Batch {
+    /// Where they go: runs of bytes, each with its start and its length.
+    runs: Vec<(u64, usize)>,
     bytes: Vec<u8>,
 }
 
+/// Batches that have been read and wait for being written.
+const AHEAD: usize = 4;
+
+/// Copies the dirty extents of a slot: one thread reads, this one writes.
 fn copy_slot(
     view: &SetView,
     backing: &Backing,
@@ -193,35 +199,72 @@ fn copy_slot(
     device: &dyn WriteAt,
     done: &mut dyn FnMut(u64),
 ) -> Result<(), FlushError> {
-    let mut run = Run { at: 0, bytes: Vec::new() };
-    let mut write = |run: &mut Run| {
-        let failed = |error| FlushError::Device { device: Arc::clone(&backing.name), byte: run.at, error };
-        if !run.bytes.is_empty() {
-            device.write_at(run.at, &run.bytes).map_err(failed)?;
-            done(run.bytes.len() as u64);
+    std::thread::scope(|scope| {
+        let (send, receive) = mpsc::sync_channel(AHEAD);
+        let (give_back, again) = mpsc::channel();
+        let read = move || {
+            let mut take = |batch| send.send(Ok(batch)).is_ok().then(|| again.try_recv().unwrap_or_default());
+            if let Err(error) = read_slot(view, slot, &mut take) {
+                // Whoever would be told has given up already.
+                let _ = send.send(Err(error));
+            }
+        };
+        let no_thread = |error| FlushError::Device { device: Arc::clone(&view.cache.name), byte: 0, error };
+        std::thread::Builder::new().spawn_scoped(scope, read).map_err(no_thread)?;
+        for batch in receive {
+            let batch: Batch = batch?;
+            let mut rest = batch.bytes.as_slice();
+            for (at, len) in &batch.runs {
+                let (run, behind) = rest.split_at_checked(*len).unwrap_or_default();
+                let failed =
+                    |error| FlushError::Device { device: Arc::clone(&backing.name), byte: *at, error };
+                device.write_at(*at, run).map_err(failed)?;
+                done(*len as u64);
+                rest = behind;
+            }
+            // The reader may have ended.
+            let _ = give_back.send(batch);
         }
-        run.bytes.clear();
-        Ok::<_, FlushError>(())
-    };
+        Ok(())
+    })
+}
+
+/// Reads the dirty extents of a slot and hands them to `take`, which gives memory for the next batch, or nothing when no
+/// more is wanted. Neighbours are one run.
+fn read_slot(
+    view: &SetView,
+    slot: u32,
+    take: &mut dyn FnMut(Batch) -> Option<Batch>,
+) -> Result<(), FlushError> {
+    let mut batch = Batch::default();
     for extent in view.trusted_extents(Pos::new(slot, 0), Pos::new(slot + 1, 0)).flatten() {
         let Some(ptr) = extent.live().filter(|_| extent.key.dirty()) else { continue };
         let (mut to, mut from) = (extent.key.start() * SECTOR_SIZE, ptr.offset() * SECTOR_SIZE);
         let mut left = extent.key.size() * SECTOR_SIZE;
         while left > 0 {
-            let held = run.bytes.len() as u64;
-            if run.at + held != to || held >= CHUNK {
-                write(&mut run)?;
-                run.at = to;
+            let held = batch.bytes.len();
+            if held as u64 >= CHUNK {
+                let Some(next) = take(batch) else { return Ok(()) };
+                batch = next;
+                batch.runs.clear();
+                batch.bytes.clear();
+                continue;
             }
-            let held = run.bytes.len();
             let step = left.min(CHUNK - held as u64);
-            run.bytes.resize(held + step as usize, 0);
-            let target = run.bytes.get_mut(held..).unwrap_or_default();
+            batch.bytes.resize(held + step as usize, 0);
+            let target = batch.bytes.get_mut(held..).unwrap_or_default();
             let name = &view.cache.name;
             let failed = |error| FlushError::Device { device: Arc::clone(name), byte: from, error };
             view.cache.device.read_at(from, target).map_err(failed)?;
+            match batch.runs.last_mut().filter(|(at, len)| *at + *len as u64 == to) {
+                Some((_, len)) => *len += step as usize,
+                None => batch.runs.push((to, step as usize)),
+            }
             (to, from, left) = (to + step, from + step, left - step);
         }
     }
-    write(&mut run)
+    if !batch.runs.is_empty() {
+        take(batch);
+    }
+    Ok(())
 }
