@@ -18,7 +18,9 @@ use std::sync::{Arc, mpsc};
 use thiserror::Error;
 
 /// Bytes read before they are written: neighbours on the backing device go in one write.
-const CHUNK: u64 = 4 << 20;
+///
+/// No more than the processor keeps near with all that are under way.
+const CHUNK: u64 = 1 << 20;
 
 /// Why nothing is flushed.
 #[derive(Debug, Error)]
@@ -181,11 +183,17 @@ fn finish(
 }
 
 /// Bytes of the backing device that are still to be written.
-#[derive(Default)]
 struct Batch {
     /// Where they go: runs of bytes, each with its start and its length.
     runs: Vec<(u64, usize)>,
+    /// Room for a chunk, of which the runs have a part.
     bytes: Vec<u8>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { runs: Vec::new(), bytes: vec![0; CHUNK as usize] }
+    }
 }
 
 /// Batches that have been read and wait for being written.
@@ -236,23 +244,19 @@ fn read_slot(
     slot: u32,
     take: &mut dyn FnMut(Batch) -> Option<Batch>,
 ) -> Result<(), FlushError> {
-    let mut batch = Batch::default();
+    let (mut batch, mut held) = (Batch::default(), 0);
     for extent in view.trusted_extents(Pos::new(slot, 0), Pos::new(slot + 1, 0)).flatten() {
         let Some(ptr) = extent.live().filter(|_| extent.key.dirty()) else { continue };
         let (mut to, mut from) = (extent.key.start() * SECTOR_SIZE, ptr.offset() * SECTOR_SIZE);
         let mut left = extent.key.size() * SECTOR_SIZE;
         while left > 0 {
-            let held = batch.bytes.len();
             if held as u64 >= CHUNK {
                 let Some(next) = take(batch) else { return Ok(()) };
-                batch = next;
+                (batch, held) = (next, 0);
                 batch.runs.clear();
-                batch.bytes.clear();
-                continue;
             }
             let step = left.min(CHUNK - held as u64);
-            batch.bytes.resize(held + step as usize, 0);
-            let target = batch.bytes.get_mut(held..).unwrap_or_default();
+            let target = batch.bytes.get_mut(held..held + step as usize).unwrap_or_default();
             let name = &view.cache.name;
             let failed = |error| FlushError::Device { device: Arc::clone(name), byte: from, error };
             view.cache.device.read_at(from, target).map_err(failed)?;
@@ -260,6 +264,7 @@ fn read_slot(
                 Some((_, len)) => *len += step as usize,
                 None => batch.runs.push((to, step as usize)),
             }
+            held += step as usize;
             (to, from, left) = (to + step, from + step, left - step);
         }
     }
