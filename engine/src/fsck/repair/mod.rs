@@ -99,8 +99,8 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     Ok(plan)
 }
 
-/// Bytes an extent that writing the metadata anew takes: its key, the new node's bytes, and those of the copy that the
-/// repair is tried on. Measured, rounded up.
+/// Bytes that an extent takes while the metadata is written anew: 64 as a key, and 32 each in the plan, in the copy that
+/// it is tried on and in the undo file, rounded up.
 const OF_AN_EXTENT: u64 = 200;
 
 /// Bytes of memory that the repair of what `checked` found takes, about.
