@@ -34,6 +34,10 @@ impl Job {
         Job { kernel: "6.1", ..self }
     }
 
+    fn memory(self, memory: u32) -> Job {
+        Job { memory, ..self }
+    }
+
     /// Runs it with a cache and a backing device, and gives what it said.
     fn run(&self) -> String {
         let dir = paths::scratch().unwrap();
@@ -77,8 +81,15 @@ fn the_kernel_and_the_engine_take_turns_with_a_set() {
 
 #[test]
 #[ignore = "boots a kernel"]
+fn a_flood_of_dirty_pages_neither_blocks_nor_kills_the_engine() {
+    Job::new("flood.sh", 1).memory(512).seconds(600).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
 fn without_ublk_the_nbd_client_of_the_kernel_does() {
-    Job::new("killed.sh", 2).without_ublk().run();
+    // What was under way at a kill is sent again ten seconds later.
+    Job::new("killed.sh", 2).without_ublk().seconds(600).run();
 }
 
 mod long {
@@ -87,13 +98,19 @@ mod long {
     #[test]
     #[ignore = "boots a kernel, takes minutes"]
     fn an_engine_is_killed_twenty_times_under_load() {
-        Job::new("killed.sh", 20).seconds(600).run();
+        Job::new("killed.sh", 20).seconds(1200).run();
     }
 
     #[test]
     #[ignore = "boots a kernel, takes minutes"]
     fn a_running_set_obeys_its_commands_without_ublk() {
         Job::new("control.sh", 2).without_ublk().seconds(600).run();
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn floods_of_dirty_pages_come_ten_times() {
+        Job::new("flood.sh", 10).memory(512).seconds(900).run();
     }
 
     #[test]

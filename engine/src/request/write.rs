@@ -97,7 +97,7 @@ impl CacheSet {
         for extent in extents {
             self.insert(*extent, Durability::Journal).await?;
         }
-        Ok(())
+        self.commit_if_outlived().await
     }
 
     /// Waits for writes of data to the cache device; the error of one of those that failed.
@@ -183,6 +183,7 @@ impl CacheSet {
         if !dirty.is_empty() {
             self.flush_below_since(device, failures).await?;
             self.forget(&dirty).await?;
+            self.commit_if_outlived().await?;
         }
         if !strict {
             self.forget(&clean).await?;

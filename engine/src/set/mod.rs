@@ -75,6 +75,8 @@ pub struct CacheSet {
     /// Writing back goes as fast as it can, because nothing else is asked for.
     at_max_rate: Cell<bool>,
     failure: RefCell<Option<Rc<str>>>,
+    /// See [`CacheSet::outlive`].
+    pub(crate) outlived: Cell<bool>,
     closing: Cell<bool>,
     /// Tasks of the set that run, by when they stop.
     tasks: [Cell<usize>; 3],
@@ -109,6 +111,19 @@ impl CacheSet {
             .filter(|(_, sectors)| **sectors > 0)
             .map(|(inode, sectors)| (*inode, *sectors as u64))
             .collect()
+    }
+    /// From now on a write is acknowledged only when its keys are durable.
+    ///
+    /// Whoever serves clients that outlive this process asks for it. They see no crash when the process is killed: they
+    /// go on with its successor, and nothing makes them write again what they were told is written. Without it a write
+    /// may be acknowledged up to `journal_delay_ms` before its keys are in the journal, which is as good while a crash
+    /// ends clients, too.
+    pub fn outlive(&self) {
+        self.outlived.set(true);
+    }
+    /// Waits for the keys of what is about to be acknowledged, where a crash of this process alone must not lose it.
+    pub(crate) async fn commit_if_outlived(&self) -> Result<()> {
+        if self.outlived.get() { self.commit_keys().await } else { Ok(()) }
     }
     /// A request came: the set is not idle.
     pub(crate) fn request_came(&self) {

@@ -106,6 +106,7 @@ impl CacheSet {
             idle_rounds: Cell::new(0),
             at_max_rate: Cell::new(false),
             failure: RefCell::default(),
+            outlived: Cell::new(false),
             closing: Cell::new(false),
             tasks: Default::default(),
             tasks_ended: WaitQueue::new(),

@@ -121,6 +121,43 @@ fn in_a_set<F: Future<Output = ()>>(test: impl FnOnce(World) -> F) {
     });
 }
 
+/// What a device holds at this moment.
+async fn copy(dev: &dyn BlockDev, name: &str) -> Rc<dyn BlockDev> {
+    let bytes = dev.geometry().bytes;
+    let copy = Ram::new(name, bytes);
+    for at in (0..bytes).step_by(1 << 20) {
+        let chunk = dev.read(at, Buf::zeroed(1 << 20)).await.unwrap();
+        copy.write(at, chunk.freeze(), false).await.unwrap();
+    }
+    Rc::new(copy)
+}
+
+#[test]
+fn what_is_acknowledged_outlives_the_process_where_its_clients_do() {
+    in_a_set(|world| async move {
+        world.set.outlive();
+        world.set.settings.journal_delay_ms.set(3_600_000);
+        world.device.settings.sequential_cutoff.set(0);
+        let mut put = 0;
+        for mode in
+            [CacheMode::Writeback, CacheMode::Writearound, CacheMode::Writethrough, CacheMode::Writeback]
+        {
+            put += 1;
+            world.device.settings.cache_mode.set(mode);
+            world.volume.write(0, block(put), false).await.unwrap();
+            let cache = copy(&*world.cache, "copy of the cache").await;
+            let backing = copy(&*world.backing, "copy of the backing device").await;
+            let set = CacheSet::start(world.env.clone(), cache, SetSettings::default()).await.unwrap();
+            let device = set.attach(backing).await.unwrap();
+            let volume = DeviceVolume::new(Rc::clone(&set), device, "successor".to_owned());
+            let data = volume.read(0, 4096).await.unwrap();
+            assert_eq!(data[0][0], put, "after a write in mode {mode:?}");
+            set.stop().await.unwrap();
+        }
+        world.set.stop().await.unwrap();
+    });
+}
+
 fn block(byte: u8) -> Shared {
     Buf::copied(&[byte; 4096]).freeze()
 }
