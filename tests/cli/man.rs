@@ -10,11 +10,23 @@ fn the_pages_are_those_that_cargo_man_writes() {
     let mut found: Vec<String> =
         fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     found.retain(|name| name.ends_with(".8") || name.ends_with(".7"));
+    found.retain(|name| name != man::BY_HAND);
     found.sort();
     let pages = man::pages().unwrap();
     assert_eq!(found, pages.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), "run `cargo man`");
     for (name, text) in pages {
         let written = fs::read_to_string(dir.join(&name)).unwrap();
         assert!(written == text, "{name} is out of date: run `cargo man`");
+    }
+}
+
+#[test]
+fn the_page_by_hand_names_every_command() {
+    let page = fs::read_to_string(paths::repository().join("man").join(man::BY_HAND)).unwrap();
+    let bcache =
+        bcache_tools::cli::programs().into_iter().find(|program| program.get_name() == "bcache").unwrap();
+    for command in bcache.get_subcommands().filter(|command| command.get_name() != "help") {
+        let name = command.get_name();
+        assert!(page.contains(&format!("\\fB{name}")), "{name} is missing");
     }
 }

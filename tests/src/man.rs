@@ -1,4 +1,5 @@
-//! The manual pages: generated from the command lines' own descriptions, so that they say the same.
+//! The manual pages: generated from the command lines' own descriptions, so that they say the same. Two are written by
+//! hand: [`BY_HAND`] and bcache-format(5).
 
 use anyhow::Result;
 use bcache_engine::set::LEFT_OUT;
@@ -7,6 +8,9 @@ use clap::Command;
 
 /// One page: its file name, `bcache-export.8`, and its text.
 pub type Page = (String, String);
+
+/// The page that stands above all the others.
+pub const BY_HAND: &str = "bcache.8";
 
 /// A page for each program and each subcommand, sorted by name.
 pub fn pages() -> Result<Vec<Page>> {
@@ -20,6 +24,7 @@ pub fn pages() -> Result<Vec<Page>> {
     }
     pages.push(("bcache-findings.7".to_owned(), findings()));
     pages.push(("bcache-settings.7".to_owned(), settings()));
+    pages.retain(|(name, _)| name != BY_HAND);
     pages.sort();
     Ok(pages)
 }
