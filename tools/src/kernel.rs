@@ -53,6 +53,17 @@ fn fields(dir: &Path, names: &[&str]) -> Value {
     Value::Object(names.iter().filter_map(one).collect::<Map<_, _>>())
 }
 
+/// Counters of all windows of time, named as engines name them: `stats_hour/cache_hits`.
+fn windows(device: &Path) -> Value {
+    let of = |window: &'static str| {
+        let one =
+            move |name: &&str| Some((format!("{window}/{name}"), text(&device.join(window), name)?.into()));
+        STATS.iter().filter_map(one)
+    };
+    let windows = ["stats_five_minute", "stats_hour", "stats_day", "stats_total"];
+    Value::Object(windows.into_iter().flat_map(of).collect::<Map<_, _>>())
+}
+
 /// All sets of the kernel, in the shape that engines answer in.
 #[must_use]
 pub fn sets() -> Vec<Value> {
@@ -88,6 +99,7 @@ fn read_set(dir: &Path, set: uuid::Uuid) -> Value {
             "dirty_bytes": text(&path, "dirty_data").and_then(|text| bytes(&text)),
             "settings": fields(&path, &DEVICE),
             "stats": fields(&path.join("stats_total"), &STATS),
+            "attributes": windows(&path),
         }));
     }
     let below = cache.as_deref().and_then(Path::parent).and_then(Path::file_name);

@@ -96,6 +96,17 @@ impl Semaphore {
     }
 }
 
+/// Closes all descriptors but the first three, whoever left them to us.
+///
+/// # Errors
+/// As `close_range(2)`.
+pub fn close_inherited() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: called before this process has opened anything, so that no descriptor it knows of is closed.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0u32) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// `PR_SET_IO_FLUSHER`: allocations of this thread, and of those that it starts, do not wait for block I/O.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Out, Outcome};
 use crate::daemon::{self, Settings};
+use crate::raw;
 
 /// Serve one cache set, until it is stopped; bcache-register starts this
 #[derive(Debug, Parser)]
@@ -25,12 +26,17 @@ pub struct Program {
 
 /// Serves.
 pub fn run(program: Program, _out: &mut Out) -> Outcome {
+    // Whoever called bcache-register may have left more open than it knew: a device, a lock, the end of a pipe.
+    let closed = raw::close_inherited();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
         .with_target(false)
         .init();
+    if let Err(error) = closed {
+        tracing::warn!(%error, "what was inherited stays open");
+    }
     // Started by hand or by bcache-register, the process must not end with its terminal. It fails for the leader of a
     // process group, which needs nothing.
     let _ = nix::unistd::setsid();

@@ -101,10 +101,18 @@ fn size(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize::b(bytes).display().iec().to_string())
 }
 
-/// Hits in per cent of all requests that could have been hits.
-fn hit_ratio(stats: &Value) -> String {
-    let (hits, misses) = (number(stats, "cache_hits"), number(stats, "cache_misses"));
-    match (hits, misses) {
+/// Windows of time that hits are counted in, by their names in sysfs and in tables.
+const WINDOWS: [(&str, &str); 4] = [
+    ("stats_five_minute", "hits 5 min"),
+    ("stats_hour", "hour"),
+    ("stats_day", "day"),
+    ("stats_total", "total"),
+];
+
+/// Hits of a device in a window, in per cent of all requests that could have been hits.
+fn hit_ratio(device: &Value, window: &str) -> String {
+    let count = |name| number(device.get("attributes")?, &format!("{window}/{name}"));
+    match (count("cache_hits"), count("cache_misses")) {
         (Some(hits), Some(misses)) if hits + misses > 0 => format!("{} %", hits * 100 / (hits + misses)),
         _ => "-".to_owned(),
     }
@@ -152,7 +160,8 @@ fn text_of(status: &Value) -> String {
     if !devices.is_empty() {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["  device", "backing", "size", "state", "mode", "dirty", "hits", "bypassed"]);
+        let columns = ["  device", "backing", "size", "state", "mode", "dirty"];
+        table.set_header(columns.into_iter().chain(WINDOWS.map(|(_, head)| head)).chain(["bypassed"]));
         for device in devices {
             let empty = Value::Null;
             let (settings, stats) =
@@ -161,17 +170,18 @@ fn text_of(status: &Value) -> String {
                 "" => "flash only",
                 backing => backing,
             };
-            table.add_row([
+            let bypassed = number(stats, "bypassed_sectors")
+                .map_or_else(|| word(stats, "bypassed").to_owned(), |sectors| size(Some(sectors * 512)));
+            let cells = [
                 format!("  {}", word(device, "path")),
                 backing.to_owned(),
                 size(number(device, "bytes")),
                 word(device, "state").to_owned(),
                 word(settings, "cache_mode").to_owned(),
                 size(number(device, "dirty_bytes")),
-                hit_ratio(stats),
-                number(stats, "bypassed_sectors")
-                    .map_or_else(|| word(stats, "bypassed").to_owned(), |sectors| size(Some(sectors * 512))),
-            ]);
+            ];
+            let ratios = WINDOWS.map(|(window, _)| hit_ratio(device, window));
+            table.add_row(cells.into_iter().chain(ratios).chain([bypassed]));
         }
         let _ = writeln!(text, "{}", table.trim_fmt());
     }
@@ -251,6 +261,7 @@ mod tests {
             "parts": [{"device": "/dev/late", "standing": "failed", "error": "gone"}],
             "devices": [{"name": "a\"b", "path": "/dev/mapper/a", "backing": "/dev/slow", "bytes": 1048576,
                 "state": "dirty", "dirty_bytes": 4096, "settings": {"cache_mode": "writeback"},
+                "attributes": {"stats_hour/cache_hits": "3", "stats_hour/cache_misses": "1"},
                 "stats": {"cache_hits": 3, "cache_misses": 1, "bypassed_sectors": 2}}],
             "stats": {"journal_writes": 7},
         })
