@@ -9,8 +9,7 @@ mkfs.ext4 -q /dev/mapper/bcache0
 mkdir -p /mnt/x
 mount /dev/mapper/bcache0 /mnt/x
 write_file /mnt/x/before 4M
-fio --name=load --directory=/mnt/x --size=16M --rw=randrw --bs=4k-64k --ioengine=libaio --iodepth=8 --direct=1 \
-  --verify=crc32c --verify_fatal=1 --time_based --runtime=$((25 + 5 * upgrades)) --output=/tmp/fio.out &
+fio_passes &
 load=$!
 
 bcache status
@@ -44,7 +43,8 @@ pkill -CONT -x bcache-engine
 bcache attach /dev/vdb
 dmsetup table bcache0 | grep -Eq ' linear (259|43):'
 write_file /mnt/x/attached 2M
-wait "$load" || { cat /tmp/fio.out; exit 1; }
+touch /tmp/enough
+wait "$load"
 check_files
 
 # A volume in the cache alone.
