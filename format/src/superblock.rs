@@ -329,6 +329,23 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// A new device's: not written yet, without a label, flags and features.
+    #[must_use]
+    pub fn new(version: Version, uuid: Uuid, set_uuid: Uuid, block_sectors: u16, role: Role) -> Self {
+        let (label, features) = (Label::default(), Features::default());
+        Self {
+            version,
+            uuid,
+            set_uuid,
+            label,
+            flags: 0,
+            seq: 0,
+            features,
+            block_sectors,
+            last_mount: 0,
+            role,
+        }
+    }
     /// The superblock at the start of `bytes`, which are those from byte 4096 of the device on.
     ///
     /// # Errors

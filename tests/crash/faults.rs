@@ -9,9 +9,8 @@ use bcache_engine::settings::SetSettings;
 use bcache_engine::sim::{Config, Disk, Fault, FaultOn, Image, Power, Runtime};
 use bcache_engine::volume::Volume;
 use bcache_format::Sectors;
-use bcache_format::feature::Features;
 use bcache_format::superblock::{
-    BackingFields, CacheFields, CacheMode, Label, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
+    BackingFields, CacheFields, CacheMode, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
 };
 use std::future::Future;
 use std::time::Duration;
@@ -38,18 +37,8 @@ struct Rig {
 }
 
 fn superblock(shape: &Shape, version: Version, uuid: u128, role: Role) -> Image {
-    let mut superblock = Superblock {
-        version,
-        uuid: Uuid::from_u128(uuid),
-        set_uuid: Uuid::from_u128(0xca5e),
-        label: Label::default(),
-        flags: 0,
-        seq: 0,
-        features: Features::default(),
-        block_sectors: shape.block_sectors,
-        last_mount: 0,
-        role,
-    };
+    let (uuid, set_uuid) = (Uuid::from_u128(uuid), Uuid::from_u128(0xca5e));
+    let mut superblock = Superblock::new(version, uuid, set_uuid, shape.block_sectors, role);
     if version == Version::Backing {
         superblock.set_cache_mode(shape.mode);
     }
@@ -219,7 +208,7 @@ fn a_failed_flush_below_is_told_and_what_it_may_have_lost_is_not_called_clean() 
     let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
     rig.run(|it| async move {
         it.write(0, 8, 9).await;
-        it.backing.inject(Fault::eio(FaultOn::Flush, EVERYWHERE).times(1));
+        one_flush_below_fails(&it);
         assert!(it.volume.flush().await.is_err(), "the client is told");
         assert!(it.volume.flush().await.is_ok(), "once");
         let inode = it.device.inode.get().expect("it is attached");

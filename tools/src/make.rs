@@ -340,18 +340,9 @@ fn backing_superblock(request: &Request, target: &Target, block: u16) -> Result<
 
 /// What both kinds have; the role is the caller's to set.
 fn common(request: &Request, block: u16) -> Superblock {
-    Superblock {
-        version: Version::Backing,
-        uuid: Uuid::new_v4(),
-        set_uuid: request.set_uuid,
-        label: request.label,
-        flags: 0,
-        seq: 0,
-        features: Features::default(),
-        block_sectors: block,
-        last_mount: 0,
-        role: Role::Backing(BackingFields { data_offset: DATA_OFFSET_DEFAULT, bucket_sectors: 0 }),
-    }
+    let role = Role::Backing(BackingFields { data_offset: DATA_OFFSET_DEFAULT, bucket_sectors: 0 });
+    let superblock = Superblock::new(Version::Backing, Uuid::new_v4(), request.set_uuid, block, role);
+    Superblock { label: request.label, ..superblock }
 }
 
 /// Seals a superblock and reads it back as the kernel would.

@@ -6,9 +6,8 @@ use crate::env::Runtime;
 use crate::request::DeviceVolume;
 use crate::volume::Volume;
 use bcache_format::Sectors;
-use bcache_format::feature::Features;
 use bcache_format::superblock::{
-    BackingFields, CacheFields, CacheMode, Label, Replacement, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
+    BackingFields, CacheFields, CacheMode, Replacement, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
 };
 use uuid::Uuid;
 
@@ -62,18 +61,7 @@ const CACHE_BYTES: u64 = BUCKETS * BUCKET * 512;
 const BACKING_BYTES: u64 = 32 << 20;
 
 async fn format(dev: &dyn BlockDev, version: Version, uuid: u128, role: Role) {
-    let superblock = Superblock {
-        version,
-        uuid: Uuid::from_u128(uuid),
-        set_uuid: Uuid::from_u128(0xca5e),
-        label: Label::default(),
-        flags: 0,
-        seq: 0,
-        features: Features::default(),
-        block_sectors: 8,
-        last_mount: 0,
-        role,
-    };
+    let superblock = Superblock::new(version, Uuid::from_u128(uuid), Uuid::from_u128(0xca5e), 8, role);
     let mut block = vec![0; SB_BYTES];
     superblock.write_to(&mut block).unwrap();
     dev.write(SB_OFFSET, Buf::copied(&block).freeze(), true).await.unwrap();

@@ -12,10 +12,9 @@ use bcache_engine::fsck::{self, Kind};
 use bcache_engine::settings::SetSettings;
 use bcache_engine::sim::{Config, Disk, Fault, FaultOn, Image};
 use bcache_format::Sectors;
-use bcache_format::feature::Features;
 use bcache_format::superblock::{
-    BackingFields, BackingState, CacheFields, CacheMode, Label, Replacement, Role, SB_BYTES, SB_OFFSET,
-    Superblock, Version,
+    BackingFields, BackingState, CacheFields, CacheMode, Replacement, Role, SB_BYTES, SB_OFFSET, Superblock,
+    Version,
 };
 use uuid::Uuid;
 
@@ -84,18 +83,7 @@ impl ReadAt for Bytes {
 
 impl CachedSet {
     fn superblock(&self, version: Version, uuid: u128, role: Role) -> Superblock {
-        Superblock {
-            version,
-            uuid: Uuid::from_u128(uuid),
-            set_uuid: Uuid::from_u128(0xca5e),
-            label: Label::default(),
-            flags: 0,
-            seq: 0,
-            features: Features::default(),
-            block_sectors: self.block_sectors,
-            last_mount: 0,
-            role,
-        }
+        Superblock::new(version, Uuid::from_u128(uuid), Uuid::from_u128(0xca5e), self.block_sectors, role)
     }
 
     fn cache_superblock(&self) -> Superblock {
