@@ -326,7 +326,7 @@ impl CacheSet {
     pub(crate) async fn flush_below_since(&self, device: &Device, failures: u64) -> Result<()> {
         let Some(backing) = device.backing() else { return Ok(()) };
         self.flush_backing(device, backing.dev.epoch()).await?;
-        device.no_flush_failed_since(failures)
+        Ok(backing.dev.none_failed_since(failures)?)
     }
 
     /// After a failed flush of a backing device nobody knows which of its latest writes it still has. What the cache

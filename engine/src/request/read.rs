@@ -225,7 +225,7 @@ impl CacheSet {
         start: u64,
         end: u64,
     ) -> Result<Vec<Shared>> {
-        if device.backing().is_some() && self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0 {
+        if device.backing().is_some() && self.has_nothing_dirty(device, inode) {
             return self.read_uncached(device, start, end).await;
         }
         let mut pieces = Vec::new();

@@ -129,10 +129,8 @@ impl CacheSet {
         device.detaching.set(true);
         device.writeback.wake();
         // A write to where older data is on its way down goes to the cache even now, so nothing may be.
-        let clean = || {
-            let quiet = device.dirty_writers.get() == 0 && !device.writeback.active.overlaps(0, u64::MAX);
-            self.dirty_sectors(inode) == 0 && quiet
-        };
+        let quiet = || !device.writeback.active.overlaps(0, u64::MAX);
+        let clean = || self.has_nothing_dirty(device, inode) && quiet();
         device.writeback.stuck.set(0);
         let stuck = || (1..=device.writeback.stuck.get()).contains(&self.dirty_sectors(inode));
         let hopeless = || device.is_given_up() || stuck();

@@ -66,9 +66,7 @@ impl Tracked {
             self.failures.set(self.failures.get() + 1);
             return Err(error);
         }
-        if self.failures.get() != failures {
-            return Err(self.flush_failed());
-        }
+        self.none_failed_since(failures)?;
         self.flushed.set(self.flushed.get().max(covers));
         Ok(())
     }

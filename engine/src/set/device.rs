@@ -160,11 +160,6 @@ impl Device {
     pub(crate) fn flush_failures(&self) -> u64 {
         self.backing().map_or(0, |backing| backing.dev.failures())
     }
-    /// An error if a flush of the backing device failed since `failures` had.
-    pub(crate) fn no_flush_failed_since(&self, failures: u64) -> Result<()> {
-        let Some(backing) = self.backing() else { return Ok(()) };
-        Ok(backing.dev.none_failed_since(failures)?)
-    }
     /// Size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -94,11 +94,15 @@ impl CacheSet {
         Ok(backing.dev.client_flush(backing.dev.epoch()).await?)
     }
 
+    /// Whether nothing of the device is dirty, nor on its way to be.
+    pub(crate) fn has_nothing_dirty(&self, device: &Device, inode: u32) -> bool {
+        self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0
+    }
+
     /// The backing superblock says clean, if nothing is dirty.
     pub(crate) async fn mark_clean(&self, device: &Device, backing: &Backing, inode: u32) -> Result<()> {
         let failures = device.flush_failures();
-        let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
-        let marked = backing.mark_clean(clean).await;
+        let marked = backing.mark_clean(|| self.has_nothing_dirty(device, inode)).await;
         self.doubt_if_failed(device, failures);
         marked
     }

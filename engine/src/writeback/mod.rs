@@ -121,8 +121,7 @@ impl CacheSet {
     /// Nothing is left behind where the pass began, or the pass begins anew.
     async fn end_of_pass(self: &Rc<Self>, device: &Rc<Device>, whole: bool) {
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return };
-        let clean = || self.dirty_sectors(inode) == 0 && device.dirty_writers.get() == 0;
-        if clean() || seeded_bug!(CleanTooEarly) {
+        if self.has_nothing_dirty(device, inode) || seeded_bug!(CleanTooEarly) {
             // A device that says clean may be used without its cache: no key on disk may call anything of it dirty.
             let marked = match self.checkpoint().await {
                 Ok(()) => self.mark_clean(device, backing, inode).await,
