@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use bcache_engine::stats::Window;
 use serde_json::{Map, Value, json};
 
 /// Where the kernel lists its sets.
@@ -60,8 +61,7 @@ fn windows(device: &Path) -> Value {
             move |name: &&str| Some((format!("{window}/{name}"), text(&device.join(window), name)?.into()));
         STATS.iter().filter_map(one)
     };
-    let windows = ["stats_five_minute", "stats_hour", "stats_day", "stats_total"];
-    Value::Object(windows.into_iter().flat_map(of).collect::<Map<_, _>>())
+    Value::Object(Window::ALL.into_iter().map(Window::name).flat_map(of).collect::<Map<_, _>>())
 }
 
 /// All sets of the kernel, in the shape that engines answer in.

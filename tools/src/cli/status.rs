@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use bcache_engine::stats::Window;
 use bytesize::ByteSize;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
@@ -101,17 +102,17 @@ fn size(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize::b(bytes).display().iec().to_string())
 }
 
-/// Windows of time that hits are counted in, by their names in sysfs and in tables.
-const WINDOWS: [(&str, &str); 4] = [
-    ("stats_five_minute", "hits 5 min"),
-    ("stats_hour", "hour"),
-    ("stats_day", "day"),
-    ("stats_total", "total"),
+/// Windows of time that hits are counted in, and their heads in tables.
+const WINDOWS: [(Window, &str); 4] = [
+    (Window::FiveMinute, "hits 5 min"),
+    (Window::Hour, "hour"),
+    (Window::Day, "day"),
+    (Window::Total, "total"),
 ];
 
 /// Hits of a device in a window, in per cent of all requests that could have been hits.
-fn hit_ratio(device: &Value, window: &str) -> String {
-    let count = |name| number(device.get("attributes")?, &format!("{window}/{name}"));
+fn hit_ratio(device: &Value, window: Window) -> String {
+    let count = |name| number(device.get("attributes")?, &format!("{}/{name}", window.name()));
     match (count("cache_hits"), count("cache_misses")) {
         (Some(hits), Some(misses)) if hits + misses > 0 => format!("{} %", hits * 100 / (hits + misses)),
         _ => "-".to_owned(),

@@ -151,7 +151,7 @@ impl Engine {
         }
         self.notify.status("starting the set");
         let claim = self.claim_of(&part.path).await?;
-        let device = self.open(&part.path).await?;
+        let device = self.open(&part.path)?;
         let started = CacheSet::start(self.env.clone(), device, SetSettings::default()).await;
         let set = started.map_err(told)?;
         // Who uses its devices goes on when this process is killed.
@@ -206,36 +206,22 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) async fn open(&self, path: &Path) -> Result<Rc<dyn BlockDev>> {
+    pub(super) fn open(&self, path: &Path) -> Result<Rc<dyn BlockDev>> {
         // The claim is held apart from this, so that it can be given up while requests go on.
         let mode = OpenMode { write: true, exclusive: false };
-        let opened =
-            self.patiently(|| async { open(&self.env, path, mode) }, |error| error.errno == libc::EBUSY);
-        opened.await.with_context(|| path.display().to_string())
+        open(&self.env, path, mode).with_context(|| path.display().to_string())
     }
 
     pub(super) async fn claim_of(&self, path: &Path) -> Result<Claim> {
-        let take = || {
-            let owned = path.to_owned();
-            self.env.offload(move || Claim::take(&owned))
-        };
-        let claimed = self.patiently(take, |error| error.raw_os_error() == Some(libc::EBUSY)).await;
-        claimed.with_context(|| path.display().to_string())
-    }
-
-    /// Tries again for a while as long as somebody else has what is asked for.
-    async fn patiently<T, E, F>(&self, take: impl Fn() -> F, busy: impl Fn(&E) -> bool) -> Result<T, E>
-    where
-        F: Future<Output = Result<T, E>>,
-    {
         let mut waited = Duration::ZERO;
         loop {
-            match take().await {
-                Err(error) if busy(&error) && waited < PATIENCE => {
+            let owned = path.to_owned();
+            match self.env.offload(move || Claim::take(&owned)).await {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && waited < PATIENCE => {
                     self.env.sleep(PAUSE).await;
                     waited += PAUSE;
                 }
-                taken => return taken,
+                claimed => return claimed.with_context(|| path.display().to_string()),
             }
         }
     }
