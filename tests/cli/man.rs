@@ -1,8 +1,8 @@
-//! The manual pages in `man/` say what the programs say.
+//! The manual pages in `man/` and the scripts in `completions/` say what the programs say.
 
 use std::fs;
 
-use bcache_tests::{man, paths};
+use bcache_tests::{completions, man, paths};
 
 #[test]
 fn the_pages_are_those_that_cargo_man_writes() {
@@ -17,6 +17,15 @@ fn the_pages_are_those_that_cargo_man_writes() {
     for (name, text) in pages {
         let written = fs::read_to_string(dir.join(&name)).unwrap();
         assert!(written == text, "{name} is out of date: run `cargo man`");
+    }
+}
+
+#[test]
+fn the_completions_are_those_that_cargo_man_writes() {
+    let dir = paths::repository().join("completions");
+    for (name, text) in completions::scripts().unwrap() {
+        let written = fs::read_to_string(dir.join(&name)).unwrap_or_default();
+        assert!(written == text, "completions/{name} is out of date: run `cargo man`");
     }
 }
 

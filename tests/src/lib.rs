@@ -2,6 +2,7 @@
 //! afterwards, stock kernels in an emulated machine, and the built programs.
 
 pub mod cmd;
+pub mod completions;
 pub mod crash;
 pub mod golden;
 pub mod man;

@@ -24,6 +24,8 @@ pub fn pages() -> Result<Vec<Page>> {
     }
     pages.push(("bcache-findings.7".to_owned(), findings()));
     pages.push(("bcache-settings.7".to_owned(), settings()));
+    // The name under which fsck(8) calls it.
+    pages.push(("fsck.bcache.8".to_owned(), ".so man8/bcache-fsck.8\n".to_owned()));
     pages.retain(|(name, _)| name != BY_HAND);
     pages.sort();
     Ok(pages)

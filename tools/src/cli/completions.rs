@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Out, Outcome, bcache::Bcache};
@@ -17,9 +17,16 @@ pub struct Args {
 
 /// Prints the script for `bcache` and all its subcommands.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
+    std::io::Write::write_all(out, &script(Bcache::command(), args.shell))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The script that completes a program's command line.
+#[must_use]
+pub fn script(mut program: Command, shell: Shell) -> Vec<u8> {
+    let name = program.get_name().to_owned();
     // The generator panics when it cannot write, so it writes to memory.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Bcache::command(), "bcache", &mut script);
-    std::io::Write::write_all(out, &script)?;
-    Ok(ExitCode::SUCCESS)
+    clap_complete::generate(shell, &mut program, name, &mut script);
+    script
 }

@@ -46,6 +46,19 @@ pub fn programs() -> Vec<clap::Command> {
     ]
 }
 
+/// The command line of every program that people type, for what shells complete.
+#[must_use]
+pub fn typed_programs() -> Vec<clap::Command> {
+    use clap::CommandFactory;
+    vec![
+        bcache::Bcache::command(),
+        fsck::Program::command(),
+        make::Program::command(),
+        register::Program::command(),
+        show::Program::command(),
+    ]
+}
+
 /// Standard output.
 pub type Out<'a> = BufWriter<StdoutLock<'a>>;
 
