@@ -7,6 +7,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::{BlockDev, Buf, Completer, DevError, DevOp, Geometry, Io, SECTOR, Shared, check};
@@ -19,7 +21,8 @@ const ZERO_CHUNK: usize = 1 << 20;
 /// How a device is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenMode {
-    /// Whether it may be written. Without this the file is opened such that the kernel refuses every change.
+    /// Whether it may be written. Without this the file is opened such that the kernel refuses every change. One program
+    /// of this project at a time has a block device so.
     pub write: bool,
     /// Whether nobody else may use it: `O_EXCL` on block devices, which the kernel's own users (mounts,
     /// device-mapper, bcache) take, too; a lock on files, which only programs of this project know.
@@ -73,6 +76,9 @@ fn examine(path: &Path, mode: OpenMode) -> io::Result<(File, Geometry, Kind)> {
     };
     let exclusive = if kind == Kind::Block && mode.exclusive { libc::O_EXCL } else { 0 };
     let file = open_direct(path, mode, exclusive)?;
+    if kind == Kind::Block && mode.write {
+        lock_writing(&file)?;
+    }
     if kind == Kind::File && mode.exclusive {
         let lock = if mode.write { file.try_lock() } else { file.try_lock_shared() };
         match lock {
@@ -99,6 +105,24 @@ fn examine(path: &Path, mode: OpenMode) -> io::Result<(File, Geometry, Kind)> {
         Kind::Block => block_geometry(&file, bytes, mode)?,
     };
     Ok((file, geometry, kind))
+}
+
+/// Takes the lock that says who writes to a block device. It belongs to the open file and not to the process, and what a
+/// ring has under way keeps the file open: writes of a process that was killed may still be going on after its end, and
+/// until the last of them has ended nobody else gets the lock.
+fn lock_writing(file: &File) -> io::Result<()> {
+    let all = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Opens with `O_DIRECT`, or without where the file system refuses it or wants larger units than a sector.

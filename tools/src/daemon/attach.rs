@@ -36,7 +36,7 @@ impl Engine {
             Err(error) if there && error.raw_os_error() == Some(libc::EBUSY) => None,
             Err(_) => Some(self.claim_of(&part.path).await?),
         };
-        let device = set.attach(self.open(&part.path)?).await.map_err(told)?;
+        let device = set.attach(self.open(&part.path).await?).await.map_err(told)?;
         self.expose(&set, Rc::clone(&device), claim).await?;
         self.reclaim(part, &device).await;
         Ok(())

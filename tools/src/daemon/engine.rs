@@ -23,7 +23,7 @@ use crate::expose::{self, Claim};
 use crate::identify::{Part, Role, identify};
 use crate::serve::told;
 
-/// How long a device that is in use is waited for: the kernel takes a moment to let go of what a killed process had.
+/// How long a device that is in use is waited for: what a killed process had under way has to end first.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -151,7 +151,7 @@ impl Engine {
         }
         self.notify.status("starting the set");
         let claim = self.claim_of(&part.path).await?;
-        let device = self.open(&part.path)?;
+        let device = self.open(&part.path).await?;
         let started = CacheSet::start(self.env.clone(), device, SetSettings::default()).await;
         let set = started.map_err(told)?;
         // Who uses its devices goes on when this process is killed.
@@ -206,22 +206,37 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn open(&self, path: &Path) -> Result<Rc<dyn BlockDev>> {
+    pub(super) async fn open(&self, path: &Path) -> Result<Rc<dyn BlockDev>> {
         // The claim is held apart from this, so that it can be given up while requests go on.
         let mode = OpenMode { write: true, exclusive: false };
-        open(&self.env, path, mode).with_context(|| path.display().to_string())
+        let open = || async { open(&self.env, path, mode) };
+        let opened = self.patiently(open, |error| error.errno == libc::EBUSY).await;
+        opened.with_context(|| path.display().to_string())
     }
 
     pub(super) async fn claim_of(&self, path: &Path) -> Result<Claim> {
+        let take = || {
+            let owned = path.to_owned();
+            self.env.offload(move || Claim::take(&owned))
+        };
+        let claimed = self.patiently(take, |error| error.raw_os_error() == Some(libc::EBUSY)).await;
+        let why = "cannot be claimed; the kernel or another program may have it, or it is mounted";
+        claimed.with_context(|| format!("{}: {why}", path.display()))
+    }
+
+    /// Tries again for a while as long as somebody else has what is asked for.
+    async fn patiently<T, E, F>(&self, take: impl Fn() -> F, busy: impl Fn(&E) -> bool) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
         let mut waited = Duration::ZERO;
         loop {
-            let owned = path.to_owned();
-            match self.env.offload(move || Claim::take(&owned)).await {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && waited < PATIENCE => {
+            match take().await {
+                Err(error) if busy(&error) && waited < PATIENCE => {
                     self.env.sleep(PAUSE).await;
                     waited += PAUSE;
                 }
-                claimed => return claimed.with_context(|| path.display().to_string()),
+                taken => return taken,
             }
         }
     }
