@@ -87,6 +87,12 @@ fn a_flood_of_dirty_pages_neither_blocks_nor_kills_the_engine() {
 
 #[test]
 #[ignore = "boots a kernel"]
+fn devices_that_fail_lose_nothing_and_lie_about_nothing() {
+    Job::new("faults.sh", 1).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
 fn without_ublk_the_nbd_client_of_the_kernel_does() {
     // What was under way at a kill is sent again ten seconds later.
     Job::new("killed.sh", 2).without_ublk().seconds(600).run();

@@ -9,7 +9,7 @@ mkfs.ext4 -q /dev/mapper/bcache0
 mkdir -p /mnt/x
 mount /dev/mapper/bcache0 /mnt/x
 write_file /mnt/x/before 4M
-fio_passes &
+fio_passes --directory=/mnt/x &
 load=$!
 
 bcache status

@@ -24,7 +24,7 @@ stamp_rounds() {
   done
 }
 stamp_rounds & stamps=$!
-fio_passes & passes=$!
+fio_passes --directory=/mnt/x & passes=$!
 for ((kill = 1; kill <= kills; kill++)); do
   sleep 3
   kill_engine

@@ -24,17 +24,20 @@ write_file() {
 }
 check_files() { sha256sum --quiet -c /tmp/sums; }
 
-# Keeps the file system at /mnt/x busy until there is a file /tmp/enough, and fails when something else is read than was
-# written. One pass a job, blocks of one size: where writes overlap, fio takes the order in which it asked for the one in
+# fio_passes WHERE...: keeps what fio's options WHERE say busy until there is a file /tmp/enough, and fails when something
+# else is read than was written. One pass a job, blocks of one size: where writes overlap, fio takes the order in which it asked for the one in
 # which it was answered. Every pass writes something else.
 fio_passes() {
   local pass
   for ((pass = 1; ; pass++)); do
-    fio --name=load --directory=/mnt/x --size=8M --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
+    fio --name=load "$@" --size=8M --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
       --verify=crc32c --verify_fatal=1 --randseed="$pass" --output=/tmp/fio.out || { cat /tmp/fio.out; return 1; }
     [[ ! -e /tmp/enough ]] || { echo "$pass passes of fio"; return 0; }
   done
 }
+
+# The sum of all samples of a metric.
+metric() { bcache metrics | awk -v name="$1" 'index($1, name "{") == 1 {n += $2} END {print n + 0}'; }
 
 # Whether an engine serves a device of this name.
 serves() { bcache status --json | grep -q "\"front\":\"[^\"]*\".*\"name\":\"$1\""; }
