@@ -7,6 +7,7 @@
 mod cases;
 mod golden;
 mod handover;
+mod log_writes;
 mod machine;
 mod made;
 #[path = "../damage/patched.rs"]

@@ -47,18 +47,21 @@ impl Job {
             sparse::create(&image, mebibytes << 20).unwrap();
             machine = machine.disk(&image);
         }
-        let programs = paths::program("bcache-engine").unwrap();
-        let programs = programs.parent().map(Path::to_path_buf).unwrap_or_default();
-        let scripts = paths::repository().join("tests/kernel/system");
-        let said = machine.succeed(&format!(
-            "export PATH='{}':$PATH\n. '{}'\nset -- {}\n. '{}'\n",
-            programs.display(),
-            scripts.join("lib.sh").display(),
-            self.argument,
-            scripts.join(self.script).display(),
-        ));
-        said.unwrap()
+        machine.succeed(&job(self.script, self.argument)).unwrap()
     }
+}
+
+/// What runs a script of `tests/kernel/system` with an argument.
+pub fn job(script: &str, argument: u32) -> String {
+    let programs = paths::program("bcache-engine").unwrap();
+    let programs = programs.parent().map(Path::to_path_buf).unwrap_or_default();
+    let scripts = paths::repository().join("tests/kernel/system");
+    format!(
+        "export PATH='{}':$PATH\n. '{}'\nset -- {argument}\n. '{}'\n",
+        programs.display(),
+        scripts.join("lib.sh").display(),
+        scripts.join(script).display(),
+    )
 }
 
 #[test]
@@ -89,6 +92,12 @@ fn a_flood_of_dirty_pages_neither_blocks_nor_kills_the_engine() {
 #[ignore = "boots a kernel"]
 fn devices_that_fail_lose_nothing_and_lie_about_nothing() {
     Job::new("faults.sh", 1).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn a_file_system_on_what_is_served_without_root_is_whole() {
+    Job::new("serve.sh", 1).run();
 }
 
 #[test]

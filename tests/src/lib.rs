@@ -5,6 +5,7 @@ pub mod cmd;
 pub mod completions;
 pub mod crash;
 pub mod golden;
+pub mod log_writes;
 pub mod man;
 pub mod nbd;
 pub mod paths;

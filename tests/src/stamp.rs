@@ -60,15 +60,19 @@ impl Load {
     }
 
     /// Writes the load to a device with direct I/O, flushing after every `sync_every` writes (0: only at the end).
-    /// After each flush the number of writes it made durable goes to `ack`, which is flushed itself.
-    pub fn write(&self, device: &Path, sync_every: u64, ack: Option<&Path>) -> io::Result<()> {
+    /// After each flush `durable` is told the number of writes that it made durable.
+    pub fn write(
+        &self,
+        device: &Path,
+        sync_every: u64,
+        mut durable: impl FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
         let target = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(OFlag::O_DIRECT.bits())
             .open(device)
             .or_else(|_| OpenOptions::new().read(true).write(true).open(device))?;
-        let ack = ack.map(File::create).transpose()?;
         let len = self.block_sectors as usize * SECTOR;
         let mut memory = vec![0u8; len + 4096];
         let shift = memory.as_ptr().align_offset(4096); // direct I/O wants aligned memory
@@ -79,11 +83,12 @@ impl Load {
                 fill(bytes, at + sector as u64, number);
             }
             target.write_all_at(block, at * SECTOR as u64)?;
-            if sync_every != 0 && number.is_multiple_of(sync_every) {
-                sync(&target, ack.as_ref(), number)?;
+            if (sync_every != 0 && number.is_multiple_of(sync_every)) || number == self.count {
+                target.sync_data()?;
+                durable(number)?;
             }
         }
-        sync(&target, ack.as_ref(), self.count)
+        Ok(())
     }
 
     /// Judges what a reader sees after the load, `acked` writes of which were acknowledged as durable: every sector
@@ -179,13 +184,10 @@ fn fill(sector: &mut [u8], place: u64, number: u64) {
     }
 }
 
-fn sync(target: &File, ack: Option<&File>, written: u64) -> io::Result<()> {
-    target.sync_data()?;
-    if let Some(ack) = ack {
-        ack.write_all_at(format!("{written:020}\n").as_bytes(), 0)?;
-        ack.sync_data()?;
-    }
-    Ok(())
+/// Notes in a file how many writes are durable, durably.
+pub fn note(ack: &File, durable: u64) -> io::Result<()> {
+    ack.write_all_at(format!("{durable:020}\n").as_bytes(), 0)?;
+    ack.sync_data()
 }
 
 #[cfg(test)]
@@ -204,7 +206,8 @@ mod tests {
         let dir = crate::paths::scratch().unwrap();
         let (device, ack) = (dir.path().join("device"), dir.path().join("ack"));
         crate::sparse::create(&device, 800 * 512).unwrap();
-        LOAD.write(&device, 64, Some(&ack)).unwrap();
+        let file = File::create(&ack).unwrap();
+        LOAD.write(&device, 64, |durable| note(&file, durable)).unwrap();
         assert_eq!(std::fs::read_to_string(&ack).unwrap().trim().parse::<u64>().unwrap(), 300);
         assert_eq!(check(&device, 300).bad, 0);
         assert!(check(&device, 100).newer > 0);

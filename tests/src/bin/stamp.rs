@@ -1,15 +1,17 @@
 //! Writes stamped blocks to a device, or checks them: see the library's `stamp` module.
 //!
-//!     stamp write DEVICE BLOCK_SECTORS RANGE_SECTORS COUNT SEED rand|seq SYNC_EVERY [ACK_FILE]
+//!     stamp write DEVICE BLOCK_SECTORS RANGE_SECTORS COUNT SEED rand|seq SYNC_EVERY [ACK_FILE | -- PROGRAM]
 //!     stamp check DEVICE BLOCK_SECTORS RANGE_SECTORS COUNT SEED rand|seq ACKED
+//!
+//! After each flush the number of writes that are durable goes to ACK_FILE, or PROGRAM is run with it.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use bcache_tests::stamp::{Load, Mode};
+use bcache_tests::stamp::{self, Load, Mode};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
 fn run(args: &[String]) -> Result<bool> {
     let [verb, device, block, range, count, seed, mode, last, rest @ ..] = args else {
         bail!(
-            "usage: stamp write|check DEVICE BLOCK_SECTORS RANGE_SECTORS COUNT SEED rand|seq SYNC_EVERY|ACKED [ACK_FILE]"
+            "usage: stamp write|check DEVICE BLOCK_SECTORS RANGE_SECTORS COUNT SEED rand|seq SYNC_EVERY|ACKED [ACK_FILE | -- PROGRAM]"
         );
     };
     let number = |text: &String| text.parse::<u64>().with_context(|| format!("{text}: not a number"));
@@ -44,7 +46,19 @@ fn run(args: &[String]) -> Result<bool> {
     let path = Path::new(device);
     match verb.as_str() {
         "write" => {
-            load.write(path, number(last)?, rest.first().map(Path::new)).with_context(|| device.clone())?;
+            let every = number(last)?;
+            let written = match rest {
+                [] => load.write(path, every, |_| Ok(())),
+                [ack] => {
+                    let ack = File::create(ack).with_context(|| ack.clone())?;
+                    load.write(path, every, |durable| stamp::note(&ack, durable))
+                }
+                [dashes, program] if dashes == "--" => {
+                    load.write(path, every, |durable| succeed(program, durable))
+                }
+                _ => bail!("ACK_FILE or -- PROGRAM"),
+            };
+            written.with_context(|| device.clone())?;
             Ok(true)
         }
         "check" => {
@@ -56,4 +70,9 @@ fn run(args: &[String]) -> Result<bool> {
         }
         _ => bail!("{verb}: write or check"),
     }
+}
+
+fn succeed(program: &str, durable: u64) -> io::Result<()> {
+    let status = Command::new(program).arg(durable.to_string()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{program}: {status}"))) }
 }
