@@ -10,6 +10,7 @@ mod handover;
 mod log_writes;
 mod machine;
 mod made;
+mod package;
 #[path = "../damage/patched.rs"]
 #[allow(dead_code)]
 mod patched;

@@ -8,16 +8,37 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::paths;
+use crate::{cmd, paths};
 
 /// Exit status of a machine that died before its job ended.
 pub const DIED: i32 = 125;
+
+/// A fresh Debian, as `tests/kernel/root` makes it: the directory of `root.ext4` and `root.tar`.
+pub fn fresh_debian() -> Result<PathBuf> {
+    told(Command::new(paths::repository().join("tests/kernel/root")))
+}
+
+/// Where a stock kernel is: the directory of its `boot` and `lib/modules`.
+pub fn kernel(series: &str) -> Result<PathBuf> {
+    let mut vm = Command::new(paths::repository().join("tests/kernel/vm"));
+    vm.args(["--kernel", series, "--where"]);
+    told(vm)
+}
+
+fn told(mut command: Command) -> Result<PathBuf> {
+    let said = cmd::run(&mut command)?;
+    if said.code != 0 {
+        bail!("{command:?} ended with {}: {}", said.code, said.stderr);
+    }
+    Ok(PathBuf::from(said.stdout.trim()))
+}
 
 /// A machine to boot.
 #[derive(Debug, Clone)]
 pub struct Machine {
     kernel: &'static str,
     disks: Vec<String>,
+    root: Vec<String>,
     share: Option<PathBuf>,
     memory: u32,
     seconds: u32,
@@ -37,7 +58,7 @@ pub struct Finished {
 impl Machine {
     /// A machine with the kernel series `6.12` or `6.1`.
     pub fn new(kernel: &'static str) -> Machine {
-        Machine { kernel, disks: Vec::new(), share: None, memory: 2048, seconds: 300 }
+        Machine { kernel, disks: Vec::new(), root: Vec::new(), share: None, memory: 2048, seconds: 300 }
     }
 
     /// Adds a raw image as the next disk: `/dev/vda`, `/dev/vdb`, ...
@@ -57,6 +78,24 @@ impl Machine {
 
     fn disk_with(mut self, image: &Path, options: &str) -> Machine {
         self.disks.push(format!("{}{options}", image.display()));
+        self
+    }
+
+    /// Boots into a root file system of its own instead of this computer's, with systemd. What is written to it is forgotten.
+    pub fn root(mut self, image: &Path) -> Machine {
+        self.root = vec!["--root".to_owned(), image.display().to_string()];
+        self
+    }
+
+    /// The same, but what is written stays, and the machine is shut down in order, not switched off.
+    pub fn root_kept(mut self, image: &Path) -> Machine {
+        self.root = vec!["--root".to_owned(), format!("{},kept", image.display())];
+        self
+    }
+
+    /// Boots with another initrd, which with this command line has to lead to the job: see `tests/kernel/vm`.
+    pub fn boot(mut self, initrd: &Path, line: &str) -> Machine {
+        self.root = vec!["--boot".to_owned(), initrd.display().to_string(), line.to_owned()];
         self
     }
 
@@ -83,13 +122,16 @@ impl Machine {
         let here = paths::repository().join("tests/kernel");
         let dir = paths::scratch()?;
         let job = dir.path().join("job");
-        std::fs::write(&job, format!(". '{}'\n{script}\n", here.join("lib.sh").display()))?;
+        // Not every machine sees this computer's files.
+        let lib = std::fs::read_to_string(here.join("lib.sh"))?;
+        std::fs::write(&job, format!("{lib}\n{script}\n"))?;
         let mut command = Command::new(here.join("vm"));
         command.args(["--kernel", self.kernel]);
         command.args(["--memory", &self.memory.to_string(), "--timeout", &self.seconds.to_string()]);
         for disk in &self.disks {
             command.args(["--disk", disk]);
         }
+        command.args(&self.root);
         if let Some(share) = &self.share {
             command.arg("--share").arg(share);
         }

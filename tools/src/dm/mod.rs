@@ -148,7 +148,8 @@ pub fn resume(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a device; `EBUSY` while somebody has it open.
+/// Removes a device; `EBUSY` while somebody has it open. One that is gone already was removed by somebody else, as
+/// systemd does when the machine shuts down.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -156,7 +157,10 @@ pub fn remove(name: &str) -> io::Result<()> {
     let cookie = Cookie::begin();
     let sent = Call::new(Command::Remove).name(name).cookie(cookie.number()).send();
     cookie.end(sent.as_ref().is_ok_and(|answer| answer.uevent()));
-    sent?;
+    match sent {
+        Err(error) if error.raw_os_error() != Some(libc::ENXIO) => return Err(error),
+        _ => {}
+    }
     nodes::forget(name);
     Ok(())
 }
