@@ -106,12 +106,17 @@ impl Geometry {
     pub fn ptr_problem(&self, key: &Bkey) -> Option<&'static str> {
         key.ptrs().iter().filter(|ptr| ptr.is_device()).find_map(|ptr| self.place_problem(*ptr, key.size()))
     }
-    /// What is wrong with `sectors` at a pointer, if anything.
+    /// Whether `sectors` at a pointer go beyond its bucket.
     #[inline]
     #[must_use]
+    pub const fn leaves_bucket(&self, ptr: Ptr, sectors: u64) -> bool {
+        let within = ptr.offset() & (self.bucket_sectors as u64 - 1);
+        sectors + within > self.bucket_sectors as u64
+    }
+    /// What is wrong with `sectors` at a pointer, if anything.
+    #[must_use]
     pub fn place_problem(&self, ptr: Ptr, sectors: u64) -> Option<&'static str> {
-        let within = ptr.offset() & (u64::from(self.bucket_sectors) - 1);
-        if sectors + within > u64::from(self.bucket_sectors) {
+        if self.leaves_bucket(ptr, sectors) {
             Some("extent crosses the end of its bucket")
         } else if self.ptr_bucket(ptr).0 < self.first_bucket {
             Some("pointer before the first bucket")

@@ -42,6 +42,9 @@ impl ReadAt for Recorder {
         ranges.insert(start, end);
         self.device.read_at(byte, buf)
     }
+    fn will_read(&self, byte: u64, len: u64) {
+        self.device.will_read(byte, len);
+    }
 }
 
 /// The image of a device, uncompressed.

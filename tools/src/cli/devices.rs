@@ -75,6 +75,9 @@ impl ReadAt for Sparse {
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
         self.device.read_at(byte, buf)
     }
+    fn will_read(&self, byte: u64, len: u64) {
+        self.device.will_read(byte, len);
+    }
     fn next_data(&self, byte: u64) -> u64 {
         let Ok(offset) = i64::try_from(byte) else { return byte };
         match lseek(&self.holes, offset, Whence::SeekData) {

@@ -2,7 +2,7 @@
 
 use super::super::finding::{Finding, Findings, narrowed};
 use super::super::kind::Kind;
-use super::super::usage::{Bitmap, Gather, SectorMap};
+use super::super::usage::{Gather, SectorMap, Use};
 use super::super::view::extents::STALE_MAX;
 use super::super::view::overlay::Layer;
 use super::super::view::packed::{Packed, Sound};
@@ -10,7 +10,7 @@ use super::super::view::sweep::Pass;
 use super::super::view::{Cache, Extent, Fault, Gens, SetView, State};
 use super::{Checked, Options, SlotUse};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Stale dirty extents remembered until all buckets' users are known.
@@ -32,14 +32,14 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
             cache: &view.cache.clone(),
             gens: &gens,
             slots: if view.uuids.is_empty() { usize::MAX } else { view.uuids.len() },
-            metadata: &bucket_set(&view, checked.metadata.keys().copied()),
+            metadata: &checked.metadata,
             sectors: &checked.sectors,
-            dirty: &checked.dirty,
             shared: Mutex::default(),
         };
         let (mut done, of) = (0, view.leaves.len() as u64);
         let settled = view.sweep(
             &account,
+            checked.metadata.keys().copied(),
             &mut |fault| {
                 if first {
                     faults.add(checked.placed(narrowed(&journal, fault.into())));
@@ -79,15 +79,6 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
     checked.set = Some(view);
 }
 
-/// A set of buckets.
-fn bucket_set(view: &SetView, buckets: impl Iterator<Item = BucketNr>) -> Bitmap {
-    let set = Bitmap::new(view.cache.geometry.nbuckets);
-    buckets.for_each(|bucket| {
-        set.add(bucket.0, bucket.0 + 1);
-    });
-    set
-}
-
 /// What is found of extents.
 #[derive(Default)]
 struct Out {
@@ -122,9 +113,8 @@ struct Account<'a> {
     gens: &'a Gens,
     /// Slots of the uuid table; all there can be when it is lost.
     slots: usize,
-    metadata: &'a Bitmap,
+    metadata: &'a HashMap<BucketNr, Use>,
     sectors: &'a SectorMap,
-    dirty: &'a Bitmap,
     /// Buckets in which extents share sectors.
     shared: Mutex<BTreeSet<BucketNr>>,
 }
@@ -137,16 +127,18 @@ impl Pass for Account<'_> {
         // Extents of one slot are together: what they are in all is counted close by.
         let (mut slot, mut used) = (u32::MAX, SlotUse::default());
         extents.valid(|sound| {
-            if self.live(&sound, gather, out) {
-                if sound.inode != slot {
-                    out.slots.push((slot, std::mem::take(&mut used)));
-                    slot = sound.inode;
-                }
-                used.count(&sound);
+            if sound.inode != slot {
+                out.slots.push((slot, std::mem::take(&mut used)));
+                slot = sound.inode;
             }
+            used.count(&sound);
         });
         out.slots.push((slot, used));
         out.slots.retain(|(_, used)| used.all > 0);
+        // A loop of its own, in which the processor can keep everything in registers.
+        extents.valid(|sound| {
+            gather.add(self.sectors, sound.ptr.offset(), sound.size, &mut |at| self.share(at));
+        });
     }
     fn extent(&self, key: Bkey, gather: &mut Gather, out: &mut Out) {
         self.one(Extent::new(key, Layer::Older, self.gens), gather, out);
@@ -165,10 +157,10 @@ impl Account<'_> {
         let key = extent.key;
         match extent.state {
             State::Live(ptr) => {
-                let sound = Sound::new(&key, ptr, self.cache.geometry.ptr_bucket(ptr));
+                let sound = Sound::new(&key, ptr);
                 if self.live(&sound, gather, out) {
                     match out.slots.last_mut().filter(|(slot, _)| *slot == sound.inode) {
-                        Some((_, used)) => used.count(&sound),
+                        Some((_, used)) => used.add(&SlotUse::of(&sound)),
                         None => out.slots.push((sound.inode, SlotUse::of(&sound))),
                     }
                 }
@@ -183,24 +175,19 @@ impl Account<'_> {
     }
 
     /// Counts an extent as a user of its bucket, if it may be one.
-    #[inline(always)]
     fn live(&self, extent: &Sound, gather: &mut Gather, out: &mut Out) -> bool {
-        let bucket = extent.bucket.0;
-        if self.metadata.has(bucket) || extent.inode as usize >= self.slots {
+        let bucket = self.cache.geometry.ptr_bucket(extent.ptr);
+        if self.metadata.contains_key(&bucket) || extent.inode as usize >= self.slots {
             out.findings.push(self.misplaced(extent));
             return false;
         }
         gather.add(self.sectors, extent.ptr.offset(), extent.size, &mut |at| self.share(at));
-        if extent.dirty && !self.dirty.has(bucket) {
-            self.dirty.add(bucket, bucket + 1);
-        }
         true
     }
 
-    #[cold]
     fn misplaced(&self, extent: &Sound) -> Finding {
-        let (key, bucket) = (extent.key(), extent.bucket);
-        if self.metadata.has(bucket.0) {
+        let (key, bucket) = (extent.key(), self.cache.geometry.ptr_bucket(extent.ptr));
+        if self.metadata.contains_key(&bucket) {
             of_key(Kind::ExtentMetadata, self.cache, &key, &format!("bucket {bucket} holds metadata"))
         } else {
             of_key(Kind::ExtentInode, self.cache, &key, &format!("the uuid table has {} slots", self.slots))
@@ -257,8 +244,7 @@ fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey, shared: &mut BTree
     if checked.sectors.add(ptr.offset(), ptr.offset() + key.size()) {
         shared.insert(bucket);
     }
-    checked.dirty.add(bucket.0, bucket.0 + 1);
-    checked.slots.entry(key.inode()).or_default().count(&Sound::new(key, ptr, bucket));
+    checked.slots.entry(key.inode()).or_default().add(&SlotUse::of(&Sound::new(key, ptr)));
 }
 
 /// Extents that share sectors. Which of two dirty ones is right nobody can tell; one is kept, and both are reported.

@@ -12,7 +12,7 @@ pub(super) use journal::kernel_finds;
 
 use super::finding::{Finding, Findings};
 use super::kind::{Kind, Severity};
-use super::usage::{Bitmap, SectorMap, Use};
+use super::usage::{SectorMap, Use};
 use super::view::journal::Journal;
 use super::view::packed::Sound;
 use super::view::{Backing, Cache, Device, SetView};
@@ -78,8 +78,6 @@ pub struct Checked {
     pub slots: BTreeMap<u32, SlotUse>,
     /// Sectors of the cache that live data is in.
     pub sectors: SectorMap,
-    /// Buckets with dirty data.
-    pub dirty: Bitmap,
     /// Ends of extents whose data cannot be used.
     pub dropped: HashSet<Pos>,
     /// Buckets of metadata.
@@ -112,15 +110,22 @@ impl SlotUse {
         used.count(extent);
         used
     }
-    /// Counts an extent in.
+    /// Counts an extent in that is behind all others.
     #[inline]
     fn count(&mut self, extent: &Sound) {
-        let (all, start, end) = (extent.size, extent.start, extent.start + extent.size);
-        let dirty = if extent.dirty { all } else { 0 };
-        self.add(&Self { dirty, all, start, end, dirty_start: start, dirty_end: end });
+        let end = extent.start + extent.size;
+        if self.all == 0 {
+            self.start = extent.start;
+        }
+        (self.all, self.end) = (self.all + extent.size, end);
+        if extent.dirty {
+            if self.dirty == 0 {
+                self.dirty_start = extent.start;
+            }
+            (self.dirty, self.dirty_end) = (self.dirty + extent.size, end);
+        }
     }
     /// Adds what others of the slot are.
-    #[inline]
     fn add(&mut self, other: &Self) {
         if other.all > 0 {
             self.start = if self.all == 0 { other.start } else { self.start.min(other.start) };
@@ -153,9 +158,7 @@ impl Checked {
     /// Nothing is known to be in use.
     fn forget_usage(&mut self) {
         if let Some(cache) = &self.cache {
-            let geometry = cache.geometry;
-            self.sectors = SectorMap::new(&geometry);
-            self.dirty = Bitmap::new(geometry.nbuckets);
+            self.sectors = SectorMap::new(&cache.geometry);
         }
     }
     pub(super) fn found(&mut self, finding: Finding) {

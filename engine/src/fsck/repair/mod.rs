@@ -28,7 +28,7 @@ use super::view::{Cache, Device, SetView, State};
 use bcache_format::jset::{Jset, VERSION};
 use bcache_format::prio::{BucketDisk, INITIAL_PRIO};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -165,13 +165,15 @@ pub(super) fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) 
 /// The extents that the repaired set has.
 fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
     let known = view.prios.entries.len() as u64;
+    let all_known = known >= view.cache.geometry.nbuckets;
+    let dirty = if all_known { HashSet::new() } else { dirty_buckets(checked, view) };
     let keep = |key: &Bkey, ptr: Ptr, stale: bool| {
         let bucket = view.cache.geometry.ptr_bucket(ptr);
         let revived = checked.revived.contains(&bucket);
         let in_table = view.uuids.is_empty() || (key.inode() as usize) < view.uuids.len();
         // Where the stored generation is lost, a clean extent may be stale, and is only a copy. But a bucket with dirty
         // data is never used again, so that what else is in it is not stale either.
-        let sure = key.dirty() || bucket.0 < known || checked.dirty.has(bucket.0);
+        let sure = key.dirty() || bucket.0 < known || dirty.contains(&bucket);
         (!stale || (revived && key.dirty()))
             && in_table
             && sure
@@ -190,6 +192,17 @@ fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
     let mut kept: Vec<Bkey> = kept.collect();
     cut_beyond(checked, view, &mut kept);
     kept
+}
+
+/// Buckets with dirty data. Looks at all extents once more, which few repairs need.
+fn dirty_buckets(checked: &Checked, view: &SetView) -> HashSet<BucketNr> {
+    let dirty = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.key.dirty());
+    let buckets = dirty.filter_map(|extent| {
+        let ptr = extent.key.ptr().filter(|ptr| ptr.is_device())?;
+        let bucket = view.cache.geometry.ptr_bucket(ptr);
+        (extent.live().is_some() || checked.revived.contains(&bucket)).then_some(bucket)
+    });
+    buckets.collect()
 }
 
 /// Removes what lies outside the backing devices.

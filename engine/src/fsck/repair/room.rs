@@ -9,7 +9,7 @@ use super::super::kind::Kind;
 use super::super::view::{Cache, SetView};
 use super::plan::Plan;
 use super::rebuild::Sink;
-use super::{Refused, bucket_entries, free, name_prios, place_entry, rebuild};
+use super::{Refused, bucket_entries, dirty_buckets, free, name_prios, place_entry, rebuild};
 use bcache_format::BucketNr;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,8 +25,9 @@ pub(super) fn make(checked: &Checked, cache: &Cache, view: &SetView, want: usize
             .iter()
             .any(|kind| checked.has(*kind));
     let first = cache.geometry.first_bucket + cache.njournal_buckets();
+    let dirty = dirty_buckets(checked, view);
     let clean = |bucket: &BucketNr| {
-        checked.has_data(*bucket) && !checked.dirty.has(bucket.0) && !checked.metadata.contains_key(bucket)
+        checked.has_data(*bucket) && !dirty.contains(bucket) && !checked.metadata.contains_key(bucket)
     };
     let victims: Vec<_> = (first..cache.geometry.nbuckets).map(BucketNr).filter(clean).take(want).collect();
     if victims.len() < want || !journal_is_whole {

@@ -87,4 +87,7 @@ impl ReadAt for Scratch {
         let rest = buf.get_mut((at - byte) as usize..).unwrap_or_default();
         self.below(at, rest)
     }
+    fn will_read(&self, byte: u64, len: u64) {
+        self.base.will_read(byte, len);
+    }
 }

@@ -1,7 +1,7 @@
 //! Generations of buckets.
 
 use bcache_format::bkey::gen_after;
-use bcache_format::{Bkey, Geometry, Ptr};
+use bcache_format::{Bkey, BucketNr, Geometry, Ptr};
 use std::collections::HashMap;
 
 /// The generation of every bucket, as far as it is known.
@@ -61,6 +61,39 @@ impl Gens {
     }
 }
 
+/// The generations that prio sets say, of buckets that data may be in.
+pub struct DataGens(Vec<u16>);
+
+/// What [`DataGens`] has of a bucket that data cannot be in: no generation is that large.
+const NOT_FOR_DATA: u16 = u16::MAX;
+
+impl DataGens {
+    /// Those of `gens`, without buckets of metadata.
+    pub fn new(gens: &Gens, metadata: impl IntoIterator<Item = BucketNr>) -> Self {
+        let buckets = usize::try_from(gens.geometry.nbuckets).unwrap_or(usize::MAX);
+        let mut all: Vec<u16> = gens.stored.iter().take(buckets).map(|known| u16::from(*known)).collect();
+        let before_first = (0..gens.geometry.first_bucket).map(BucketNr);
+        for bucket in before_first.chain(metadata) {
+            if let Some(known) = usize::try_from(bucket.0).ok().and_then(|index| all.get_mut(index)) {
+                *known = NOT_FOR_DATA;
+            }
+        }
+        Self(all)
+    }
+    /// How far a bucket is ahead of a pointer into it. Nothing where data cannot be, where the pointer is newer, and
+    /// where nobody knows.
+    #[inline]
+    #[must_use]
+    pub fn stale(&self, bucket: BucketNr, generation: u8) -> Option<u8> {
+        let known = *self.0.get(bucket.0 as usize)?;
+        if known == u16::from(generation) {
+            return Some(0);
+        }
+        let ahead = gen_after(u8::try_from(known).ok()?, generation);
+        (ahead > 0).then_some(ahead)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +114,17 @@ mod tests {
         gens.raise(ptr(50, 3));
         assert_eq!((gens.get(50), gens.stale(ptr(50, 3))), (Some(9), 6));
         assert_eq!(gens.stale(Ptr::new(4095, 0, 0)), 0);
+    }
+
+    #[test]
+    fn data_is_in_buckets_of_its_own() {
+        let geometry = Geometry { block_sectors: 1, bucket_sectors: 16, first_bucket: 2, nbuckets: 9 };
+        let gens = DataGens::new(&Gens::new(geometry, vec![5; 10]), [BucketNr(4), BucketNr(1 << 40)]);
+        let stale = |bucket, generation| gens.stale(BucketNr(bucket), generation);
+        assert_eq!((stale(3, 5), stale(3, 4), stale(3, 6)), (Some(0), Some(1), None));
+        // Before the first bucket, in metadata, behind the last.
+        for bucket in [1, 4, 9] {
+            assert_eq!((stale(bucket, 5), stale(bucket, 4)), (None, None));
+        }
     }
 }

@@ -4,9 +4,8 @@
 //! times as fast. What is not sound is not judged here: [`Packed::look`] says no, and the node is read the long way.
 
 use super::extents::STALE_MAX;
-use super::gens::Gens;
-use bcache_format::bkey::gen_after;
-use bcache_format::{Bkey, BucketNr, Geometry, Pos, Ptr};
+use super::gens::DataGens;
+use bcache_format::{Bkey, Geometry, Pos, Ptr};
 
 /// Bytes of a key with one pointer.
 const KEY: usize = 24;
@@ -20,13 +19,13 @@ pub struct Bounds {
     pub upper: Pos,
 }
 
-/// Extents of one pointer each, in order, without overlaps, inside their leaf and the device; each either valid, or
-/// clean and stale.
+/// Extents of one pointer each, in order, without overlaps, inside their leaf and the device, none of them in a bucket
+/// of metadata; each either valid, or clean and stale.
 #[derive(Clone, Copy)]
 pub struct Packed<'p> {
     keys: &'p [[u8; KEY]],
     geometry: &'p Geometry,
-    gens: &'p Gens,
+    gens: &'p DataGens,
     /// All of them are valid.
     valid: bool,
 }
@@ -34,7 +33,7 @@ pub struct Packed<'p> {
 impl<'p> Packed<'p> {
     /// The extents in `keys`, if nothing is special about them.
     #[must_use]
-    pub fn look(keys: &'p [u8], bounds: Bounds, geometry: &'p Geometry, gens: &'p Gens) -> Option<Self> {
+    pub fn look(keys: &'p [u8], bounds: Bounds, geometry: &'p Geometry, gens: &'p DataGens) -> Option<Self> {
         let (keys, []) = keys.as_chunks::<KEY>() else { return None };
         let (mut before, mut valid) = (bounds.lower, true);
         for bytes in keys {
@@ -43,15 +42,12 @@ impl<'p> Packed<'p> {
                 && key.size() <= key.offset()
                 && key.start_pos() >= before
                 && ptr.is_device()
-                && geometry.place_problem(ptr, key.size()).is_none();
-            let known = gens.get(geometry.ptr_bucket(ptr).0)?;
-            let stale = gen_after(known, ptr.generation());
-            let current = known == ptr.generation();
-            let settled = current || (!key.dirty() && stale > 0 && stale <= STALE_MAX);
-            if !sound || !settled {
+                && !geometry.leaves_bucket(ptr, key.size());
+            let stale = gens.stale(geometry.ptr_bucket(ptr), ptr.generation())?;
+            if !sound || stale > STALE_MAX || (stale > 0 && key.dirty()) {
                 return None;
             }
-            valid &= current;
+            valid &= stale == 0;
             before = key.pos();
         }
         // The largest key of all is one that only interior nodes have.
@@ -69,9 +65,8 @@ impl<'p> Packed<'p> {
     pub fn valid(&self, mut tell: impl FnMut(Sound)) {
         for bytes in self.keys {
             let Some((key, ptr)) = Bkey::of_one_ptr(bytes) else { continue };
-            let bucket = self.geometry.ptr_bucket(ptr);
-            if self.valid || self.gens.get(bucket.0) == Some(ptr.generation()) {
-                tell(Sound::new(&key, ptr, bucket));
+            if self.valid || self.gens.stale(self.geometry.ptr_bucket(ptr), ptr.generation()) == Some(0) {
+                tell(Sound::new(&key, ptr));
             }
         }
     }
@@ -90,17 +85,15 @@ pub struct Sound {
     pub dirty: bool,
     /// Where the data is.
     pub ptr: Ptr,
-    /// The bucket that is in.
-    pub bucket: BucketNr,
 }
 
 impl Sound {
-    /// Of a key with its pointer, and the bucket that is in.
+    /// Of a key with its pointer.
     #[inline]
     #[must_use]
-    pub fn new(key: &Bkey, ptr: Ptr, bucket: BucketNr) -> Self {
+    pub fn new(key: &Bkey, ptr: Ptr) -> Self {
         let (inode, start, size, dirty) = (key.inode(), key.start(), key.size(), key.dirty());
-        Self { inode, start, size, dirty, ptr, bucket }
+        Self { inode, start, size, dirty, ptr }
     }
     /// The key.
     #[must_use]

@@ -1,5 +1,6 @@
 //! Where the bytes come from.
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -17,6 +18,8 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// What the device says, or that it ends before `buf` is full.
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Says that `len` bytes from `byte` on will be read soon, so that the device can begin.
+    fn will_read(&self, _byte: u64, _len: u64) {}
     /// The first byte from `byte` on that may be something else than zero; the size when there is none.
     fn next_data(&self, byte: u64) -> u64 {
         byte
@@ -62,6 +65,12 @@ impl ReadAt for FileDevice {
     }
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, byte)
+    }
+    fn will_read(&self, byte: u64, len: u64) {
+        if let (Ok(byte), Ok(len)) = (byte.try_into(), len.try_into()) {
+            // Only advice: whether it can be read at all shows when it is.
+            let _ = posix_fadvise(&self.file, byte, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 }
 

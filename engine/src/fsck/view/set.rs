@@ -6,7 +6,7 @@ use super::devices::{Backing, Cache, Devices};
 use super::extent_map::ExtentMap;
 use super::extents::{Extents, Leaves, Trust};
 use super::fault::{Fault, What};
-use super::gens::Gens;
+use super::gens::{DataGens, Gens};
 use super::journal::Journal;
 use super::node::NodeRef;
 use super::prio::PrioChain;
@@ -152,7 +152,7 @@ impl SetView {
     /// The same with a journal that was read before; nothing is said of that.
     pub fn read_with(cache: Cache, journal: Journal, report: &mut dyn FnMut(Fault)) -> Self {
         let mut view = Self::above_leaves(cache, journal, report);
-        view.sweep(&Look, report, &mut |()| {});
+        view.sweep(&Look, [], report, &mut |()| {});
         view
     }
 
@@ -208,17 +208,19 @@ impl SetView {
         (self.leaves, self.interior) = (found.leaves, found.nodes);
     }
 
-    /// Reads all leaves, and raises the generations by what they point at. `take` gets what `pass` made of each, in
-    /// the order of the device. False when generations were raised: then the pass went by wrong ones, and a second
+    /// Reads all leaves, and raises the generations by what they point at. An extent in a bucket of `metadata` is
+    /// something special. `take` gets what `pass` made of each leaf, in the order of the device. False when generations were raised: then the pass went by wrong ones, and a second
     /// sweep is needed for what it is to find out.
     pub(crate) fn sweep<P: Pass>(
         &mut self,
         pass: &P,
+        metadata: impl IntoIterator<Item = BucketNr>,
         report: &mut dyn FnMut(Fault),
         take: &mut dyn FnMut(P::Out),
     ) -> bool {
         let (cache, gens, journal, interior) = (&self.cache, &self.gens, &self.replayed, &self.interior);
-        let sweep = Sweep { cache, gens, journal, interior, pass };
+        let data_gens = &DataGens::new(gens, metadata);
+        let sweep = Sweep { cache, gens, data_gens, journal, interior, pass };
         let tree = &mut self.tree;
         let mut wrong = HashSet::new();
         let raises = sweep.run(&self.leaves, &mut |swept| {

@@ -1,8 +1,9 @@
 //! All leaves, once, in the order of the device and on all cores.
 //!
-//! Threads take the next leaf, read it, check it and hand its extents to a [`Pass`]. What they find is put in the
-//! order of the device again, so that a sweep tells the same however the threads ran. A leaf that is one bset of
-//! extents without anything special about them is not even decoded: [`Packed`] is looked over in place.
+//! Threads, one a core, take the next leaf, read it, check it and hand its extents to a [`Pass`]; the device is told of
+//! leaves long before, so that many reads are under way. What they find is put in the order of the device again, so
+//! that a sweep tells the same however the threads ran. A leaf that is one bset of extents without anything special
+//! about them is not even decoded: [`Packed`] is looked over in place.
 //!
 //! Whether a pointer is stale depends on all pointers, since newer ones raise generations. Nearly always none does:
 //! generations are durable before buckets are used again. A sweep goes by what is known when it starts, notes what
@@ -12,7 +13,7 @@ use super::descend::{bucket_of, twice};
 use super::devices::Cache;
 use super::extent_map::ExtentMap;
 use super::fault::Fault;
-use super::gens::Gens;
+use super::gens::{DataGens, Gens};
 use super::node::{NodeRef, NodeView, place};
 use super::overlay::{Layer, Overlay};
 use super::packed::{Bounds, Packed};
@@ -26,8 +27,8 @@ use std::sync::mpsc;
 
 /// Leaves for which a thread is worth starting.
 const LEAVES_A_THREAD: usize = 16;
-/// Threads a core: while one computes the others wait for the device.
-const THREADS_A_CORE: usize = 4;
+/// Leaves that the device is told of before they are read.
+const READS_AHEAD: usize = 64;
 /// Threads at most.
 const THREADS_MAX: usize = 64;
 /// How far threads may run ahead of the leaf whose result comes next.
@@ -64,6 +65,8 @@ pub struct Sweep<'s, P> {
     pub cache: &'s Cache,
     /// Generations, as far as they are known.
     pub gens: &'s Gens,
+    /// The same of buckets that hold no metadata.
+    pub data_gens: &'s DataGens,
     /// The journal's extents: where they are, the leaves' are hidden.
     pub journal: &'s ExtentMap,
     /// Buckets of interior nodes.
@@ -117,10 +120,14 @@ impl<P: Pass> Sweep<'_, P> {
             }
             take(swept);
         };
+        groups.iter().take(READS_AHEAD).for_each(|group| self.announce(Some(group)));
         let threads = threads(groups.len());
         if threads <= 1 {
             let mut thread = Thread::<P>::default();
-            groups.iter().for_each(|group| self.group(group, &mut thread).into_iter().for_each(&mut take));
+            for (index, group) in groups.iter().enumerate() {
+                self.announce(groups.get(index + READS_AHEAD));
+                self.group(group, &mut thread).into_iter().for_each(&mut take);
+            }
             self.pass.finish(thread.worker);
         } else {
             self.on_threads(threads, &groups, &mut take);
@@ -183,6 +190,7 @@ impl<P: Pass> Sweep<'_, P> {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(group) = groups.get(index) else { break };
+            self.announce(groups.get(index + READS_AHEAD));
             // One slow read must not let the others' results pile up.
             while index > taken.load(Ordering::Relaxed) + AHEAD {
                 std::thread::sleep(std::time::Duration::from_micros(100));
@@ -192,6 +200,16 @@ impl<P: Pass> Sweep<'_, P> {
             }
         }
         self.pass.finish(thread.worker);
+    }
+
+    /// Tells the device of leaves that will be read.
+    fn announce(&self, group: Option<&Vec<NodeRef>>) {
+        for at in group.into_iter().flatten() {
+            if let Ok(ptr) = place(self.cache, at) {
+                let (byte, bytes) = (ptr.offset() * SECTOR_SIZE, at.key.size() * SECTOR_SIZE);
+                self.cache.device.will_read(byte, bytes);
+            }
+        }
     }
 
     /// The leaves of one bucket: the first that fits its place has it.
@@ -244,7 +262,7 @@ impl<P: Pass> Sweep<'_, P> {
             && alone
         {
             let bounds = Bounds { lower: at.lower, upper: at.key.pos() };
-            if let Some(packed) = Packed::look(set.key_bytes(), bounds, &cache.geometry, self.gens) {
+            if let Some(packed) = Packed::look(set.key_bytes(), bounds, &cache.geometry, self.data_gens) {
                 (swept.extents, swept.bytes) = (packed.count(), set.header().bytes());
                 self.raise(&at.key, &mut swept.raises);
                 self.pass.packed(packed, worker, &mut swept.out);
@@ -288,5 +306,5 @@ impl<P: Pass> Sweep<'_, P> {
 
 fn threads(leaves: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (cores * THREADS_A_CORE).min(THREADS_MAX).min(leaves / LEAVES_A_THREAD)
+    cores.min(THREADS_MAX).min(leaves / LEAVES_A_THREAD)
 }
