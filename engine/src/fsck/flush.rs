@@ -12,15 +12,14 @@ use super::view::{Backing, Device, SetView};
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, Pos, SECTOR_SIZE};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use thiserror::Error;
 
-/// Bytes read before they are written: neighbours on the backing device go in one write.
-///
-/// No more than the processor keeps near with all that are under way.
-const CHUNK: u64 = 1 << 20;
+/// Bytes read before they are written: neighbours on the backing device go in one write. No more than the processor
+/// keeps near.
+const CHUNK: u64 = 256 << 10;
 
 /// Why nothing is flushed.
 #[derive(Debug, Error)]
@@ -182,24 +181,82 @@ fn finish(
     Ok(plan)
 }
 
-/// Bytes of the backing device that are still to be written.
-struct Batch {
-    /// Where they go: runs of bytes, each with its start and its length.
-    runs: Vec<(u64, usize)>,
-    /// Room for a chunk, of which the runs have a part.
-    bytes: Vec<u8>,
+/// Bytes that the cache device is told of before they are read, and that the backing device has got before it is told to
+/// write them: both have work while this copies.
+const UNDER_WAY: u64 = 32 << 20;
+
+/// Some of an extent's data, at most a [`CHUNK`].
+struct Piece {
+    /// Byte of the cache device.
+    from: u64,
+    /// Byte of the backing device.
+    to: u64,
+    bytes: u64,
 }
 
-impl Default for Batch {
-    fn default() -> Self {
-        Self { runs: Vec::new(), bytes: vec![0; CHUNK as usize] }
+/// The dirty data of a slot, in the order of the backing device.
+fn pieces(view: &SetView, slot: u32) -> impl Iterator<Item = Piece> + '_ {
+    let extents = view.trusted_extents(Pos::new(slot, 0), Pos::new(slot + 1, 0)).flatten();
+    let dirty = extents.filter(|extent| extent.key.dirty());
+    dirty.filter_map(|extent| Some((extent.key, extent.live()?))).flat_map(|(key, ptr)| {
+        let (from, to) = (ptr.offset() * SECTOR_SIZE, key.start() * SECTOR_SIZE);
+        let bytes = key.size() * SECTOR_SIZE;
+        (0..bytes).step_by(CHUNK as usize).map(move |done| Piece {
+            from: from + done,
+            to: to + done,
+            bytes: CHUNK.min(bytes - done),
+        })
+    })
+}
+
+/// Data that is read and not written yet: one run of bytes of the backing device.
+struct Run<'r> {
+    backing: &'r Backing,
+    device: &'r dyn WriteAt,
+    /// Where it goes.
+    to: u64,
+    /// Room for a chunk, of which so much is filled.
+    bytes: Vec<u8>,
+    filled: usize,
+    /// What was written before and the device was not told to begin with: where that starts, and how much it is.
+    begin: (u64, u64),
+}
+
+impl Run<'_> {
+    /// Room behind what is there already for what goes to `to`. What cannot be one run with it is written.
+    fn room(&mut self, to: u64, bytes: u64) -> Result<&mut [u8], FlushError> {
+        let filled = self.filled as u64;
+        if self.to + filled != to || filled + bytes > CHUNK {
+            self.write()?;
+            self.to = to;
+        }
+        let start = self.filled;
+        self.filled += bytes as usize;
+        Ok(self.bytes.get_mut(start..self.filled).unwrap_or_default())
+    }
+    /// Writes it.
+    fn write(&mut self) -> Result<(), FlushError> {
+        let bytes = self.bytes.get(..std::mem::take(&mut self.filled)).unwrap_or_default();
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let failed =
+            |error| FlushError::Device { device: Arc::clone(&self.backing.name), byte: self.to, error };
+        self.device.write_at(self.to, bytes).map_err(failed)?;
+        if self.begin.1 == 0 {
+            self.begin.0 = self.to;
+        }
+        self.to += bytes.len() as u64;
+        self.begin.1 += bytes.len() as u64;
+        if self.begin.1 >= UNDER_WAY {
+            self.device.begin(self.begin.0, self.to - self.begin.0);
+            self.begin.1 = 0;
+        }
+        Ok(())
     }
 }
 
-/// Batches that have been read and wait for being written.
-const AHEAD: usize = 4;
-
-/// Copies the dirty extents of a slot: one thread reads, this one writes.
+/// Copies the dirty extents of a slot.
 fn copy_slot(
     view: &SetView,
     backing: &Backing,
@@ -207,69 +264,24 @@ fn copy_slot(
     device: &dyn WriteAt,
     done: &mut dyn FnMut(u64),
 ) -> Result<(), FlushError> {
-    std::thread::scope(|scope| {
-        let (send, receive) = mpsc::sync_channel(AHEAD);
-        let (give_back, again) = mpsc::channel();
-        let read = move || {
-            let mut take = |batch| send.send(Ok(batch)).is_ok().then(|| again.try_recv().unwrap_or_default());
-            if let Err(error) = read_slot(view, slot, &mut take) {
-                // Whoever would be told has given up already.
-                let _ = send.send(Err(error));
-            }
-        };
-        let no_thread = |error| FlushError::Device { device: Arc::clone(&view.cache.name), byte: 0, error };
-        std::thread::Builder::new().spawn_scoped(scope, read).map_err(no_thread)?;
-        for batch in receive {
-            let batch: Batch = batch?;
-            let mut rest = batch.bytes.as_slice();
-            for (at, len) in &batch.runs {
-                let (run, behind) = rest.split_at_checked(*len).unwrap_or_default();
-                let failed =
-                    |error| FlushError::Device { device: Arc::clone(&backing.name), byte: *at, error };
-                device.write_at(*at, run).map_err(failed)?;
-                done(*len as u64);
-                rest = behind;
-            }
-            // The reader may have ended.
-            let _ = give_back.send(batch);
+    let cache = &view.cache;
+    let bytes = vec![0; CHUNK as usize];
+    let mut run = Run { backing, device, to: 0, bytes, filled: 0, begin: (0, 0) };
+    let (mut pieces, mut ahead, mut told) = (pieces(view, slot), VecDeque::new(), 0);
+    loop {
+        while told < UNDER_WAY
+            && let Some(piece) = pieces.next()
+        {
+            cache.device.will_read(piece.from, piece.bytes);
+            told += piece.bytes;
+            ahead.push_back(piece);
         }
-        Ok(())
-    })
-}
-
-/// Reads the dirty extents of a slot and hands them to `take`, which gives memory for the next batch, or nothing when no
-/// more is wanted. Neighbours are one run.
-fn read_slot(
-    view: &SetView,
-    slot: u32,
-    take: &mut dyn FnMut(Batch) -> Option<Batch>,
-) -> Result<(), FlushError> {
-    let (mut batch, mut held) = (Batch::default(), 0);
-    for extent in view.trusted_extents(Pos::new(slot, 0), Pos::new(slot + 1, 0)).flatten() {
-        let Some(ptr) = extent.live().filter(|_| extent.key.dirty()) else { continue };
-        let (mut to, mut from) = (extent.key.start() * SECTOR_SIZE, ptr.offset() * SECTOR_SIZE);
-        let mut left = extent.key.size() * SECTOR_SIZE;
-        while left > 0 {
-            if held as u64 >= CHUNK {
-                let Some(next) = take(batch) else { return Ok(()) };
-                (batch, held) = (next, 0);
-                batch.runs.clear();
-            }
-            let step = left.min(CHUNK - held as u64);
-            let target = batch.bytes.get_mut(held..held + step as usize).unwrap_or_default();
-            let name = &view.cache.name;
-            let failed = |error| FlushError::Device { device: Arc::clone(name), byte: from, error };
-            view.cache.device.read_at(from, target).map_err(failed)?;
-            match batch.runs.last_mut().filter(|(at, len)| *at + *len as u64 == to) {
-                Some((_, len)) => *len += step as usize,
-                None => batch.runs.push((to, step as usize)),
-            }
-            held += step as usize;
-            (to, from, left) = (to + step, from + step, left - step);
-        }
+        let Some(piece) = ahead.pop_front() else { break };
+        told -= piece.bytes;
+        let room = run.room(piece.to, piece.bytes)?;
+        let failed = |error| FlushError::Device { device: Arc::clone(&cache.name), byte: piece.from, error };
+        cache.device.read_at(piece.from, room).map_err(failed)?;
+        done(piece.bytes);
     }
-    if !batch.runs.is_empty() {
-        take(batch);
-    }
-    Ok(())
+    run.write()
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 
 /// Whether a device that somebody uses is opened all the same: a block device that a mount, device-mapper, bcache or
@@ -53,6 +53,12 @@ impl Writable {
 impl WriteAt for Writable {
     fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, byte)
+    }
+    fn begin(&self, byte: u64, len: u64) {
+        if let (Ok(byte), Ok(len)) = (byte.try_into(), len.try_into()) {
+            // The kernel starts to write what it is told it will not need. Only advice: `flush` tells what fails.
+            let _ = posix_fadvise(&self.file, byte, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        }
     }
     fn flush(&self) -> io::Result<()> {
         self.file.sync_all()

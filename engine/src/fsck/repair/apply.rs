@@ -12,6 +12,8 @@ pub trait WriteAt {
     /// # Errors
     /// What the device says.
     fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Says that nothing more will be written to these bytes, so that the device can begin with what it has got.
+    fn begin(&self, _byte: u64, _len: u64) {}
     /// Returns when everything written before is durable.
     ///
     /// # Errors

@@ -76,7 +76,12 @@ impl Journal {
     pub fn read(cache: &Cache) -> Self {
         let mut journal = Self::default();
         let first = cache.geometry.first_bucket;
-        for bucket in first..first + cache.njournal_buckets() {
+        let buckets = first..first + cache.njournal_buckets();
+        for bucket in buckets.clone() {
+            let window = WINDOW.min(cache.geometry.bucket_bytes());
+            cache.device.will_read(cache.geometry.bucket_start_byte(BucketNr(bucket)), window);
+        }
+        for bucket in buckets {
             let (entries, hidden) = (&mut journal.entries, &mut journal.hidden);
             let scan = scan_bucket(cache, BucketNr(bucket), &mut |entry, reach| match reach {
                 Reach::Found => keep(entries, entry),
