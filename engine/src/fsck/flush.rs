@@ -8,11 +8,12 @@
 use super::check::{Checked, Options, check};
 use super::kind::Severity;
 use super::repair::{self, Plan, Refused, WriteAt};
+use super::view::read_at::{AHEAD, announced};
 use super::view::{Backing, Device, SetView};
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, Pos, SECTOR_SIZE};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use thiserror::Error;
@@ -181,10 +182,6 @@ fn finish(
     Ok(plan)
 }
 
-/// Bytes that the cache device is told of before they are read, and that the backing device has got before it is told to
-/// write them: both have work while this copies.
-const UNDER_WAY: u64 = 32 << 20;
-
 /// Some of an extent's data, at most a [`CHUNK`].
 struct Piece {
     /// Byte of the cache device.
@@ -248,7 +245,7 @@ impl Run<'_> {
         }
         self.to += bytes.len() as u64;
         self.begin.1 += bytes.len() as u64;
-        if self.begin.1 >= UNDER_WAY {
+        if self.begin.1 >= AHEAD {
             self.device.begin(self.begin.0, self.to - self.begin.0);
             self.begin.1 = 0;
         }
@@ -267,17 +264,11 @@ fn copy_slot(
     let cache = &view.cache;
     let bytes = vec![0; CHUNK as usize];
     let mut run = Run { backing, device, to: 0, bytes, filled: 0, begin: (0, 0) };
-    let (mut pieces, mut ahead, mut told) = (pieces(view, slot), VecDeque::new(), 0);
-    loop {
-        while told < UNDER_WAY
-            && let Some(piece) = pieces.next()
-        {
-            cache.device.will_read(piece.from, piece.bytes);
-            told += piece.bytes;
-            ahead.push_back(piece);
-        }
-        let Some(piece) = ahead.pop_front() else { break };
-        told -= piece.bytes;
+    let tell = |piece: &Piece| {
+        cache.device.will_read(piece.from, piece.bytes);
+        piece.bytes
+    };
+    for piece in announced(pieces(view, slot), tell) {
         let room = run.room(piece.to, piece.bytes)?;
         let failed = |error| FlushError::Device { device: Arc::clone(&cache.name), byte: piece.from, error };
         cache.device.read_at(piece.from, room).map_err(failed)?;

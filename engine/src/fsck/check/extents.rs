@@ -6,9 +6,11 @@ use super::super::usage::{Gather, SectorMap, Use};
 use super::super::view::extents::STALE_MAX;
 use super::super::view::overlay::Layer;
 use super::super::view::packed::{Packed, Sound};
+use super::super::view::read_at::announced;
 use super::super::view::sweep::Pass;
-use super::super::view::{Cache, Extent, Fault, Gens, SetView, State};
+use super::super::view::{Backing, Cache, Extent, Fault, Gens, SetView, State};
 use super::{Checked, Options, SlotUse};
+use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -289,11 +291,22 @@ fn shared(checked: &mut Checked, view: &SetView, buckets: &BTreeSet<BucketNr>) {
 fn data(checked: &mut Checked, view: &SetView, options: Options<'_>) {
     let (mut ours, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
     let (mut read, of) = (0, checked.slots.values().map(|used| used.all).sum());
-    for extent in view.trusted_extents(Pos::ZERO, Pos::MAX).flatten() {
-        let Some(ptr) = extent.live() else { continue };
-        let key = extent.key;
-        let slot_uuid = view.uuids.get(key.inode() as usize).map(|entry| entry.uuid);
-        let backing = checked.backings.iter().find(|backing| Some(backing.sb.uuid) == slot_uuid).cloned();
+    let backing_of =
+        |entry: &UuidEntry| checked.backings.iter().find(|backing| backing.sb.uuid == entry.uuid);
+    let backings: Vec<Option<Backing>> = view.uuids.iter().map(|entry| backing_of(entry).cloned()).collect();
+    let extents = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten().filter_map(|extent| {
+        let backing = backings.get(extent.key.inode() as usize).and_then(Option::as_ref);
+        Some((extent.key, extent.live()?, backing.filter(|_| !extent.key.dirty())))
+    });
+    let tell = |(key, ptr, backing): &(Bkey, Ptr, Option<&Backing>)| {
+        let bytes = key.size() * SECTOR_SIZE;
+        view.cache.device.will_read(ptr.offset() * SECTOR_SIZE, bytes);
+        if let Some(backing) = backing {
+            backing.device.will_read(key.start() * SECTOR_SIZE, bytes);
+        }
+        bytes
+    };
+    for (key, ptr, backing) in announced(extents, tell) {
         let bytes = key.size() * SECTOR_SIZE;
         read += key.size();
         options.tell(6, read, of);
@@ -312,7 +325,7 @@ fn data(checked: &mut Checked, view: &SetView, options: Options<'_>) {
                 checked.dropped.insert(key.pos());
                 break;
             }
-            if let Some(backing) = backing.as_ref().filter(|_| !key.dirty()) {
+            if let Some(backing) = backing {
                 let from = key.start() * SECTOR_SIZE + done;
                 if backing.device.read_at(from, theirs).is_ok() && ours != theirs {
                     let detail = format!("{key}: differs from {} at byte {from}", backing.name);

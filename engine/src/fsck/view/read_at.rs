@@ -1,6 +1,7 @@
 //! Where the bytes come from.
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -28,6 +29,30 @@ pub trait ReadAt: Send + Sync {
 
 /// A device, shared by all who read it.
 pub type Device = Arc<dyn ReadAt>;
+
+/// Bytes that devices are told of before they are read: many reads are under way while data goes through one by one.
+pub const AHEAD: u64 = 32 << 20;
+
+/// Hands out what is to be read, in order. `tell` is told of each long before: it announces the reads to devices, and
+/// says how many bytes they are.
+pub fn announced<T>(
+    mut pieces: impl Iterator<Item = T>,
+    mut tell: impl FnMut(&T) -> u64,
+) -> impl Iterator<Item = T> {
+    let (mut waiting, mut ahead) = (VecDeque::new(), 0);
+    std::iter::from_fn(move || {
+        while ahead < AHEAD
+            && let Some(piece) = pieces.next()
+        {
+            let bytes = tell(&piece);
+            ahead += bytes;
+            waiting.push_back((piece, bytes));
+        }
+        let (piece, bytes) = waiting.pop_front()?;
+        ahead -= bytes;
+        Some(piece)
+    })
+}
 
 /// A file or block device, opened for reading only.
 #[derive(Debug)]
@@ -101,5 +126,23 @@ impl ReadAt for MemDevice {
         let from = self.bytes.get(start..).and_then(|rest| rest.get(..buf.len()));
         buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn reads_are_announced_before_they_are_made_and_not_all_at_once() {
+        let told = Cell::new(0);
+        let tell = |_: &u64| {
+            told.set(told.get() + 1);
+            AHEAD / 4
+        };
+        for (done, piece) in announced(0..10u64, tell).enumerate() {
+            assert_eq!((piece, told.get()), (done as u64, (done as u64 + 4).min(10)));
+        }
     }
 }
