@@ -8,6 +8,7 @@ mod bad_input;
 mod cases;
 mod flush;
 mod fsck;
+mod memory;
 mod mutations;
 mod patched;
 mod programs;

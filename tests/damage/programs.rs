@@ -16,7 +16,7 @@ use crate::mutations::{Random, damage, seeds};
 use crate::patched::Patched;
 
 /// KiB that a program may have.
-const MEMORY: &str = "262144";
+const MEMORY: u64 = 262_144;
 /// Seconds of computing that a program may take: more is a hang, however busy the machine is.
 const SECONDS: &str = "10";
 /// No program waits for longer than this.
@@ -24,11 +24,15 @@ const STUCK: Duration = Duration::from_secs(300);
 /// Of so many runs one compares every byte of the devices.
 const WHOLE: u64 = 25;
 
-/// Runs a program with so much memory and time and no more. What it needs beyond that ends it with neither 0, 1, 4
-/// nor 8.
 fn run(program: &str, args: &[&str], devices: &[PathBuf]) -> i32 {
+    run_within(MEMORY, program, args, devices)
+}
+
+/// Runs a program with so many KiB of memory, so much time and no more. What it needs beyond that ends it with neither
+/// 0, 1, 4 nor 8.
+pub fn run_within(memory: u64, program: &str, args: &[&str], devices: &[PathBuf]) -> i32 {
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("ulimit -d {MEMORY} && ulimit -t {SECONDS} && exec \"$0\" \"$@\"")]);
+    command.args(["-c", &format!("ulimit -d {memory} && ulimit -t {SECONDS} && exec \"$0\" \"$@\"")]);
     command.arg(paths::program(program).unwrap()).args(args).args(devices);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let start = Instant::now();

@@ -99,9 +99,10 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     Ok(plan)
 }
 
-/// Bytes that an extent takes while the metadata is written anew: 64 as a key, and 32 each in the plan, in the copy that
-/// it is tried on and in the undo file, rounded up.
-const OF_AN_EXTENT: u64 = 200;
+/// Bytes that an extent takes while the metadata is written anew: 64 as a key, and, with what nodes of few keys are padded
+/// with, up to 32 each in the plan and in the copy that it is tried on. An undo file is made later and takes less than
+/// the keys did.
+const OF_AN_EXTENT: u64 = 128;
 
 /// Bytes of memory that the repair of what `checked` found takes, about.
 #[must_use]
