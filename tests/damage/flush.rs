@@ -1,6 +1,6 @@
 //! Writing all dirty data back offline, with crashes in the middle.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use bcache_engine::fsck::repair::{WriteAt, apply};
 use bcache_engine::fsck::view::{Device, Devices, ReadAt, SetView};
 use bcache_engine::fsck::{Options, check};
 use bcache_format::superblock::BackingState;
-use bcache_format::{Pos, Sectors};
+use bcache_format::{Bkey, Pos, Sectors};
 use bcache_tests::golden::Set;
 use bcache_tests::sparse;
 
@@ -23,8 +23,13 @@ struct Live {
     device: Arc<Mutex<Patched>>,
 }
 
+/// Device, byte, bytes.
+type Written = (String, u64, Vec<u8>);
+
 thread_local! {
     static WRITES_LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+    /// All writes since the last flush began.
+    static WRITTEN: RefCell<Vec<Written>> = const { RefCell::new(Vec::new()) };
 }
 
 impl ReadAt for Live {
@@ -43,6 +48,7 @@ impl WriteAt for Live {
     fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
         WRITES_LEFT.set(WRITES_LEFT.get().checked_sub(1).ok_or(io::ErrorKind::Other)?);
         self.device.lock().unwrap().write(byte, bytes);
+        WRITTEN.with_borrow_mut(|written| written.push((self.name.clone(), byte, bytes.to_vec())));
         Ok(())
     }
     fn flush(&self) -> io::Result<()> {
@@ -63,6 +69,7 @@ fn devices(live: &[Live]) -> Vec<Device> {
 /// Flushes with so many writes. False when they did not suffice.
 fn flush(live: &[Live], writes: u64) -> bool {
     WRITES_LEFT.set(writes);
+    WRITTEN.take();
     let devices = devices(live);
     let flush = Flush::new(&devices).unwrap();
     let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
@@ -116,23 +123,64 @@ fn golden_sets_end_clean_with_their_content() {
     }
 }
 
-/// Stops after each of some writes; told how many there are.
-fn crash_at(set: &Set, stops: impl Fn(u64) -> Vec<u64>) {
+/// The extents of the set's cache.
+fn extents(live: &[Live]) -> Vec<Bkey> {
+    let view = SetView::open(Devices::open(devices(live)).unwrap().caches[0].clone()).unwrap();
+    view.extents(Pos::ZERO, Pos::MAX).map(|extent| extent.unwrap().key).collect()
+}
+
+/// After a crash in a flush, a second one leads to what a flush without a crash does. Told how many writes there are, and
+/// how many of them copy data, `stops` says after which the crash is.
+fn crash_at(set: &Set, stops: impl Fn(usize, usize) -> Vec<usize>) {
     let fresh = live(&set.name);
     assert!(flush(&fresh, u64::MAX), "{}", set.name);
-    let all = u64::MAX - WRITES_LEFT.get();
-    for stop in stops(all).into_iter().filter(|stop| *stop < all) {
-        let live = live(&set.name);
-        assert!(!flush(&live, stop), "{}: {stop} of {all} writes are enough", set.name);
-        assert!(flush(&live, u64::MAX), "{}: after {stop} writes", set.name);
-        is_flushed(set, &live);
+    is_flushed(set, &fresh);
+    let written = WRITTEN.take();
+    let (expected, all) = (extents(&fresh), written.len());
+    let copies = written.iter().position(|(name, ..)| name == "cache").unwrap_or(all);
+    let stops = stops(all, copies);
+    println!("{}: {all} writes, {} crashes", set.name, stops.len());
+    // What is on the devices after the first writes.
+    let (cut, mut done) = (live(&set.name), 0);
+    for stop in stops.into_iter().filter(|stop| *stop < all) {
+        for (name, byte, bytes) in &written[done..stop] {
+            let device = cut.iter().find(|device| device.name == *name).unwrap();
+            device.device.lock().unwrap().write(*byte, bytes);
+        }
+        done = stop;
+        let copy = |live: &Live| {
+            let device = live.device.lock().unwrap().clone();
+            Live { name: live.name.clone(), device: Arc::new(Mutex::new(device)) }
+        };
+        let again: Vec<Live> = cut.iter().map(copy).collect();
+        let place = format!("{}: after {stop} of {all} writes", set.name);
+        assert!(flush(&again, u64::MAX), "{place}");
+        assert_eq!(*check(devices(&again), Options::default()).findings, [], "{place}");
+        assert!(extents(&again) == expected, "{place}: other extents");
+        for (ours, theirs) in again.iter().zip(&fresh).filter(|(device, _)| device.name != "cache") {
+            let (ours, theirs) = (ours.device.lock().unwrap(), theirs.device.lock().unwrap());
+            assert!(ours.changes().eq(theirs.changes()), "{place}: {} differs", ours.name());
+        }
+    }
+}
+
+/// A device that does not take a write ends the flush there, and what it has got by then is what a crash leaves.
+#[test]
+fn a_write_that_fails_ends_a_flush() {
+    let whole = live("wb-dirty");
+    assert!(flush(&whole, u64::MAX));
+    let written = WRITTEN.take();
+    for stop in [0, written.len() / 2, written.len() - 1] {
+        let live = live("wb-dirty");
+        assert!(!flush(&live, stop as u64), "{stop} of {} writes are enough", written.len());
+        assert!(WRITTEN.take() == written[..stop], "after {stop} of {} writes", written.len());
     }
 }
 
 #[test]
 fn a_crash_at_any_write_costs_nothing() {
     // The last of the metadata's writes, and some of the many that copy data.
-    let stops = |all: u64| vec![0, all / 2, all.saturating_sub(3), all.saturating_sub(2), all - 1];
+    let stops = |all: usize, _| vec![0, all / 2, all.saturating_sub(3), all.saturating_sub(2), all - 1];
     for set in ["wb-dirty", "two-backing-flash"] {
         crash_at(&Set::open(set).unwrap(), stops);
     }
@@ -148,9 +196,9 @@ mod long {
             if set.entry.content.is_empty() || set.name == "detached-fifo" {
                 continue;
             }
-            // All of the metadata's writes; of those that copy data, which are all alike, as many more.
-            crash_at(&set, |all| {
-                (0..all).filter(|stop| all - stop <= 64 || stop % (all / 64 + 1) == 0).collect()
+            // All of the metadata's; of those that copy data, which are alike, some.
+            crash_at(&set, |all, copies| {
+                (0..all).filter(|stop| *stop >= copies || stop % (copies / 64 + 1) == 0).collect()
             });
         }
     }

@@ -63,16 +63,18 @@ impl Patched {
     pub fn write(&mut self, byte: u64, bytes: &[u8]) {
         let end = byte + bytes.len() as u64;
         self.bad.retain(|sector| sector * SECTOR < byte || (sector + 1) * SECTOR > end);
-        for (i, &value) in bytes.iter().enumerate() {
-            let at = byte + i as u64;
+        let (mut at, mut rest) = (byte, bytes);
+        while !rest.is_empty() {
             let (page, offset) = (at / PAGE, (at % PAGE) as usize);
+            let (now, later) = rest.split_at(rest.len().min(PAGE as usize - offset));
             let base = &self.base;
             let page = self.pages.entry(page).or_insert_with(|| {
                 let mut bytes = vec![0; PAGE as usize];
                 base.read_at(page * PAGE, &mut bytes).unwrap();
                 bytes
             });
-            page[offset] = value;
+            page[offset..offset + now.len()].copy_from_slice(now);
+            (at, rest) = (at + now.len() as u64, later);
         }
     }
     /// What was written, by its place.
