@@ -1,5 +1,8 @@
 //! The Debian package in a fresh Debian: what is in it, and that the README's own commands lead to a mounted device.
 
+mod boot;
+mod service;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

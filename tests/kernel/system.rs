@@ -130,12 +130,6 @@ mod long {
 
     #[test]
     #[ignore = "boots a kernel, takes minutes"]
-    fn parts_appear_to_udev_twenty_times_in_each_order() {
-        Job::new("udev.sh", 20).seconds(900).run();
-    }
-
-    #[test]
-    #[ignore = "boots a kernel, takes minutes"]
     fn an_engine_is_upgraded_ten_times_under_load() {
         println!("{}", Job::new("control.sh", 10).seconds(600).run());
     }

@@ -89,13 +89,15 @@ impl Machine {
 
     /// The same, but what is written stays, and the machine is shut down in order, not switched off.
     pub fn root_kept(mut self, image: &Path) -> Machine {
-        self.root = vec!["--root".to_owned(), format!("{},kept", image.display())];
+        self.root = vec!["--root".to_owned(), format!("{},kept", image.display()), "--in-order".to_owned()];
         self
     }
 
-    /// Boots with another initrd, which with this command line has to lead to the job: see `tests/kernel/vm`.
+    /// Boots with another initrd, which with this command line has to lead to the job: see `tests/kernel/vm`. The machine
+    /// is shut down in order.
     pub fn boot(mut self, initrd: &Path, line: &str) -> Machine {
-        self.root = vec!["--boot".to_owned(), initrd.display().to_string(), line.to_owned()];
+        let initrd = initrd.display().to_string();
+        self.root = vec!["--boot".to_owned(), initrd, line.to_owned(), "--in-order".to_owned()];
         self
     }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -160,7 +161,9 @@ pub fn start_engine(set: Uuid) -> Result<()> {
         File::options().append(true).create(true).mode(0o600).open(paths::log(set))
     };
     let (out, err) = (log()?, log()?);
+    // Whoever ends all processes when the machine leaves its initramfs, or shuts down, spares those that begin with @.
     let mut child = Command::new(&program)
+        .arg0("@bcache-engine")
         .args(["--set", &set.to_string()])
         .current_dir("/")
         .stdin(Stdio::null())

@@ -4,8 +4,6 @@
 tell_logs() { tail -n 50 /run/bcache/*.log 2> /dev/null >&2 || true; }
 trap 'status=$?; ((status == 0)) || tell_logs' EXIT
 
-system=$(dirname "${BASH_SOURCE[0]}")
-
 engine_pid() { pgrep -x -r D,R,S bcache-engine; }
 
 # Kills every engine as a crash would, and waits until it is gone.
@@ -50,14 +48,4 @@ refused() {
     return 1
   fi
   grep -q "$1" <<< "$said" || { echo "refused with other words: $said" >&2; return 1; }
-}
-
-# A busy emulated machine is slow to answer; whatever is waited for is asked for by itself, too.
-settle() { udevadm settle --timeout=60 || true; }
-
-# Our rules, with our programs where they are; they take the place of Debian's.
-install_rules() {
-  mkdir -p /run/udev/rules.d
-  sed "s|/usr/sbin/bcache-register|$(command -v bcache-register)|" "$system/../../../udev/69-bcache.rules" \
-    > /run/udev/rules.d/69-bcache.rules
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 /// Where `NOTIFY_SOCKET` leads, or nowhere.
 pub struct Notify {
-    socket: Option<(UnixDatagram, SocketAddr)>,
+    /// Connected from the beginning: when the machine leaves its initramfs, the path leads nowhere for processes that
+    /// were started there, but the socket is still systemd's.
+    socket: Option<UnixDatagram>,
     /// How often systemd wants to hear that we live.
     watchdog: Option<Duration>,
 }
@@ -24,7 +26,10 @@ impl Notify {
     #[must_use]
     pub fn from_environment() -> Notify {
         let socket = std::env::var("NOTIFY_SOCKET").ok().and_then(|name| {
-            let socket = UnixDatagram::unbound().and_then(|socket| Ok((socket, address(&name)?)));
+            let socket = UnixDatagram::unbound().and_then(|socket| {
+                socket.connect_addr(&address(&name)?)?;
+                Ok(socket)
+            });
             socket.inspect_err(|error| tracing::warn!(name, %error, "systemd cannot be told")).ok()
         });
         let ours = std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
@@ -34,8 +39,8 @@ impl Notify {
     }
 
     fn send(&self, message: &str) {
-        let Some((socket, address)) = &self.socket else { return };
-        if let Err(error) = socket.send_to_addr(message.as_bytes(), address) {
+        let Some(socket) = &self.socket else { return };
+        if let Err(error) = socket.send(message.as_bytes()) {
             tracing::debug!(%error, "systemd was not told");
         }
     }

@@ -1,0 +1,62 @@
+# The engine as a service: it says how it is, comes back when it is killed or hangs, and ends when it is told.
+# What udev looks at when the machine starts is in use.
+udevadm settle --timeout=120
+make-bcache --writeback -l label -C /dev/vda -B /dev/vdb > /dev/null
+await test -e /dev/mapper/label
+await serves label
+unit=$(systemctl list-units --plain --no-legend 'bcache@*' | awk '{print $1}')
+property() { systemctl show --value -p "$1" "$unit"; }
+[[ $(property ActiveState) == active && $(property Type) == notify && $(property WatchdogUSec) == 15s ]]
+await eval '[[ $(property StatusText) == "serves label" ]]'
+[[ $(property MainPID) == "$(engine_pid)" ]]
+mkfs.ext4 -q /dev/mapper/label
+mount /dev/mapper/label /mnt
+write_file /mnt/before 3M
+
+# Killed: systemd starts another, nobody else has to do anything.
+writing() {
+  local n
+  for ((n = 1; ; n++)); do
+    write_file "/mnt/file$((n % 5))" 300k 2> /dev/null
+    sed -i "/file$((n % 5))$/{\$!d}" /tmp/sums
+    [[ ! -e /tmp/enough ]] || return 0
+  done
+}
+writing & load=$!
+for ((n = 1; n <= $1; n++)); do
+  before=$(engine_pid)
+  kill -9 "$before"
+  await eval 'after=$(property MainPID); [[ $after != 0 && $after != $before ]]'
+  await serves label
+  sleep 1
+done
+[[ $(property NRestarts) == "$1" ]]
+# Hung: the watchdog ends it, and systemd starts another.
+before=$(engine_pid)
+kill -STOP "$before"
+await eval '[[ $(property MainPID) != "$before" ]]'
+await serves label
+journalctl --no-pager -u "$unit" | grep -q 'Watchdog timeout'
+touch /tmp/enough
+wait "$load"
+echo 3 > /proc/sys/vm/drop_caches
+check_files
+
+# In use, a stop leaves the device waiting, and a start goes on with it.
+systemctl stop "$unit"
+[[ $(property ActiveState) == inactive ]]
+(write_file /mnt/meanwhile 1M) & load=$!
+sleep 1
+systemctl start "$unit"
+wait "$load"
+await serves label
+check_files
+umount /mnt
+e2fsck -fn /dev/mapper/label
+# Not in use, it ends with its devices.
+systemctl stop "$unit"
+await gone '/dev/mapper/label'
+await gone '/dev/ublkb*'
+[[ $(property ActiveState) == inactive ]]
+bcache fsck -n /dev/vda /dev/vdb
+no_kernel_complaints
