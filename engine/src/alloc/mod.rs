@@ -36,6 +36,8 @@ pub enum Reserve {
 }
 
 const RESERVES: usize = 4;
+/// Sectors that can be written, about, while more buckets are made ready.
+const LOW_SECTORS: u64 = 8 << 11;
 
 /// The allocator's state.
 pub struct Alloc {
@@ -43,6 +45,8 @@ pub struct Alloc {
     pub buckets: RefCell<Buckets>,
     free: RefCell<[VecDeque<BucketNr>; RESERVES]>,
     capacity: [usize; RESERVES],
+    /// With fewer on the general list a batch is added: enough to live on while that is made durable.
+    low: usize,
     /// Buckets that wait for a free one.
     waiters: WaitQueue,
     /// Wakes the task that refills the free lists.
@@ -58,9 +62,11 @@ pub struct Alloc {
     pub(crate) prio_head: Cell<BucketNr>,
     /// Where data is being written.
     pub open: RefCell<OpenBuckets>,
-    fifo_last: Cell<u64>,
+    /// Where fifo replacement goes on.
+    pub(crate) fifo_next: Cell<BucketNr>,
     /// Invalidation found too little; GC must look first.
     pub(crate) wants_gc: Cell<bool>,
+    /// Buckets that are emptied at once.
     batch: usize,
     /// Buckets that held nothing that must stay at the last GC, less those taken since.
     available: Cell<u64>,
@@ -72,12 +78,19 @@ impl Alloc {
     /// An allocator without free buckets.
     #[must_use]
     pub fn new(geometry: Geometry) -> Self {
-        let free = usize::try_from(geometry.nbuckets.next_power_of_two() >> 10).unwrap_or(8).max(8);
+        let count = |buckets: u64| usize::try_from(buckets).unwrap_or(usize::MAX);
+        let free = count(geometry.nbuckets.next_power_of_two() >> 10).max(8);
+        // What is missed and finds no free bucket is not cached. A small cache has none to spare for all that.
+        let most = count(geometry.nbuckets / 32).max(8);
+        let low = (free * 2).max(count(LOW_SECTORS / u64::from(geometry.bucket_sectors))).min(most);
+        // A write of the prio sets is worth many buckets.
+        let batch = (free * 4).max(low).min(most);
         let prio = usize::try_from(geometry.prio_buckets()).unwrap_or(1);
         Self {
             buckets: RefCell::new(Buckets::new(geometry)),
             free: RefCell::default(),
-            capacity: [16, prio, free.min(64), free],
+            capacity: [16, prio, free.min(64), low + batch],
+            low,
             waiters: WaitQueue::new(),
             refill: WaitQueue::new(),
             prio_blocked: Cell::new(0),
@@ -86,9 +99,9 @@ impl Alloc {
             prio_io: Mutex::new(()),
             prio_head: Cell::new(BucketNr(0)),
             open: RefCell::default(),
-            fifo_last: Cell::new(0),
+            fifo_next: Cell::new(BucketNr(0)),
             wants_gc: Cell::new(false),
-            batch: free * 4,
+            batch,
             available: Cell::new(geometry.nbuckets),
             closed: Cell::new(false),
         }
@@ -173,11 +186,10 @@ impl Alloc {
     /// Whether the free lists have room for more.
     fn wants_more(&self) -> bool {
         let free = self.free.borrow();
-        // Refilled when the general list is below half: a batch is worth a write of all prio sets.
-        let low = |reserve: Reserve, part: usize| {
-            free[reserve as usize].len() * 2 < self.capacity[reserve as usize] * part
-        };
-        low(Reserve::None, 1) || low(Reserve::Prio, 2) || low(Reserve::Btree, 1)
+        let [btree, prio, _, general] = free.each_ref().map(VecDeque::len);
+        general < self.low
+            || prio < self.capacity[Reserve::Prio as usize]
+            || btree * 2 < self.capacity[Reserve::Btree as usize]
     }
     /// Counts the available buckets anew: GC's marks are complete.
     pub(crate) fn count_available(&self) {

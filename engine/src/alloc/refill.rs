@@ -103,7 +103,7 @@ impl CacheSet {
     fn fifo(&self, buckets: &Buckets, count: usize) -> Vec<BucketNr> {
         let geometry = buckets.geometry();
         let usable = geometry.nbuckets - geometry.first_bucket;
-        let mut next = self.alloc.fifo_last.get();
+        let mut next = self.alloc.fifo_next.get().0;
         let mut chosen = Vec::new();
         for _ in 0..usable {
             if !(geometry.first_bucket..geometry.nbuckets).contains(&next) {
@@ -118,7 +118,7 @@ impl CacheSet {
                 }
             }
         }
-        self.alloc.fifo_last.set(next);
+        self.alloc.fifo_next.set(BucketNr(next));
         chosen
     }
 

@@ -49,15 +49,12 @@ impl CacheSet {
             (bypass, writeback) = (false, true);
         }
         if writeback {
-            device.stats.cache_hits.add(1);
             return self.write_dirty(device, Some(backing), inode, start, end, data).await;
         }
         if bypass {
-            device.stats.cache_bypass_misses.add(1);
             device.stats.bypassed_sectors.add(end - start);
             return self.write_around(device, inode, start, end, data).await;
         }
-        device.stats.cache_misses.add(1);
         self.write_through(device, inode, start, end, data).await
     }
 

@@ -364,6 +364,8 @@ impl CacheSet {
                 bucket.pin -= 1;
                 bucket.generation = bucket.generation.wrapping_sub(1);
                 bucket.prio = INITIAL_PRIO;
+                // What comes before is taken, and filled last of all.
+                self.alloc.fifo_next.set(nr);
                 return;
             }
         }

@@ -88,17 +88,17 @@ counters! {
 counters! {
     /// What was asked of a device, by the kernel's names.
     DeviceStats {
-        /// Reads and writes served by the cache.
+        /// Reads that the cache served whole. Writes are neither hits nor misses.
         cache_hits,
-        /// Reads that the cache did not have, and writes that were not cached.
+        /// Reads of which the cache did not have everything.
         cache_misses,
-        /// Hits of requests that bypassed the cache.
+        /// Hits of reads that were not to be cached.
         cache_bypass_hits,
-        /// Misses of requests that bypassed the cache.
+        /// Misses of reads that were not to be cached.
         cache_bypass_misses,
         /// Misses whose data was not cached because a write came in between.
         cache_miss_collisions,
-        /// Sectors that bypassed the cache.
+        /// Sectors of reads and writes that were not to be cached.
         bypassed_sectors,
         /// Sectors written back.
         written_back_sectors,
