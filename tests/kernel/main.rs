@@ -19,3 +19,4 @@ mod patched;
 mod regions;
 mod repair;
 mod system;
+mod trace;

@@ -11,4 +11,5 @@ pub mod nbd;
 pub mod paths;
 pub mod sparse;
 pub mod stamp;
+pub mod trace;
 pub mod vm;

@@ -177,7 +177,8 @@ impl std::fmt::Display for Report {
     }
 }
 
-fn fill(sector: &mut [u8], place: u64, number: u64) {
+/// Stamps a sector.
+pub(crate) fn fill(sector: &mut [u8], place: u64, number: u64) {
     for pair in sector.chunks_exact_mut(16) {
         pair[..8].copy_from_slice(&place.to_le_bytes());
         pair[8..].copy_from_slice(&number.to_le_bytes());
