@@ -1,4 +1,4 @@
-//! `kill -9` under load: nothing acknowledged and flushed is lost.
+//! The end under load. `kill -9`: nothing acknowledged and flushed is lost; a stop: nothing acknowledged is.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -56,8 +56,22 @@ fn step(client: &mut Client, model: &Shared, rng: &mut Rng) -> bool {
     }
 }
 
-/// Runs the load until the server is killed after `life`.
-fn live(dir: &Path, devices: &[impl AsRef<std::ffi::OsStr>], model: &Shared, rng: &mut Rng, mode: &str) {
+/// How a server ends.
+#[derive(Clone, Copy)]
+enum End {
+    Kill,
+    Stop,
+}
+
+/// Runs the load until the server ends.
+fn live(
+    dir: &Path,
+    devices: &[impl AsRef<std::ffi::OsStr>],
+    model: &Shared,
+    rng: &mut Rng,
+    mode: &str,
+    end: End,
+) {
     let mode = format!("cache_mode={mode}");
     // Journal entries come often, so that a kill falls between all kinds of steps.
     let options = ["--set", &mode, "--set", "journal_delay_ms=5", "--set", "sequential_cutoff=0"];
@@ -72,12 +86,26 @@ fn live(dir: &Path, devices: &[impl AsRef<std::ffi::OsStr>], model: &Shared, rng
             scope.spawn(move || while step(&mut client, model, &mut rng) {});
         }
         std::thread::sleep(Duration::from_millis(rng.between(20, 300)));
-        served.kill().expect("a kill");
+        match end {
+            End::Kill => served.kill().expect("a kill"),
+            End::Stop => {
+                let (status, took) = served.stop().expect("an end");
+                assert!(status.success(), "{status}");
+                println!("stopped in {} ms", took.as_millis());
+            }
+        }
     });
-    with(model, Model::cut);
+    with(model, |model| {
+        if let End::Stop = end {
+            // Whatever was answered is there; the rest is judged as after a kill.
+            let now = model.tick();
+            model.end_flush(now);
+        }
+        model.cut();
+    });
 }
 
-fn survive(kills: u64) {
+fn survive(ends: u64, end: End) {
     let seed = std::env::var("KILL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     println!("KILL_SEED={seed}");
     let mut rng = Rng::new(seed);
@@ -85,8 +113,8 @@ fn survive(kills: u64) {
         let dir = paths::scratch().expect("a directory");
         let devices = super::make(dir.path(), 64 << 20, 32 << 20);
         let model = Mutex::new(Model::new(SECTORS, false));
-        for _ in 0..kills / 2 {
-            live(dir.path(), &devices, &model, &mut rng, mode);
+        for _ in 0..ends / 2 {
+            live(dir.path(), &devices, &model, &mut rng, mode, end);
         }
         // In the end it is whole, and in order.
         let served = Served::start(dir.path(), &[], &devices).expect("a server");
@@ -100,13 +128,18 @@ fn survive(kills: u64) {
 
 #[test]
 fn twenty_kills() {
-    survive(20);
+    survive(20, End::Kill);
+}
+
+#[test]
+fn stops_under_load() {
+    survive(6, End::Stop);
 }
 
 mod long {
     #[test]
     #[ignore = "takes minutes"]
     fn two_hundred_kills() {
-        super::survive(200);
+        super::survive(200, super::End::Kill);
     }
 }

@@ -73,18 +73,10 @@ pub fn register(path: &Path) -> Result<Outcome> {
 /// # Errors
 /// It is no backing device, somebody has it, or `lose_dirty` is not set and its newest data is in the cache.
 pub fn run_alone(path: &Path, lose_dirty: bool) -> Result<Outcome> {
-    use bcache_format::superblock::BackingState;
     let path = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
     let part = identify(&path)?;
-    let Role::Backing(state) = part.role else {
+    if !matches!(part.role, Role::Backing(_)) {
         bail!("{}: a cache device, not a backing device", path.display());
-    };
-    if state == BackingState::Dirty && !lose_dirty {
-        bail!(
-            "{}: its newest data is in the cache and would be lost for good; register the cache, or add \
-            --lose-dirty-data",
-            path.display()
-        );
     }
     paths::prepare().context(paths::DIR)?;
     let _one = paths::lock_registration(part.set)?;
@@ -92,15 +84,16 @@ pub fn run_alone(path: &Path, lose_dirty: bool) -> Result<Outcome> {
         bail!("{}: its set {} is being served; stop it first (bcache stop)", path.display(), part.set);
     }
     if !part.is_whole_alone() {
-        say_stale(&part)?;
+        say_stale(&part, lose_dirty)?;
     }
     paths::add_part(part.set, &path).context("the list of parts")?;
     module::load("dm_mod", "/dev/mapper/control");
     Ok(Outcome::Alone(expose::direct(&part)?))
 }
 
-/// Says, durably, that the device ran without its cache, before anybody can write to it.
-fn say_stale(part: &Part) -> Result<()> {
+/// Says, durably, that the device ran without its cache, before anybody can write to it. Its state is looked at when
+/// nobody else has it: an engine may have ended since the device was identified.
+fn say_stale(part: &Part, lose_dirty: bool) -> Result<()> {
     use bcache_format::superblock::{BackingState, SB_BYTES, SB_OFFSET, Superblock};
     use std::os::unix::fs::FileExt;
     let name = || part.path.display().to_string();
@@ -113,6 +106,13 @@ fn say_stale(part: &Part) -> Result<()> {
     let mut block = vec![0; SB_BYTES];
     file.read_exact_at(&mut block, SB_OFFSET).with_context(name)?;
     let mut sb = Superblock::parse(&block).map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
+    if sb.state() == BackingState::Dirty && !lose_dirty {
+        bail!(
+            "{}: its newest data is in the cache and would be lost for good; register the cache, or add \
+            --lose-dirty-data",
+            name()
+        );
+    }
     sb.set_state(BackingState::Stale);
     sb.write_to(&mut block).map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
     file.write_all_at(&block, SB_OFFSET).with_context(name)?;
