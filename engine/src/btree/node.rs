@@ -59,6 +59,8 @@ pub struct State {
     pub body: Body,
     /// Blocks of bsets on disk, or on their way there.
     pub written: u64,
+    /// The node's bsets, or what is pending, may have holes, which a leaf's map does not show.
+    pub hides_holes: bool,
     /// The bset that is being gathered.
     pub write: PendingWrite,
 }
@@ -109,7 +111,7 @@ impl Node {
             seq,
             max,
             io: Mutex::new(()),
-            state: RefCell::new(State { body, written, write: PendingWrite::default() }),
+            state: RefCell::new(State { body, written, hides_holes: false, write: PendingWrite::default() }),
             frozen: Cell::new(0),
             thawed: WaitQueue::new(),
             dead: Cell::new(false),

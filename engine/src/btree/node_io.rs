@@ -101,6 +101,9 @@ impl CacheSet {
         let body = body.map_err(broken)?;
         let written = parsed.written / geometry.block_bytes();
         let node = Node::new(wanted.ptr, &geometry, wanted.level, wanted.max, first.seq(), body, written);
+        let mut keys = parsed.sets.iter().flat_map(|(_, set)| set.keys());
+        let holes = wanted.level == 0 && keys.any(|key| key.is_ok_and(|key| key.n_ptrs() == 0));
+        node.state_mut().hides_holes = holes;
         Ok(Rc::new(node))
     }
 
@@ -343,13 +346,16 @@ impl CacheSet {
         let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
         for node in self.tree.dirty_nodes() {
             let mut state = node.state_mut();
-            let State { body: Body::Leaf { map, pending }, write, .. } = &mut *state else { continue };
+            let State { body: Body::Leaf { map, pending }, write, hides_holes, .. } = &mut *state else {
+                continue;
+            };
             let doubtful = |extent: &&Extent| extent.inode() == inode && !extent.dirty() && !extent.is_hole();
             let doubtful: Vec<Extent> = pending.iter().filter(doubtful).copied().collect();
             for extent in doubtful {
                 let hole = Extent::hole(inode, extent.end(), extent.size());
                 map.overlay(hole, false, bucket_sectors, |_| ());
                 pending.overlay(hole, true, bucket_sectors, |_| ());
+                *hides_holes = true;
             }
             write.below.retain(|(other, _)| *other != inode);
         }
