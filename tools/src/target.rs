@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bcache_engine::dev::lock_writing;
 use bcache_format::units::SECTOR_SIZE;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{major, minor};
@@ -75,8 +76,11 @@ impl Target {
             io::ErrorKind::ResourceBusy => Error::InUse(path.to_path_buf(), String::new()),
             _ => open(error),
         })?;
-        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| Error::InUse(path.to_path_buf(), String::new()))?;
+        let in_use = || Error::InUse(path.to_path_buf(), String::new());
+        if block {
+            lock_writing(&file).map_err(|_| in_use())?;
+        }
+        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| in_use())?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(io)?;
         let logical_block = sysfs.as_deref().map_or(Ok(512), logical_block).map_err(io)?;
         // Of a file the original takes the file system's block; what is beyond a page no kernel would take.

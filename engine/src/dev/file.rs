@@ -107,10 +107,14 @@ fn examine(path: &Path, mode: OpenMode) -> io::Result<(File, Geometry, Kind)> {
     Ok((file, geometry, kind))
 }
 
-/// Takes the lock that says who writes to a block device. It belongs to the open file and not to the process, and what a
-/// ring has under way keeps the file open: writes of a process that was killed may still be going on after its end, and
-/// until the last of them has ended nobody else gets the lock.
-fn lock_writing(file: &File) -> io::Result<()> {
+/// Takes the lock that says which program of this project writes to a block device. It belongs to the open file and not
+/// to the process, and what a ring has under way keeps the file open: writes of a process that was killed may still be
+/// going on after its end, and until the last of them has ended nobody else gets the lock. It is none of `flock(2)`, which
+/// would keep udev away for as long.
+///
+/// # Errors
+/// `EBUSY` if somebody else has it.
+pub fn lock_writing(file: &File) -> io::Result<()> {
     let all = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

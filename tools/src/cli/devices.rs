@@ -127,6 +127,9 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
         Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => return Err(busy()),
         other => other.with_context(|| name.clone())?,
     };
+    if kind.is_block_device() && access == Access::Write {
+        bcache_engine::dev::lock_writing(&file).map_err(|_| busy())?;
+    }
     if kind.is_file() && in_use == InUse::Refuse {
         // The engine locks the files it works on, too. The lock goes with the last copy of the descriptor.
         let lock = if access == Access::Write { file.try_lock() } else { file.try_lock_shared() };
