@@ -1,5 +1,6 @@
 # Sourced by every job that runs in the emulated machine: what jobs do with the kernel's bcache.
-set -euo pipefail
+set -eEuo pipefail
+trap 'echo "line $LINENO: $BASH_COMMAND: $?" >&2' ERR
 
 # Waits up to 30 s for a condition, given as a command.
 await() {
@@ -10,6 +11,8 @@ await() {
   done
   echo "waited in vain: $*" >&2
   dmesg | tail -n 30 >&2
+  # Where systemd runs it knows more.
+  journalctl --no-pager --lines=60 >&2 2> /dev/null || true
   return 1
 }
 
@@ -40,9 +43,10 @@ stop_bcache() {
 
 # Nothing of ours may make the kernel complain.
 no_kernel_complaints() {
-  # What the kernel says of every new set is not one, nor what it says of a device that it has not let go of yet: that is
-  # registered again.
-  if dmesg | grep -vE 'invalidating existing data|device already registered' | grep -E 'BUG|WARNING|Oops|bcache:.*(error|corrupt|bad|invalid|fail)'
+  # What the kernel says of every new set is not one, nor what it says of a device that it has not let go of yet, first as
+  # one of its own, then as anybody's: that is registered again. UUIDs may have "bad" in them.
+  if dmesg | grep -vE 'invalidating existing data|device already registered|device busy' |
+    grep -E 'BUG|WARNING|Oops|bcache:.*(error|corrupt|\bbad\b|invalid|fail)'
   then
     echo 'the kernel complained' >&2
     return 1
