@@ -5,17 +5,16 @@ use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use bcache_tests::cmd::run;
 use bcache_tests::log_writes::Log;
 use bcache_tests::nbd::Served;
 use bcache_tests::stamp::{Load, Mode};
 use bcache_tests::vm::Machine;
-use bcache_tests::{paths, sparse};
+use bcache_tests::{cmd, paths, sparse};
 
 use crate::system;
 
-/// MiB of the cache, the backing device, and of their logs.
-const SIZES: [(&str, u64); 4] = [("cache", 160), ("backing", 64), ("cache.log", 1024), ("backing.log", 1024)];
+/// The cache, the backing device, and their logs, with their lengths in MiB.
+const DISKS: [(&str, u64); 4] = [("cache", 160), ("backing", 64), ("cache.log", 1024), ("backing.log", 1024)];
 /// Told to the script, too.
 const LOAD: Load = Load { block_sectors: 8, range_sectors: 16_384, count: 640, seed: 11, mode: Mode::Rand };
 
@@ -27,18 +26,10 @@ const END: &str = "dm-log-writes-end";
 fn at_every_flush_what_it_promised_is_on_the_devices() {
     let dir = paths::scratch().unwrap();
     let image = |name: &str| dir.path().join(name);
-    let mut machine = Machine::new("6.12").seconds(600);
-    for (name, mebibytes) in SIZES {
-        sparse::create(&image(name), mebibytes << 20).unwrap();
-        machine = machine.disk(&image(name));
-    }
-    let made = run(Command::new(paths::program("make-bcache").unwrap())
-        .args(["--writeback", "-b", "64k", "-C"])
-        .arg(image("cache"))
-        .arg("-B")
-        .arg(image("backing")))
-    .unwrap();
-    assert_eq!(made.code, 0, "{}", made.stderr);
+    let machine = Machine::new("6.12").seconds(600).new_disks(dir.path(), &DISKS).unwrap();
+    let mut make = Command::new(paths::program("make-bcache").unwrap());
+    make.args(["--writeback", "-b", "64k", "-C"]).arg(image("cache")).arg("-B").arg(image("backing"));
+    cmd::done(&mut make).unwrap();
     // What is on the devices before anything is logged.
     let replayed = ["cache.at", "backing.at"].map(image);
     for (name, at) in ["cache", "backing"].into_iter().zip(&replayed) {

@@ -44,9 +44,7 @@ pub fn make(dir: &Path) -> PathBuf {
     let mut cargo = Command::new("sh");
     cargo.arg("-c").arg(format!("{command} --no-build --fast --strip"));
     cargo.current_dir(paths::repository()).env("CARGO_TARGET_DIR", &target);
-    let said = cmd::run(&mut cargo).unwrap();
-    assert_eq!(said.code, 0, "{}", said.stderr);
-    PathBuf::from(said.stdout.trim())
+    PathBuf::from(cmd::done(&mut cargo).unwrap().trim())
 }
 
 /// Names of files, without `.gz`, in a directory of the package.
@@ -131,19 +129,16 @@ fn the_readme_leads_from_a_fresh_debian_to_a_device_that_is_mounted_at_every_sta
     fs::copy(&package, share.join(package.file_name().unwrap())).unwrap();
     let root = dir.path().join("root");
     sparse::copy(&vm::fresh_debian().unwrap().join("root.ext4"), &root).unwrap();
-    let disks = [("cache", 300 << 20), ("backing", 200 << 20)].map(|(name, len)| {
-        let image = dir.path().join(name);
-        sparse::create(&image, len).unwrap();
-        image
-    });
     let [_, install, using] = installing();
     let scripts = paths::repository().join("tests/kernel/system");
     let script = |name: &str| fs::read_to_string(scripts.join(name)).unwrap();
-    let machine = Machine::new("6.12").disk(&disks[0]).disk(&disks[1]).root_kept(&root).share(&share);
+    let machine = Machine::new("6.12").root_kept(&root).share(&share);
+    let machine = machine.new_disks(dir.path(), &[("cache", 300), ("backing", 200)]).unwrap();
     let first = format!("{}{}{}", told(&install), told(&using), script("installed.sh"));
     println!("{}", machine.succeed(&first).unwrap());
     // Shutting down ended the set in order.
-    let said = cmd::ours("bcache", ["doctor".as_ref(), disks[0].as_os_str(), disks[1].as_os_str()]).unwrap();
+    let [cache, backing] = ["cache", "backing"].map(|name| dir.path().join(name));
+    let said = cmd::ours("bcache", ["doctor".as_ref(), cache.as_os_str(), backing.as_os_str()]).unwrap();
     assert!(said.stdout.contains("  journal: 1 entries to replay,"), "{said:?}");
     println!("{}", machine.succeed(&script("restarted.sh")).unwrap());
 }

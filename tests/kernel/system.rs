@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
+use bcache_tests::paths;
 use bcache_tests::vm::Machine;
-use bcache_tests::{paths, sparse};
 
 /// A job, and the machine that it needs.
 struct Job {
@@ -17,8 +17,8 @@ struct Job {
     memory: u32,
 }
 
-/// Length of the cache device and of the backing device in MiB.
-const SIZES: [u64; 2] = [300, 200];
+/// The cache device and the backing device, with their lengths in MiB.
+pub const DISKS: [(&str, u64); 2] = [("cache", 300), ("backing", 200)];
 
 impl Job {
     fn new(script: &'static str, argument: u32) -> Job {
@@ -41,12 +41,8 @@ impl Job {
     /// Runs it with a cache and a backing device, and gives what it said.
     fn run(&self) -> String {
         let dir = paths::scratch().unwrap();
-        let mut machine = Machine::new(self.kernel).seconds(self.seconds).memory(self.memory);
-        for (index, mebibytes) in SIZES.iter().enumerate() {
-            let image = dir.path().join(format!("disk{index}"));
-            sparse::create(&image, mebibytes << 20).unwrap();
-            machine = machine.disk(&image);
-        }
+        let machine = Machine::new(self.kernel).seconds(self.seconds).memory(self.memory);
+        let machine = machine.new_disks(dir.path(), &DISKS).unwrap();
         machine.succeed(&job(self.script, self.argument)).unwrap()
     }
 }

@@ -6,9 +6,9 @@
 //! - What is missed and finds no free bucket at once is not cached. The kernel has fewer of them at hand, so it has fewer
 //!   hits: a few per cent fewer with streams, up to half in a cache that is too small. Our hits are never fewer.
 
+use bcache_tests::paths;
 use bcache_tests::trace::Kind;
 use bcache_tests::vm::Machine;
-use bcache_tests::{paths, sparse};
 
 use crate::system;
 
@@ -28,8 +28,6 @@ const ALL: [&str; 12] = [
     "evictions fifo writethrough 0",
     "evictions random writethrough 0",
 ];
-/// MiB of the cache and of the backing device.
-const SIZES: [u64; 2] = [300, 200];
 /// Reads of the kernel's own.
 const OWN_READS: u64 = 16;
 
@@ -72,12 +70,7 @@ fn kib(text: &str) -> u64 {
 
 fn compare(rows: &[&str], seconds: u32) {
     let dir = paths::scratch().unwrap();
-    let mut machine = Machine::new("6.12").seconds(seconds);
-    for (index, mebibytes) in SIZES.iter().enumerate() {
-        let image = dir.path().join(format!("disk{index}"));
-        sparse::create(&image, mebibytes << 20).unwrap();
-        machine = machine.disk(&image);
-    }
+    let machine = Machine::new("6.12").seconds(seconds).new_disks(dir.path(), &system::DISKS).unwrap();
     let script = format!("traces='{}'\n{}", rows.join("\n"), system::job("trace.sh", 0));
     let said = machine.succeed(&script).unwrap();
     println!("{said}");

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::paths;
 
@@ -32,4 +32,14 @@ pub fn run(command: &mut Command) -> Result<Said> {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// Runs any program like [`run`], and gives what it printed. One that does not end with success is an error that tells all
+/// that was said.
+pub fn done(command: &mut Command) -> Result<String> {
+    let said = run(command)?;
+    if said.code != 0 {
+        bail!("{command:?} ended with {}\n{}{}", said.code, said.stdout, said.stderr);
+    }
+    Ok(said.stdout)
 }

@@ -136,6 +136,11 @@ impl Served {
         bail!("{}: {}", child.wait()?, said.trim())
     }
 
+    /// Where real clients find it.
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
     /// A connection to the export called `name`.
     pub fn client(&self, name: &str) -> io::Result<Client> {
         Client::connect(&self.socket, name)

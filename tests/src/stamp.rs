@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use bcache_engine::dev::Buf;
 use nix::fcntl::OFlag;
 use serde::Deserialize;
 
@@ -74,15 +75,11 @@ impl Load {
             .open(device)
             .or_else(|_| OpenOptions::new().read(true).write(true).open(device))?;
         let len = self.block_sectors as usize * SECTOR;
-        let mut memory = vec![0u8; len + 4096];
-        let shift = memory.as_ptr().align_offset(4096); // direct I/O wants aligned memory
-        let block = &mut memory[shift..shift + len];
+        let mut block = Buf::zeroed(len);
         for (index, at) in self.places().enumerate() {
             let number = index as u64 + 1;
-            for (sector, bytes) in block.chunks_exact_mut(SECTOR).enumerate() {
-                fill(bytes, at + sector as u64, number);
-            }
-            target.write_all_at(block, at * SECTOR as u64)?;
+            fill(&mut block, at, number);
+            target.write_all_at(&block, at * SECTOR as u64)?;
             if (sync_every != 0 && number.is_multiple_of(sync_every)) || number == self.count {
                 target.sync_data()?;
                 durable(number)?;
@@ -177,11 +174,13 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Stamps a sector.
-pub(crate) fn fill(sector: &mut [u8], place: u64, number: u64) {
-    for pair in sector.chunks_exact_mut(16) {
-        pair[..8].copy_from_slice(&place.to_le_bytes());
-        pair[8..].copy_from_slice(&number.to_le_bytes());
+/// Stamps the sectors of a block, the first of which is `place`.
+pub(crate) fn fill(block: &mut [u8], place: u64, number: u64) {
+    for (sector, place) in block.chunks_exact_mut(SECTOR).zip(place..) {
+        for pair in sector.chunks_exact_mut(16) {
+            pair[..8].copy_from_slice(&place.to_le_bytes());
+            pair[8..].copy_from_slice(&number.to_le_bytes());
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use bcache_engine::dev::Buf;
+use bcache_engine::env::Rng;
 use nix::fcntl::OFlag;
 
 use crate::stamp::fill;
@@ -51,7 +53,7 @@ impl Kind {
 
     /// The trace.
     pub fn requests(self) -> Vec<Request> {
-        let mut trace = Trace { requests: Vec::new(), state: 88_172_645_463_325_252 };
+        let mut trace = Trace { requests: Vec::new(), rng: Rng::new(1) };
         match self {
             Kind::Streams => {
                 trace.scattered(400, 0..16 * MIB, 0);
@@ -77,25 +79,17 @@ impl Kind {
 
 struct Trace {
     requests: Vec<Request>,
-    state: u64,
+    rng: Rng,
 }
 
 impl Trace {
-    /// xorshift64.
-    fn draw(&mut self, below: u64) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        self.state % below
-    }
-
     /// Requests of 4 to 32 KiB within `range`, of which `writes` per cent write.
     fn scattered(&mut self, count: usize, range: std::ops::Range<u64>, writes: u64) {
         let end = self.requests.len() + count;
         while self.requests.len() < end {
-            let sectors = 8 * (1 + self.draw(8));
-            let sector = range.start + 8 * self.draw((range.end - range.start - sectors) / 8);
-            let write = self.draw(100) < writes;
+            let sectors = 8 * (1 + self.rng.below(8));
+            let sector = range.start + 8 * self.rng.below((range.end - range.start - sectors) / 8);
+            let write = self.rng.chance(writes, 100);
             let overlaps = |earlier: &Request| {
                 earlier.sector < sector + sectors && sector < earlier.sector + earlier.sectors
             };
@@ -116,18 +110,15 @@ impl Trace {
 pub fn play(device: &Path, kind: Kind) -> io::Result<()> {
     let target: File =
         OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_DIRECT.bits()).open(device)?;
-    let mut memory = vec![0u8; 1 << 20];
-    let shift = memory.as_ptr().align_offset(4096); // direct I/O wants aligned memory
+    let mut memory = Buf::zeroed(1 << 20);
     for (number, request) in kind.requests().iter().enumerate() {
         std::thread::sleep(PAUSE);
-        let buffer = &mut memory[shift..shift + (request.sectors * SECTOR) as usize];
+        let buffer = &mut memory[..(request.sectors * SECTOR) as usize];
         if !request.write {
             target.read_exact_at(buffer, request.sector * SECTOR)?;
             continue;
         }
-        for (index, sector) in buffer.chunks_exact_mut(SECTOR as usize).enumerate() {
-            fill(sector, request.sector + index as u64, number as u64 + 1);
-        }
+        fill(buffer, request.sector, number as u64 + 1);
         target.write_all_at(buffer, request.sector * SECTOR)?;
     }
     target.sync_data()

@@ -8,29 +8,22 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cmd, paths};
+use crate::{cmd, paths, sparse};
 
 /// Exit status of a machine that died before its job ended.
 pub const DIED: i32 = 125;
 
 /// A fresh Debian, as `tests/kernel/root` makes it: the directory of `root.ext4` and `root.tar`.
 pub fn fresh_debian() -> Result<PathBuf> {
-    told(Command::new(paths::repository().join("tests/kernel/root")))
+    let place = cmd::done(&mut Command::new(paths::repository().join("tests/kernel/root")))?;
+    Ok(PathBuf::from(place.trim()))
 }
 
 /// Where a stock kernel is: the directory of its `boot` and `lib/modules`.
 pub fn kernel(series: &str) -> Result<PathBuf> {
     let mut vm = Command::new(paths::repository().join("tests/kernel/vm"));
     vm.args(["--kernel", series, "--where"]);
-    told(vm)
-}
-
-fn told(mut command: Command) -> Result<PathBuf> {
-    let said = cmd::run(&mut command)?;
-    if said.code != 0 {
-        bail!("{command:?} ended with {}: {}", said.code, said.stderr);
-    }
-    Ok(PathBuf::from(said.stdout.trim()))
+    Ok(PathBuf::from(cmd::done(&mut vm)?.trim()))
 }
 
 /// A machine to boot.
@@ -64,6 +57,16 @@ impl Machine {
     /// Adds a raw image as the next disk: `/dev/vda`, `/dev/vdb`, ...
     pub fn disk(self, image: &Path) -> Machine {
         self.disk_with(image, "")
+    }
+
+    /// Makes empty images in `dir`, with names and sizes in MiB, and adds them as the next disks.
+    pub fn new_disks(mut self, dir: &Path, disks: &[(&str, u64)]) -> Result<Machine> {
+        for (name, mebibytes) in disks {
+            let image = dir.join(name);
+            sparse::create(&image, mebibytes << 20)?;
+            self = self.disk(&image);
+        }
+        Ok(self)
     }
 
     /// Adds a raw image that is not changed by what the machine writes.

@@ -2,58 +2,30 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::Duration;
+use std::process::Command;
 
+use bcache_tests::nbd::Served;
 use bcache_tests::vm::{self, Machine};
 use bcache_tests::{cmd, paths, sparse};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::make;
 
-fn done(command: &mut Command) -> String {
-    let said = cmd::run(command).unwrap();
-    assert_eq!(said.code, 0, "{command:?}: {said:?}");
-    said.stdout
-}
-
-/// Ends `bcache serve` in order.
-fn end(mut serving: Child) {
-    kill(Pid::from_raw(serving.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    assert!(serving.wait().unwrap().success());
+fn done(command: &mut Command) {
+    cmd::done(command).unwrap();
 }
 
 /// Makes a cached device of `dir/cache` and `dir/backing`, and copies a file system to it. Most of it is in the cache alone,
 /// so that nothing else than the cached device is a root file system.
 fn fill(dir: &Path, image: &Path) {
-    let (cache, backing, socket) = (dir.join("cache"), dir.join("backing"), dir.join("socket"));
+    let (cache, backing) = (dir.join("cache"), dir.join("backing"));
     sparse::create(&cache, 600 << 20).unwrap();
     sparse::create(&backing, 401 << 20).unwrap();
-    let program = |name| Command::new(paths::program(name).unwrap());
-    done(
-        program("make-bcache")
-            .args(["--writeback", "-l", "system", "-C"])
-            .arg(&cache)
-            .arg("-B")
-            .arg(&backing),
-    );
-    let serving = program("bcache")
-        .args(["serve", "--set", "sequential_cutoff=0", "--set", "writeback_running=0", "--nbd"])
-        .args([&socket, &cache, &backing])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    for _ in 0..100 {
-        if socket.exists() {
-            break;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    let uri = format!("nbd+unix:///?socket={}", socket.display());
-    done(Command::new("nbdcopy").arg("--flush").arg(image).arg(uri));
-    end(serving);
+    let mut make = Command::new(paths::program("make-bcache").unwrap());
+    done(make.args(["--writeback", "-l", "system", "-C"]).arg(&cache).arg("-B").arg(&backing));
+    let options = ["--set", "sequential_cutoff=0", "--set", "writeback_running=0"];
+    let served = Served::start(dir, &options, &[&cache, &backing]).unwrap();
+    done(Command::new("nbdcopy").arg("--flush").arg(image).arg(served.uri()));
+    assert!(served.stop().unwrap().0.success());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use bcache_tests::vm::{self, Machine};
-use bcache_tests::{cmd, paths, sparse};
+use bcache_tests::{cmd, paths};
 
 use super::make;
 
@@ -16,14 +16,9 @@ fn run(script: &str, argument: u32, seconds: u32) {
         (make(dir.path()), vm::fresh_debian().unwrap(), vm::kernel("6.12").unwrap());
     let mut root = Command::new(here.join("package/make_root"));
     root.args([&package, &fresh, &kernel]).arg(dir.path()).arg("--root-only");
-    let said = cmd::run(&mut root).unwrap();
-    assert_eq!(said.code, 0, "{said:?}");
-    let mut machine = Machine::new("6.12").root(&dir.path().join("root.ext4")).seconds(seconds);
-    for (name, mebibytes) in [("cache", 300), ("backing", 200)] {
-        let image = dir.path().join(name);
-        sparse::create(&image, mebibytes << 20).unwrap();
-        machine = machine.disk(&image);
-    }
+    cmd::done(&mut root).unwrap();
+    let machine = Machine::new("6.12").root(&dir.path().join("root.ext4")).seconds(seconds);
+    let machine = machine.new_disks(dir.path(), &[("cache", 300), ("backing", 200)]).unwrap();
     let text = |path: &str| fs::read_to_string(here.join(path)).unwrap();
     let job = format!("{}\nset -- {argument}\n{}", text("system/lib.sh"), text(&format!("package/{script}")));
     println!("{}", machine.succeed(&job).unwrap());

@@ -1,17 +1,11 @@
 # A backing device without its cache, when its user says so; and what the engine may not do at all.
-write() { # FILE MIB: random data of a MiB
-  head -c 1M /dev/urandom > "$1"
-  dd if="$1" of=/dev/mapper/bcache0 bs=64k seek=$(($2 * 16)) oflag=direct conv=notrunc,fsync status=none
-}
-holds() { dd if=/dev/mapper/bcache0 bs=64k skip=$(($2 * 16)) count=16 iflag=direct status=none | cmp - "$1"; }
 state() { bcache-super-show /dev/vdb | grep -q "dev.data.cache_state.*\[$1\]"; }
 
 make-bcache --writeback -C /dev/vda -B /dev/vdb > /dev/null
-bcache-register /dev/vda /dev/vdb
-await test -e /dev/mapper/bcache0
-await serves bcache0
+start_engine /dev/vda /dev/vdb
 bcache set --device bcache0 writeback_running=0 sequential_cutoff=0
-write /tmp/old 1
+put 1
+holds 1
 refused 'is being served' bcache-register --without-cache --lose-dirty-data /dev/vdb
 bcache stop --all
 await no_engine
@@ -30,15 +24,16 @@ bcache-register --without-cache --lose-dirty-data /dev/vdb
 await test -e /dev/mapper/bcache0
 state inconsistent
 dmsetup table bcache0 | grep -q ' linear 254:16 16$'
-write /tmp/new 2
+put 2
+holds 2
 cmp -n 1M -i 0:$((8192 + (1 << 20))) /dev/zero /dev/vdb
 
 # With its cache again it has what was written meanwhile, and nothing of what the cache had.
 bcache-register /dev/vda
 bcache-register /dev/vdb
 await serves bcache0
-holds /tmp/new 2
-dd if=/dev/mapper/bcache0 bs=64k skip=16 count=16 iflag=direct status=none | cmp -n 1M - /dev/zero
+holds 2
+get 1 | cmp -n 1M - /dev/zero
 bcache stop --all
 await no_engine
 bcache fsck -n /dev/vda /dev/vdb

@@ -2,9 +2,7 @@
 # detaching, attaching, volumes, unregistering; and what is refused.
 upgrades=$1
 make-bcache --writeback -C /dev/vda -B /dev/vdb > /dev/null
-bcache-register /dev/vdb /dev/vda
-await test -e /dev/mapper/bcache0
-await serves bcache0
+start_engine /dev/vdb /dev/vda
 mkfs.ext4 -q /dev/mapper/bcache0
 mkdir -p /mnt/x
 mount /dev/mapper/bcache0 /mnt/x

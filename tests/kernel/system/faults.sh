@@ -17,28 +17,13 @@ failing() { echo "0 $2 flakey $1 0 0 3600 1 error_$3"; }
 make-bcache -C /dev/mapper/fast -B /dev/mapper/slow > /dev/null
 device=/dev/mapper/bcache0
 serve() {
-  bcache-register /dev/mapper/fast /dev/mapper/slow
-  await test -e $device
-  await serves bcache0
+  start_engine /dev/mapper/fast /dev/mapper/slow
   # Errors have no limit here, and a slow machine is no reason to bypass the cache.
   bcache set io_error_limit=0 congested_read_threshold_us=0 congested_write_threshold_us=0
   bcache set --device bcache0 io_error_limit=0 sequential_cutoff=0 writeback_percent=0 writeback_delay=0
 }
 serve
 
-# Each MiB of the device is filled with data of its own; what it must hold is kept.
-put() { # MIB...
-  local mib
-  for mib in "$@"; do
-    head -c 1M /dev/urandom > "/tmp/mib$mib"
-    dd if="/tmp/mib$mib" of=$device bs=64k seek=$((mib * 16)) oflag=direct conv=notrunc status=none || return 1
-  done
-}
-get() { dd if=$device bs=64k skip=$(($1 * 16)) count=16 iflag=direct status=none 2> /tmp/said; }
-holds() {
-  local mib
-  for mib in "$@"; do get "$mib" | cmp - "/tmp/mib$mib" || { cat /tmp/said; return 1; }; done
-}
 # Reading it is an error, and not some other data.
 fails_to_read() { ! get "$1" > /tmp/got && grep -q 'Input/output error' /tmp/said && ! [[ -s /tmp/got ]]; }
 dirty_bytes() { metric bcache_device_dirty_bytes; }

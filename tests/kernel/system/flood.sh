@@ -1,9 +1,7 @@
 # A machine with little memory is flooded with dirty pages, $1 times: whoever has to write them out must get through.
 floods=$1
 make-bcache --writeback -C /dev/vda -B /dev/vdb > /dev/null
-bcache-register /dev/vda /dev/vdb
-await test -e /dev/mapper/bcache0
-await serves bcache0
+start_engine /dev/vda /dev/vdb
 engine=$(engine_pid)
 [[ $(cat "/proc/$engine/oom_score_adj") == -1000 ]]
 (($(awk '/^VmLck/ {print $2}' "/proc/$engine/status") > 1000))

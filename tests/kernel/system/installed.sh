@@ -5,7 +5,5 @@ sha256sum /srv/data/file > /root/sums
 set=$(bcache status --json | grep -oE '"set":"[^"]*"' | head -n 1 | cut -d'"' -f4)
 [[ $(systemctl is-active "bcache@$set") == active ]]
 [[ -e /dev/bcache/by-label/data ]]
-man=$(ls /usr/share/man/man8 2> /dev/null | grep -c '^bcache' || true)
-echo "$man pages"
 # Nothing is unmounted, nothing is stopped: the machine is shut down now as its owner would.
 no_kernel_complaints

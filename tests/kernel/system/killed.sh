@@ -2,9 +2,7 @@
 # what a write was acknowledged for must be there all the same, because who wrote it did not see a crash.
 kills=$1
 make-bcache --writeback -C /dev/vda -B /dev/vdb > /dev/null
-bcache-register /dev/vda /dev/vdb
-await test -e /dev/mapper/bcache0
-await serves bcache0
+start_engine /dev/vda /dev/vdb
 # Keys that nobody waits for reach the journal this late: what a killed engine must not need is then sure to be missing.
 bcache set journal_delay_ms=2000
 mkfs.ext4 -q /dev/mapper/bcache0

@@ -13,6 +13,12 @@ kill_engine() {
 }
 # One that has ended and whom nobody has buried yet counts as gone.
 no_engine() { ! pgrep -x -r D,R,S bcache-engine > /dev/null; }
+# What was stopped stays so, whatever udev makes of devices that were closed.
+stays_stopped() {
+  udevadm settle --timeout=60
+  sleep 1
+  no_engine
+}
 
 # One file with random content, durable; its checksum goes to a list that check_files reads.
 write_file() {
@@ -32,6 +38,27 @@ fio_passes() {
       --verify=crc32c --verify_fatal=1 --randseed="$pass" --output=/tmp/fio.out || { cat /tmp/fio.out; return 1; }
     [[ ! -e /tmp/enough ]] || { echo "$pass passes of fio"; return 0; }
   done
+}
+
+# Registers devices with an engine, and waits until it serves what they make.
+start_engine() {
+  bcache-register "$@" > /dev/null
+  await test -e /dev/mapper/bcache0
+  await serves bcache0
+}
+
+# put MIB...: writes random data of its own to each MiB of the device, past the page cache, and keeps what it must hold.
+put() {
+  local mib
+  for mib in "$@"; do
+    head -c 1M /dev/urandom > "/tmp/mib$mib"
+    dd if="/tmp/mib$mib" of=/dev/mapper/bcache0 bs=64k seek=$((mib * 16)) oflag=direct conv=notrunc status=none || return 1
+  done
+}
+get() { dd if=/dev/mapper/bcache0 bs=64k skip=$(($1 * 16)) count=16 iflag=direct status=none 2> /tmp/said; }
+holds() {
+  local mib
+  for mib in "$@"; do get "$mib" | cmp - "/tmp/mib$mib" || { cat /tmp/said; return 1; }; done
 }
 
 # The sum of all samples of a metric.

@@ -8,10 +8,8 @@ log() { # NAME DEVICE LOG
 log cache /dev/vda /dev/vdc
 log backing /dev/vdb /dev/vdd
 dmsetup mknodes
-bcache-register /dev/mapper/cache /dev/mapper/backing
+start_engine /dev/mapper/cache /dev/mapper/backing
 device=/dev/mapper/bcache0
-await test -e $device
-await serves bcache0
 bcache set --device bcache0 cache_mode=writeback sequential_cutoff=0 writeback_delay=0 writeback_percent=0
 bcache set congested_read_threshold_us=0 congested_write_threshold_us=0
 

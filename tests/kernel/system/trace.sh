@@ -38,9 +38,7 @@ by_kernel() { # TRACE MODE CUTOFF
 
 by_engine() { # TRACE MODE CUTOFF
   local device=/dev/mapper/bcache0 name
-  bcache-register /dev/mapper/cache /dev/vdb > /dev/null
-  await test -e $device
-  await serves bcache0
+  start_engine /dev/mapper/cache /dev/vdb
   bcache set --device bcache0 writeback_running=0 "cache_mode=$2" "sequential_cutoff=$3"
   bcache set congested_read_threshold_us=0 congested_write_threshold_us=0
   bcache set --device bcache0 clear_stats=1
