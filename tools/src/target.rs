@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use bcache_engine::dev::lock_writing;
+use bcache_engine::dev::lock;
 use bcache_format::units::SECTOR_SIZE;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{major, minor};
@@ -78,7 +78,7 @@ impl Target {
         })?;
         let in_use = || Error::InUse(path.to_path_buf(), String::new());
         if block {
-            lock_writing(&file).map_err(|_| in_use())?;
+            lock(&file, true).map_err(|_| in_use())?;
         }
         let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| in_use())?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(io)?;

@@ -2,7 +2,7 @@
 
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
-use super::node::{Body, Node, State};
+use super::node::{Body, Node};
 use crate::error::Result;
 use crate::request::MissId;
 use crate::set::CacheSet;
@@ -166,7 +166,7 @@ impl CacheSet {
         let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
         {
             let mut state = leaf.state_mut();
-            let State { body: Body::Leaf { map, pending }, hides_holes, .. } = &mut *state else { return };
+            let Body::Leaf { map, pending, hides_holes } = &mut state.body else { return };
             *hides_holes |= extent.is_hole();
             let top = top_of_split(map, extent, leaf.max, *hides_holes);
             let mut dirty = 0i64;

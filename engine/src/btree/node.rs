@@ -24,6 +24,8 @@ pub enum Body {
         map: ExtentMap,
         /// Not on disk yet, holes included.
         pending: ExtentMap,
+        /// The node's bsets, or what is pending, may have holes, which `map` does not show.
+        hides_holes: bool,
     },
     /// Live children in order, and keys for the next bset.
     Interior {
@@ -59,8 +61,6 @@ pub struct State {
     pub body: Body,
     /// Blocks of bsets on disk, or on their way there.
     pub written: u64,
-    /// The node's bsets, or what is pending, may have holes, which a leaf's map does not show.
-    pub hides_holes: bool,
     /// The bset that is being gathered.
     pub write: PendingWrite,
 }
@@ -111,7 +111,7 @@ impl Node {
             seq,
             max,
             io: Mutex::new(()),
-            state: RefCell::new(State { body, written, hides_holes: false, write: PendingWrite::default() }),
+            state: RefCell::new(State { body, written, write: PendingWrite::default() }),
             frozen: Cell::new(0),
             thawed: WaitQueue::new(),
             dead: Cell::new(false),
@@ -192,7 +192,7 @@ impl Node {
     pub fn bytes(&self) -> usize {
         size_of::<Self>()
             + match &self.state().body {
-                Body::Leaf { map, pending } => map.bytes() + pending.bytes(),
+                Body::Leaf { map, pending, .. } => map.bytes() + pending.bytes(),
                 Body::Interior { children, stale, pending } => {
                     children.capacity() * size_of::<Child>()
                         + stale.capacity() * 8

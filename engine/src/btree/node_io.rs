@@ -101,9 +101,6 @@ impl CacheSet {
         let body = body.map_err(broken)?;
         let written = parsed.written / geometry.block_bytes();
         let node = Node::new(wanted.ptr, &geometry, wanted.level, wanted.max, first.seq(), body, written);
-        let mut keys = parsed.sets.iter().flat_map(|(_, set)| set.keys());
-        let holes = wanted.level == 0 && keys.any(|key| key.is_ok_and(|key| key.n_ptrs() == 0));
-        node.state_mut().hides_holes = holes;
         Ok(Rc::new(node))
     }
 
@@ -111,7 +108,7 @@ impl CacheSet {
     fn fold_leaf(&self, sets: &[(u64, Bset<'_>)], max: Pos) -> Result<Body, String> {
         let geometry = &self.cache.geometry;
         let bucket_sectors = u64::from(geometry.bucket_sectors);
-        let mut map = ExtentMap::new();
+        let (mut map, mut hides_holes) = (ExtentMap::new(), false);
         for (i, (byte, set)) in sets.iter().enumerate() {
             let mut last = Pos::ZERO;
             for key in set.keys() {
@@ -126,6 +123,7 @@ impl CacheSet {
                     return Err(format!("bset at byte {byte}: key {key} is out of order"));
                 }
                 last = extent.pos();
+                hides_holes |= extent.is_hole();
                 if i == 0 {
                     if !extent.is_hole() {
                         map.push(extent);
@@ -141,7 +139,7 @@ impl CacheSet {
                 return Err(format!("key {extent:?}: {problem}"));
             }
         }
-        Ok(Body::Leaf { map, pending: ExtentMap::new() })
+        Ok(Body::Leaf { map, pending: ExtentMap::new(), hides_holes })
     }
 
     /// The live children of an interior node: those whose bucket has not moved on.
@@ -273,7 +271,7 @@ impl CacheSet {
             let rest = padded.slice(first..padded.len());
             self.metadata(self.cache.write_fua(at + first as u64, rest).await)?;
             self.metadata(self.cache.write_fua(at, padded.slice(0..first)).await)?;
-        } else if seeded_bug!(ChildNotDurable) {
+        } else if at_block == 0 && seeded_bug!(ChildNotDurable) {
             self.metadata(self.cache.write(at, padded).await)?;
         } else {
             self.metadata(self.cache.write_fua(at, padded).await)?;
@@ -346,7 +344,7 @@ impl CacheSet {
         let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
         for node in self.tree.dirty_nodes() {
             let mut state = node.state_mut();
-            let State { body: Body::Leaf { map, pending }, write, hides_holes, .. } = &mut *state else {
+            let State { body: Body::Leaf { map, pending, hides_holes }, write, .. } = &mut *state else {
                 continue;
             };
             let doubtful = |extent: &&Extent| extent.inode() == inode && !extent.dirty() && !extent.is_hole();

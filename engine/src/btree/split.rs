@@ -203,7 +203,7 @@ impl CacheSet {
             .map_err(|error| self.format_error(error))?;
         let written = (image.len() as u64).div_ceil(geometry.block_bytes());
         let body = match plan.content {
-            Content::Leaf(map) => Body::Leaf { map, pending: ExtentMap::new() },
+            Content::Leaf(map) => Body::Leaf { map, pending: ExtentMap::new(), hides_holes: false },
             Content::Interior(children) => {
                 Body::Interior { children, stale: Vec::new(), pending: Vec::new() }
             }

@@ -76,16 +76,8 @@ fn examine(path: &Path, mode: OpenMode) -> io::Result<(File, Geometry, Kind)> {
     };
     let exclusive = if kind == Kind::Block && mode.exclusive { libc::O_EXCL } else { 0 };
     let file = open_direct(path, mode, exclusive)?;
-    if kind == Kind::Block && mode.write {
-        lock_writing(&file)?;
-    }
-    if kind == Kind::File && mode.exclusive {
-        let lock = if mode.write { file.try_lock() } else { file.try_lock_shared() };
-        match lock {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(io::Error::from_raw_os_error(libc::EBUSY)),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
+    if mode.exclusive || kind == Kind::Block {
+        lock(&file, mode.write)?;
     }
     let bytes = (&file).seek(SeekFrom::End(0))?;
     let kind = if kind == Kind::File && fstatfs(&file)?.filesystem_type() == TMPFS_MAGIC {
@@ -107,14 +99,25 @@ fn examine(path: &Path, mode: OpenMode) -> io::Result<(File, Geometry, Kind)> {
     Ok((file, geometry, kind))
 }
 
-/// Takes the lock that says which program of this project writes to a block device. It belongs to the open file and not
-/// to the process, and what a ring has under way keeps the file open: writes of a process that was killed may still be
-/// going on after its end, and until the last of them has ended nobody else gets the lock. It is none of `flock(2)`, which
-/// would keep udev away for as long.
+/// Takes the lock that keeps other programs of this project away from a file, or from writing to a block device. It belongs
+/// to the open file and not to the process, and what a ring has under way keeps the file open: writes of a process that was
+/// killed may still be going on after its end, and until the last of them has ended nobody else gets the lock.
 ///
 /// # Errors
 /// `EBUSY` if somebody else has it.
-pub fn lock_writing(file: &File) -> io::Result<()> {
+pub fn lock(file: &File, write: bool) -> io::Result<()> {
+    let busy = || io::Error::from_raw_os_error(libc::EBUSY);
+    if !file.metadata()?.file_type().is_block_device() {
+        let lock = if write { file.try_lock() } else { file.try_lock_shared() };
+        return lock.map_err(|error| match error {
+            TryLockError::WouldBlock => busy(),
+            TryLockError::Error(error) => error,
+        });
+    }
+    if !write {
+        return Ok(());
+    }
+    // Not that of flock(2), which would keep udev away for as long.
     let all = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -124,7 +127,7 @@ pub fn lock_writing(file: &File) -> io::Result<()> {
     };
     match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
         Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(busy()),
         Err(error) => Err(error.into()),
     }
 }

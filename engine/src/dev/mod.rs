@@ -14,7 +14,7 @@ mod wrap;
 
 pub use buf::{Buf, PAGE, Shared};
 pub use error::{DevError, DevOp};
-pub use file::{OpenMode, lock_writing, open};
+pub use file::{OpenMode, lock, open};
 pub use io::{Completer, Io};
 pub use ram::Ram;
 pub use wrap::{Counting, Counts, Delay, ReadOnly};

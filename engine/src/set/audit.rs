@@ -69,7 +69,7 @@ impl CacheSet {
                 from = child.max;
             }
             let state = node.state();
-            let Body::Leaf { map, pending } = &state.body else {
+            let Body::Leaf { map, pending, .. } = &state.body else {
                 if from != node.max {
                     wrong.push(format!("node {} ends at {}, its last child at {from}", node.ptr, node.max));
                 }

@@ -1,12 +1,13 @@
 //! Opening the devices a command line names: for reading, or for writing where that is asked for.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use bcache_engine::dev::lock;
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
@@ -122,22 +123,16 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     if kind.is_block_device() && in_use == InUse::Refuse {
         options.custom_flags(OFlag::O_EXCL.bits());
     }
-    let busy = || anyhow!("{name}: in use; stop the cache set or unmount the device first");
-    let file = match options.open(path) {
-        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => return Err(busy()),
-        other => other.with_context(|| name.clone())?,
-    };
-    if kind.is_block_device() && access == Access::Write {
-        bcache_engine::dev::lock_writing(&file).map_err(|_| busy())?;
-    }
-    if kind.is_file() && in_use == InUse::Refuse {
-        // The engine locks the files it works on, too. The lock goes with the last copy of the descriptor.
-        let lock = if access == Access::Write { file.try_lock() } else { file.try_lock_shared() };
-        match lock {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(busy()),
-            Err(TryLockError::Error(error)) => return Err(error).with_context(|| name.clone()),
+    let told = |error: io::Error| match error.kind() {
+        io::ErrorKind::ResourceBusy => {
+            anyhow!("{name}: in use; stop the cache set or unmount the device first")
         }
+        _ => anyhow::Error::new(error).context(name.clone()),
+    };
+    let file = options.open(path).map_err(told)?;
+    if in_use == InUse::Refuse {
+        // The engine locks what it works on, too. The lock goes with the last copy of the descriptor.
+        lock(&file, access == Access::Write).map_err(told)?;
     }
     let holes = file.try_clone()?;
     let writable = match access {
