@@ -1,12 +1,14 @@
 //! The rules that keep data safe, each a test: runs that are about it find nothing, and find the mistake that breaks it.
-//! Rule 8, metadata that cannot be trusted, is tested in `tests/crash/faults.rs`.
+//! What goes wrong with devices has more tests in `tests/crash/faults.rs`.
 //!
 //! Power is cut by the harness of `tests/src/crash`, which these unit tests include: only here the mistakes of
 //! [`sim_bugs`](crate::sim_bugs) can be switched on.
 
+mod arranged;
 #[allow(dead_code, unused_imports)]
 #[path = "../../tests/src/crash/mod.rs"]
 mod crash;
+mod tree;
 
 use crate::sim_bugs::{self, Bug};
 use bcache_format::superblock::CacheMode;
@@ -22,6 +24,7 @@ const CALM: Focus = Focus { mode: None, full: false, spoilt: Some(0), moving: fa
 const MOVING: Focus = Focus { moving: true, ..CALM };
 const FULL: Focus = Focus { full: true, ..CALM };
 const WRITEBACK: Focus = Focus { mode: Some(CacheMode::Writeback), ..CALM };
+const SPOILT: Focus = Focus { spoilt: Some(80), ..WRITEBACK };
 const WRITETHROUGH: Focus = Focus { mode: Some(CacheMode::Writethrough), ..CALM };
 
 /// Runs about `focus` find nothing wrong, and the mistake once it is switched on.
@@ -72,6 +75,8 @@ rules! {
     rule_7_dirty_is_said_before_the_first_dirty_write: MOVING => DirtyWithoutSuperblock;
     rule_7_clean_is_said_after_the_last_is_written_back: MOVING => CleanTooEarly;
     rule_7_written_back_data_is_flushed_before_its_keys_say_clean: WRITEBACK => CleanWithoutFlush;
+    /// Where dirty data cannot be read, nothing older is served for it.
+    rule_8_what_is_below_lost_dirty_data_is_never_served: SPOILT => OldForLostDirty;
     /// Without its cache a device says stale, and what is stale gets a new slot.
     rule_9_a_device_without_its_cache_says_stale: MOVING => AloneWithoutStale;
     rule_9_the_keys_of_a_stale_device_are_never_served: MOVING => AttachKeepsSlot;

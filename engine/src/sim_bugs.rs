@@ -31,7 +31,6 @@ pub enum Bug {
     FreeWithoutBlock,
     NewNodeUnpinned,
     StopLeavesNodes,
-    StopAfterFailureWrites,
 }
 
 thread_local!(static BUG: Cell<Option<Bug>> = const { Cell::new(None) });

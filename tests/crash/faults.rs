@@ -1,144 +1,12 @@
 //! What goes wrong with devices, one rule a test.
 
-use std::rc::Rc;
-
 use bcache_engine::dev::Buf;
-use bcache_engine::request::DeviceVolume;
-use bcache_engine::set::{CacheSet, Device};
+use bcache_engine::set::CacheSet;
 use bcache_engine::settings::SetSettings;
-use bcache_engine::sim::{Config, Disk, Fault, FaultOn, Image, Power, Runtime};
+use bcache_engine::sim::{Fault, FaultOn};
 use bcache_engine::volume::Volume;
-use bcache_format::Sectors;
-use bcache_format::superblock::{
-    BackingFields, CacheFields, CacheMode, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
-};
-use std::future::Future;
-use std::time::Duration;
-use uuid::Uuid;
-
-const DATA: u64 = 16;
-
-/// How a set is made.
-struct Shape {
-    mode: CacheMode,
-    block_sectors: u16,
-    logical_block: u32,
-    backing_sectors: u64,
-}
-
-const USUAL: Shape =
-    Shape { mode: CacheMode::Writeback, block_sectors: 1, logical_block: 512, backing_sectors: 4096 };
-
-/// A set of 513 buckets of 4 KiB with one backing device.
-struct Rig {
-    runtime: Runtime,
-    cache: Disk,
-    backing: Disk,
-}
-
-fn superblock(shape: &Shape, version: Version, uuid: u128, role: Role) -> Image {
-    let (uuid, set_uuid) = (Uuid::from_u128(uuid), Uuid::from_u128(0xca5e));
-    let mut superblock = Superblock::new(version, uuid, set_uuid, shape.block_sectors, role);
-    if version == Version::Backing {
-        superblock.set_cache_mode(shape.mode);
-    }
-    let mut block = vec![0; SB_BYTES];
-    superblock.write_to(&mut block).expect("the superblock is right");
-    let mut image = Image::new();
-    image.write(SB_OFFSET, &block);
-    image
-}
-
-impl Rig {
-    fn new(shape: &Shape) -> Rig {
-        let fields = CacheFields {
-            nbuckets: 513,
-            bucket_sectors: 8,
-            nr_in_set: 1,
-            nr_this_dev: 0,
-            first_bucket: 3,
-            njournal_buckets: 0,
-        };
-        let cache = superblock(shape, Version::Cache, 1, Role::Cache(fields));
-        let fields = BackingFields { data_offset: Sectors(DATA), bucket_sectors: 1024 };
-        let backing = superblock(shape, Version::Backing, 2, Role::Backing(fields));
-        Rig::with(shape, [cache, backing])
-    }
-
-    fn with(shape: &Shape, [cache, backing]: [Image; 2]) -> Rig {
-        let runtime = Runtime::new(1);
-        let power = Power::new();
-        let config = |name, sectors: u64| {
-            let mut config = Config::new(name, sectors * 512);
-            config.geometry.logical_block = shape.logical_block;
-            config
-        };
-        Rig {
-            cache: Disk::with_image(&runtime, &power, config("cache", 513 * 8), cache),
-            backing: Disk::with_image(
-                &runtime,
-                &power,
-                config("backing", DATA + shape.backing_sectors),
-                backing,
-            ),
-            runtime,
-        }
-    }
-
-    /// Runs `test` on the started set.
-    fn run<F: Future<Output = ()>>(&self, test: impl FnOnce(Started) -> F) {
-        self.runtime.block_on(async {
-            let env = self.runtime.env();
-            let set = CacheSet::start(env.clone(), self.cache.dev(), SetSettings::default()).await;
-            let set = set.expect("the set starts");
-            let device = set.attach(self.backing.dev()).await.expect("the device is attached");
-            device.settings.writeback_running.set(false);
-            device.settings.sequential_cutoff.set(0);
-            let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), "volume".to_owned()));
-            let (cache, backing) = (self.cache.clone(), self.backing.clone());
-            test(Started { cache, backing, set, device, volume }).await;
-        });
-    }
-
-    fn images(&self) -> [Image; 2] {
-        [self.cache.durable(), self.backing.durable()]
-    }
-}
-
-struct Started {
-    cache: Disk,
-    backing: Disk,
-    set: Rc<CacheSet>,
-    device: Rc<Device>,
-    volume: Rc<DeviceVolume>,
-}
-
-impl Started {
-    async fn write(&self, sector: u64, sectors: u64, byte: u8) {
-        self.try_write(sector, sectors, byte).await.expect("the write succeeds");
-    }
-
-    async fn try_write(&self, sector: u64, sectors: u64, byte: u8) -> Result<(), i32> {
-        let mut data = Buf::zeroed((sectors * 512) as usize);
-        data.fill(byte);
-        self.volume.write(sector * 512, data.freeze(), false).await.map_err(|error| error.errno)
-    }
-
-    async fn read(&self, sector: u64, sectors: u64) -> Result<Vec<u8>, i32> {
-        let pieces = self.volume.read(sector * 512, (sectors * 512) as u32).await;
-        Ok(pieces.map_err(|error| error.errno)?.iter().flat_map(|piece| piece.iter().copied()).collect())
-    }
-
-    async fn holds(&self, sector: u64, sectors: u64, byte: u8) {
-        let data = self.read(sector, sectors).await.expect("the read succeeds");
-        assert!(data.iter().all(|b| *b == byte), "sectors {sector}+{sectors} hold {} for {byte}", data[0]);
-    }
-
-    /// Lets background work go on.
-    async fn wait(&self, seconds: u64) {
-        self.set.env.sleep(Duration::from_secs(seconds)).await;
-    }
-}
+use bcache_format::superblock::CacheMode;
+use bcache_tests::crash::{DATA_OFFSET as DATA, Rig, Shape, Started, USUAL};
 
 const EVERYWHERE: std::ops::Range<u64> = 0..u64::MAX;
 /// The bytes of the journal: four buckets.
@@ -166,11 +34,7 @@ fn a_read_error_on_dirty_data_is_an_error_of_exactly_that_range() {
             it.write(i * 8, 8, 1 + i as u8).await;
         }
         it.volume.flush().await.expect("a flush");
-        let inode = it.device.inode.get().expect("it is attached");
-        let pieces = it.set.pieces(inode, DATA + 8, DATA + 16).await.expect("the btree is read");
-        let bcache_engine::btree::Piece::Cached(extent) = pieces[0] else { panic!("not cached") };
-        let at = extent.ptr().offset() * 512;
-        it.cache.inject(Fault::eio(FaultOn::Read, at..at + 4096));
+        it.cache.inject(Fault::eio(FaultOn::Read, it.cached_at(8).await));
         assert_eq!(it.read(8, 8).await, Err(nix::libc::EIO));
         it.holds(0, 8, 1).await;
         it.holds(16, 8, 3).await;

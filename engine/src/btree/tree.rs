@@ -134,6 +134,7 @@ impl Tree {
     /// Puts every node out of memory that nobody needs there.
     pub fn prune(&self) {
         let limit = self.limit.replace(0);
+        self.recount();
         self.evict();
         self.limit.set(limit);
     }

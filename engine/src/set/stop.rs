@@ -54,7 +54,7 @@ impl CacheSet {
         self.alloc.close();
         self.gc.close();
         self.ended(Stage::Space).await;
-        let mut result = if self.is_failed() && !seeded_bug!(StopAfterFailureWrites) {
+        let mut result = if self.is_failed() {
             self.check()
         } else if seeded_bug!(StopLeavesNodes) {
             self.commit_keys().await

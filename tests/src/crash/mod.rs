@@ -14,11 +14,13 @@
 mod load;
 mod model;
 mod passthrough;
+mod rig;
 mod run;
 mod set;
 
 pub use load::Load;
 pub use model::{Model, Violation, stamp};
 pub use passthrough::{Passthrough, PassthroughBug};
+pub use rig::{Rig, Shape, Started, USUAL};
 pub use run::{Campaign, Failure, Options, Running, Subject, Summary};
-pub use set::{CachedSet, Focus};
+pub use set::{CachedSet, DATA_OFFSET, Focus};

@@ -23,7 +23,7 @@ use super::run::Subject;
 use running::RunningSet;
 
 /// Sectors of a backing device before its data.
-const DATA_OFFSET: u64 = 16;
+pub const DATA_OFFSET: u64 = 16;
 
 /// What runs are about. The default is a bit of everything.
 #[derive(Clone, Copy, Debug, Default)]
