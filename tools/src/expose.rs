@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
 use crate::dm::{self, Target};
-use crate::identify::Part;
+use crate::identify::{Part, identify};
 
 /// Most devices that are numbered.
 const MOST: u32 = 4096;
@@ -32,33 +32,30 @@ impl Claim {
     }
 }
 
-/// Makes a device for `uuid`, named after `label` if that makes a name that is free, else `bcacheN`.
+/// Makes a device for `uuid`, named after `label` if that makes a name that is free, else `bcacheN`. `check` as for
+/// [`dm::create`].
 ///
 /// # Errors
-/// The kernel refuses, or there is one for `uuid` already.
-pub fn create(label: &str, uuid: Uuid, targets: &[Target]) -> Result<dm::Device> {
+/// The kernel refuses, the check does, or there is one for `uuid` already.
+pub fn create(
+    label: &str,
+    uuid: Uuid,
+    targets: &[Target],
+    check: impl Fn() -> io::Result<()>,
+) -> Result<dm::Device> {
     let uuid = dm::uuid_of(uuid);
-    let taken = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
-    if let Some(name) = dm::name_from_label(label) {
-        match dm::create(name, &uuid, targets) {
-            Err(error) if taken(&error) => {}
-            other => return other.with_context(|| format!("/dev/mapper/{name}")),
+    // The kernel's own devices are called so, too.
+    let free = |name: &String| !Path::new("/sys/block").join(name).exists();
+    let numbered = (0..MOST).map(|number| format!("bcache{number}")).filter(free);
+    for name in dm::name_from_label(label).map(str::to_owned).into_iter().chain(numbered) {
+        let made =
+            dm::create(&name, &uuid, targets, &check).with_context(|| format!("/dev/mapper/{name}"))?;
+        if let Some(device) = made {
+            return Ok(device);
         }
-    }
-    for number in 0..MOST {
-        let name = format!("bcache{number}");
-        // The kernel's own devices are called so, too.
-        if Path::new("/sys/block").join(&name).exists() {
-            continue;
-        }
-        match dm::create(&name, &uuid, targets) {
-            Err(error) if taken(&error) => {
-                // The name may be free and the UUID be taken.
-                if let Some(device) = dm::find(&uuid)? {
-                    bail!("/dev/mapper/{} has the UUID {uuid} already", device.name);
-                }
-            }
-            other => return other.with_context(|| format!("/dev/mapper/{name}")),
+        // The name may be free and the UUID be taken.
+        if let Some(device) = dm::find(&uuid)? {
+            bail!("/dev/mapper/{} has the UUID {uuid} already", device.name);
         }
     }
     bail!("{MOST} devices have all the names")
@@ -70,6 +67,15 @@ pub fn direct_table(part: &Part) -> Vec<Target> {
     vec![Target::linear(part.data_sectors, part.device, part.data_offset)]
 }
 
+/// Whether a backing device still needs no cache: asked while nobody can attach it, for that takes a claim of it.
+fn still_whole(part: &Part) -> io::Result<()> {
+    let now = identify(&part.path).map_err(|error| io::Error::other(format!("{error:#}")))?;
+    if now.is_whole_alone() && (now.uuid, now.device) == (part.uuid, part.device) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{}: attached to a cache meanwhile", part.path.display())))
+}
+
 /// Sees to it that a backing device that needs no cache is there, straight from the device. No program is involved
 /// after that. Its name.
 ///
@@ -79,12 +85,12 @@ pub fn direct(part: &Part) -> Result<String> {
     if let Some(device) = dm::find(&dm::uuid_of(part.uuid))? {
         // A process that died in the last step of detaching left it leading to what nobody serves any more.
         if leads_to_front_end(&device.name)? {
-            dm::replace(&device.name, &direct_table(part))
+            dm::replace(&device.name, &direct_table(part), || still_whole(part))
                 .with_context(|| format!("/dev/mapper/{}", device.name))?;
         }
         return Ok(device.name);
     }
-    let created = create(&part.label, part.uuid, &direct_table(part));
+    let created = create(&part.label, part.uuid, &direct_table(part), || still_whole(part));
     match created {
         Ok(device) => Ok(device.name),
         // Somebody was faster with the same.

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use uuid::Uuid;
 
 use crate::control::client::Client;
@@ -36,13 +37,15 @@ pub enum Outcome {
     Handed(Uuid),
     /// The kernel has it.
     Kernel,
+    /// Its set was stopped, and is left so.
+    Stopped(Uuid),
 }
 
-/// Registers a device with our engine.
+/// Registers a device with our engine; with `unless_stopped` not if somebody stopped its set.
 ///
 /// # Errors
 /// It is not one of bcache's, the kernel has it, or no engine can be started.
-pub fn register(path: &Path) -> Result<Outcome> {
+pub fn register(path: &Path, unless_stopped: bool) -> Result<Outcome> {
     // Links move; what the list of parts says must stay true.
     let path = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
     let part = identify(&path)?;
@@ -55,17 +58,38 @@ pub fn register(path: &Path) -> Result<Outcome> {
     }
     paths::prepare().context(paths::DIR)?;
     let _one = paths::lock_registration(part.set)?;
-    paths::add_part(part.set, &path).context("the list of parts")?;
-    if let Some(mut engine) = Client::connect(part.set)? {
-        engine.ask(&Request::Register { device: path })?;
-        return Ok(Outcome::Handed(part.set));
+    // Looked at again: until now an engine may have been at work, and have left dirty data.
+    let part = match identify(&path)? {
+        now if now.set == part.set => now,
+        now => bail!("{}: attached to set {} meanwhile", path.display(), now.set),
+    };
+    let set = part.set;
+    let hand = || -> Result<bool> {
+        let Some(mut engine) = Client::connect(set)? else { return Ok(false) };
+        paths::add_part(set, &path).context("the list of parts")?;
+        engine.ask(&Request::Register { device: path.clone() })?;
+        Ok(true)
+    };
+    if hand()? {
+        return Ok(Outcome::Handed(set));
+    }
+    // An engine says so before it stops listening.
+    if unless_stopped && paths::is_stopped(set) {
+        return Ok(Outcome::Stopped(set));
+    }
+    paths::clear_stopped(set).context(paths::DIR)?;
+    paths::add_part(set, &path).context("the list of parts")?;
+    // One that listens by now may have read the list before.
+    if hand()? {
+        return Ok(Outcome::Handed(set));
     }
     if part.is_whole_alone() {
         module::load("dm_mod", "/dev/mapper/control");
         return Ok(Outcome::Alone(expose::direct(&part)?));
     }
-    start_engine(part.set)?;
-    Ok(Outcome::Handed(part.set))
+    start_engine(set)?;
+    hand()?;
+    Ok(Outcome::Handed(set))
 }
 
 /// Lets a backing device run without its cache, for good: what the cache has of it is never used again.
@@ -74,12 +98,12 @@ pub fn register(path: &Path) -> Result<Outcome> {
 /// It is no backing device, somebody has it, or `lose_dirty` is not set and its newest data is in the cache.
 pub fn run_alone(path: &Path, lose_dirty: bool) -> Result<Outcome> {
     let path = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    paths::prepare().context(paths::DIR)?;
+    let _one = paths::lock_registration(identify(&path)?.set)?;
     let part = identify(&path)?;
     if !matches!(part.role, Role::Backing(_)) {
         bail!("{}: a cache device, not a backing device", path.display());
     }
-    paths::prepare().context(paths::DIR)?;
-    let _one = paths::lock_registration(part.set)?;
     if Client::connect(part.set)?.is_some() {
         bail!("{}: its set {} is being served; stop it first (bcache stop)", path.display(), part.set);
     }
@@ -91,8 +115,8 @@ pub fn run_alone(path: &Path, lose_dirty: bool) -> Result<Outcome> {
     Ok(Outcome::Alone(expose::direct(&part)?))
 }
 
-/// Says, durably, that the device ran without its cache, before anybody can write to it. Its state is looked at when
-/// nobody else has it: an engine may have ended since the device was identified.
+/// Says, durably, that the device ran without its cache, before anybody can write to it. Its state is looked at while
+/// nobody else can have it: an engine may have ended since the device was identified, and have left dirty data.
 fn say_stale(part: &Part, lose_dirty: bool) -> Result<()> {
     use bcache_format::superblock::{BackingState, SB_BYTES, SB_OFFSET, Superblock};
     use std::os::unix::fs::FileExt;
@@ -148,6 +172,9 @@ pub fn register_with_kernel(path: &Path) -> Result<Outcome> {
 pub fn start_engine(set: Uuid) -> Result<()> {
     if has_systemd() {
         let unit = format!("{UNIT}{set}.service");
+        if !is_startable(set, &unit)? {
+            return Ok(());
+        }
         // The process reads the list of parts when it starts: nobody has to wait for it.
         let status = Command::new("systemctl").args(["start", "--no-block", &unit]).status();
         return match status {
@@ -186,6 +213,43 @@ pub fn start_engine(set: Uuid) -> Result<()> {
     // It is slow, not gone. It reads the list of parts when it comes to that, so nobody has to wait for it.
     tracing::warn!(%set, "bcache-engine is slow to start");
     Ok(())
+}
+
+/// Waits until systemd knows of the end of a process that listens no more: while it takes the unit for active it starts
+/// nothing. Not if somebody listens: then there is nothing to start.
+fn is_startable(set: Uuid, unit: &str) -> Result<bool> {
+    let start = Instant::now();
+    while start.elapsed() < START {
+        let state = show(unit)?;
+        // Asked last: it listens before systemd takes it for active.
+        if Client::connect(set)?.is_some() {
+            return Ok(false);
+        }
+        if !matches!(state.trim_ascii(), b"active" | b"deactivating") {
+            break;
+        }
+        std::thread::sleep(STEP);
+    }
+    Ok(true)
+}
+
+/// Reads what starting an engine needs into memory, and keeps this process there.
+pub fn read_ahead(set: Uuid) {
+    // What fails here is read when it is needed.
+    let _ = mlockall(MlockAllFlags::MCL_CURRENT);
+    if let Ok(program) = program() {
+        let _ = std::fs::read(&program);
+        let _ = Command::new(program).arg("--version").output();
+    }
+    if has_systemd() {
+        let _ = show(&format!("{UNIT}{set}.service"));
+    }
+}
+
+/// How systemd sees a unit.
+fn show(unit: &str) -> Result<Vec<u8>> {
+    let shown = Command::new("systemctl").args(["show", "--value", "--property=ActiveState", unit]).output();
+    Ok(shown.context("systemctl")?.stdout)
 }
 
 fn has_systemd() -> bool {

@@ -9,6 +9,7 @@ use bcache_format::Sectors;
 use bcache_format::superblock::{
     BackingFields, CacheFields, CacheMode, Replacement, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
 };
+use bcache_format::uuid_entry::UuidEntry;
 use uuid::Uuid;
 
 /// A device whose requests fail while they are told to.
@@ -259,6 +260,23 @@ fn what_the_kernel_keeps_is_kept() {
         assert_eq!(device.settings.cache_mode.get(), CacheMode::Writeback);
         assert_eq!(device.label.get().to_text(), "data");
         assert_eq!(device.settings.sequential_cutoff.get(), 4 << 20, "the kernel does not keep this one");
+        again.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_volume_that_was_removed_is_one_for_nobody() {
+    in_a_set(|world| async move {
+        let entry = UuidEntry { sectors: Sectors(1024), ..UuidEntry::EMPTY };
+        let volume = world.set.create_volume(Uuid::from_u128(7), entry).await.unwrap();
+        let slot = volume.inode.get().unwrap() as usize;
+        world.set.remove_volume(&volume).await.unwrap();
+        world.set.stop().await.unwrap();
+        let dev: Rc<dyn BlockDev> = Rc::clone(&world.cache) as _;
+        let again = CacheSet::start(world.env.clone(), dev, SetSettings::default()).await.unwrap();
+        let entry = again.uuids.borrow().entries[slot];
+        // Linux goes by the flag alone.
+        assert!(entry.is_detached() && !entry.is_flash_only(), "{entry:?}");
         again.stop().await.unwrap();
     });
 }

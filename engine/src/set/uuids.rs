@@ -68,6 +68,8 @@ impl CacheSet {
             let mut table = self.uuids.borrow_mut();
             if let Some(entry) = table.entries.get_mut(slot as usize) {
                 entry.uuid = DETACHED_UUID;
+                // Or it would be a volume again when the set starts, with Linux as well.
+                entry.set_flash_only(false);
                 entry.invalidated = now;
             }
         }

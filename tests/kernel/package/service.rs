@@ -40,7 +40,7 @@ mod long {
     #[test]
     #[ignore = "boots a kernel, takes minutes"]
     fn parts_appear_to_udev_twenty_times_in_each_order() {
-        super::run("udev.sh", 20, 1500);
+        super::run("udev.sh", 20, 2400);
     }
 
     #[test]

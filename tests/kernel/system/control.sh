@@ -20,12 +20,15 @@ bcache show /dev/vdb | grep -q '\[writethrough\]\|writethrough'
 refused 'no setting' bcache set nothing=1
 bcache set cache_mode=writeback
 
+longest=0
 for ((upgrade = 1; upgrade <= upgrades; upgrade++)); do
   before=$(engine_pid)
-  bcache upgrade
+  [[ $(bcache upgrade) =~ waited\ for\ ([0-9]+)\ ms ]]
+  ((BASH_REMATCH[1] <= longest)) || longest=${BASH_REMATCH[1]}
   [[ $(engine_pid) != "$before" ]]
   sleep 1
 done
+echo "$upgrades upgrades, the longest stall $longest ms"
 
 # In use: nothing may stop it.
 refused 'in use' bcache stop

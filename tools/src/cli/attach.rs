@@ -134,6 +134,8 @@ pub fn run_upgrade(args: UpgradeArgs, out: &mut Out) -> Outcome {
     let _one = paths::lock_registration(set)?;
     let Some(mut engine) = Client::connect(set)? else { bail!("no engine serves set {set}") };
     let before = engine.ask(&Request::Status)?;
+    // The root file system may be on the set: nothing that is needed from here on may have to be read from it.
+    register::read_ahead(set);
     let start = Instant::now();
     engine.ask(&Request::HandOver)?;
     engine.wait_for_end();

@@ -36,6 +36,9 @@ pub struct Args {
     /// With --without-cache: even if the newest data is in the cache, which is lost for good
     #[arg(long, requires = "without_cache")]
     lose_dirty_data: bool,
+    /// Not if the set was stopped: for udev, to which a device looks changed when whoever wrote to it closes it
+    #[arg(long, conflicts_with_all = ["engine", "without_cache"])]
+    unless_stopped: bool,
     /// Print nothing when all is well
     #[arg(short, long)]
     quiet: bool,
@@ -64,13 +67,16 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         let registered = match (args.engine, args.without_cache) {
             (EngineChoice::Kernel, _) => register::register_with_kernel(path),
             (_, true) => register::run_alone(path, args.lose_dirty_data),
-            (EngineChoice::User, false) => register::register(path),
+            (EngineChoice::User, false) => register::register(path, args.unless_stopped),
         };
         match registered {
             Ok(_) if args.quiet => {}
             Ok(Registered::Alone(name)) => writeln!(out, "{}: /dev/mapper/{name}, no cache", path.display())?,
             Ok(Registered::Handed(set)) => writeln!(out, "{}: with the engine of set {set}", path.display())?,
             Ok(Registered::Kernel) => writeln!(out, "{}: with the kernel", path.display())?,
+            Ok(Registered::Stopped(set)) => {
+                writeln!(out, "{}: set {set} was stopped, and stays so", path.display())?;
+            }
             Err(error) => {
                 out.flush()?;
                 writeln!(std::io::stderr(), "bcache-register: {error:#}")?;

@@ -14,6 +14,7 @@ use crate::dm;
 /// Stop a set: its devices vanish, everything is durable, its process ends
 ///
 /// Refused while a device is in use. Dirty data stays in the cache. A device that runs without cache can be named, too.
+/// The set stays stopped until one of its devices is registered by hand, or appears anew.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache stop --all\n  bcache stop bcache1")]
 pub struct Args {
@@ -80,7 +81,7 @@ fn end(set: Uuid, request: &Request) -> Result<()> {
     engine.wait_for_end();
     let _one = paths::lock_registration(set)?;
     // Somebody may have registered it again since.
-    if Client::connect(set)?.is_none() {
+    if paths::is_stopped(set) {
         paths::write_parts(set, &[]).context("the list of parts")?;
     }
     Ok(())

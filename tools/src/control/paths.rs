@@ -27,6 +27,36 @@ pub fn log(set: Uuid) -> PathBuf {
     path(set, "log")
 }
 
+/// There while the set is stopped because somebody wanted that.
+fn stopped(set: Uuid) -> PathBuf {
+    path(set, "stopped")
+}
+
+/// Says that the set was stopped on purpose.
+///
+/// # Errors
+/// The file cannot be made.
+pub fn mark_stopped(set: Uuid) -> io::Result<()> {
+    std::fs::write(stopped(set), "")
+}
+
+/// Whether somebody stopped the set, and nobody wanted it since.
+#[must_use]
+pub fn is_stopped(set: Uuid) -> bool {
+    stopped(set).exists()
+}
+
+/// Somebody wants the set.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn clear_stopped(set: Uuid) -> io::Result<()> {
+    match std::fs::remove_file(stopped(set)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the directory. One that others could write to is refused.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bcache_engine::set::{Attribute, CacheSet, Device};
 use bcache_engine::settings::Shown;
 use serde_json::{Map, Value, json};
@@ -24,6 +24,7 @@ impl server::Service for Engine {
 impl Engine {
     async fn carry_out(self: &Rc<Self>, request: Request) -> Result<Value> {
         match request {
+            Request::Register { .. } if self.stays_down() => bail!("the set is being stopped"),
             Request::Register { device } => self.register(&device),
             Request::Status => return Ok(self.status()),
             Request::Set { device, assignment } => self.assign(device.as_deref(), &assignment).await?,

@@ -36,7 +36,14 @@ impl Engine {
             Err(error) if there && error.raw_os_error() == Some(libc::EBUSY) => None,
             Err(_) => Some(self.claim_of(&part.path).await?),
         };
-        let device = set.attach(self.open(&part.path).await?).await.map_err(told)?;
+        // One that could not be exposed before is attached already.
+        let known = set.devices().into_iter().find(|device| device.uuid == uuid);
+        let exposed =
+            |device: &Rc<Device>| self.exposed.borrow().iter().any(|one| Rc::ptr_eq(&one.device, device));
+        let device = match known.filter(|device| !exposed(device)) {
+            Some(device) => device,
+            None => set.attach(self.open(&part.path).await?).await.map_err(told)?,
+        };
         self.expose(&set, Rc::clone(&device), claim).await?;
         self.reclaim(part, &device).await;
         Ok(())

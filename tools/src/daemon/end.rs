@@ -1,13 +1,20 @@
 //! How the process ends: with its devices, or leaving them to a successor.
 
 use std::io;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
 use super::engine::Engine;
+use crate::control::paths;
 use crate::dm;
 use crate::serve::told;
+
+/// How often is looked whether somebody uses a device, when the process is told to end.
+const LOOKS: u32 = 10;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
 
 impl Engine {
     /// Stops everything. Refused, with nothing changed, while somebody has a device open.
@@ -19,7 +26,6 @@ impl Engine {
         if let Some(name) = self.in_use().await?.first() {
             bail!("/dev/mapper/{name} is in use; unmount it first");
         }
-        self.notify.stopping();
         loop {
             let Some(next) = self.exposed.borrow_mut().pop() else { break };
             if let Err((back, error)) = next.remove(&self.env).await {
@@ -28,6 +34,12 @@ impl Engine {
                 return Err(error).context(format!("/dev/mapper/{name}"));
             }
         }
+        // Before anything is closed, and before nobody listens any more: to udev, devices that are closed look changed.
+        self.stays_down.set(true);
+        if let Err(error) = paths::mark_stopped(self.options.set) {
+            tracing::warn!(%error, "udev may start the set again");
+        }
+        self.notify.stopping();
         self.finish().await
     }
 
@@ -72,11 +84,22 @@ impl Engine {
     }
 
     /// What a request to end from outside means: everything stops if nobody uses it, and waits for a successor if
-    /// somebody does.
+    /// somebody does. The latter is not for long where udev runs: it sees the parts closed, and the next process begins.
     pub async fn end_for_now(&self) {
-        let idle = self.in_use().await.is_ok_and(|names| names.is_empty());
-        let ended = if idle { self.stop().await } else { self.hand_over().await };
-        if let Err(error) = ended {
+        // Whoever probes devices has them open for a moment.
+        for _ in 0..LOOKS {
+            if self.in_use().await.is_ok_and(|names| names.is_empty()) {
+                match self.stop().await {
+                    Ok(()) => return,
+                    Err(error) => tracing::error!("{error:#}"),
+                }
+            }
+            if self.ending.get() {
+                return;
+            }
+            self.env.sleep(PAUSE).await;
+        }
+        if let Err(error) = self.hand_over().await {
             tracing::error!("{error:#}");
         }
     }

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -62,6 +61,8 @@ pub struct Engine {
     /// Whoever changes what runs holds it.
     pub(super) changing: Mutex<()>,
     pub(super) ending: Cell<bool>,
+    /// It ends because somebody wants the set to be stopped.
+    pub(super) stays_down: Cell<bool>,
     pub(super) over: Cell<bool>,
     pub(super) changed: WaitQueue,
 }
@@ -79,6 +80,7 @@ impl Engine {
             exposed: RefCell::default(),
             changing: Mutex::new(()),
             ending: Cell::new(false),
+            stays_down: Cell::new(false),
             over: Cell::new(false),
             changed: WaitQueue::new(),
         })
@@ -89,22 +91,24 @@ impl Engine {
         self.changed.wait_until(|| self.over.get()).await;
     }
 
-    /// Takes a part in the background. One that is known and well is left alone.
+    /// Whether only somebody who wants the set may start it again.
+    pub fn stays_down(&self) -> bool {
+        self.stays_down.get()
+    }
+
+    /// Takes a part in the background. One that is in use is left alone; any other is looked at again, for what its name
+    /// leads to may have changed since, also while it was being looked at.
     pub fn register(self: &Rc<Self>, path: &Path) {
-        match self.parts.borrow_mut().entry(path.to_owned()) {
-            Entry::Occupied(mut known) => match known.get() {
-                Standing::Failed(_) => known.insert(Standing::New),
-                _ => return,
-            },
-            Entry::Vacant(new) => new.insert(Standing::New).clone(),
-        };
+        if self.parts.borrow().get(path) != Some(&Standing::Active) {
+            self.parts.borrow_mut().insert(path.to_owned(), Standing::New);
+        }
         let (engine, path) = (Rc::clone(self), path.to_owned());
         self.env.spawn(async move { engine.take(path).await }).detach();
     }
 
     async fn take(self: Rc<Self>, path: PathBuf) {
         let _one = self.changing.lock().await;
-        if self.ending.get() {
+        if self.ending.get() || self.parts.borrow().get(&path) == Some(&Standing::Active) {
             return;
         }
         let taken = self.take_part(&path).await;
@@ -122,9 +126,7 @@ impl Engine {
     async fn take_part(self: &Rc<Self>, path: &Path) -> Result<Standing> {
         let owned = path.to_owned();
         let part = self.env.offload(move || identify(&owned)).await?;
-        if part.set != self.options.set {
-            bail!("{}: belongs to set {} now", path.display(), part.set);
-        }
+        self.expect_ours(&part)?;
         match part.role {
             Role::Cache => {
                 self.start(&part).await?;
@@ -142,6 +144,14 @@ impl Engine {
                 Ok(Standing::Waiting)
             }
         }
+    }
+
+    /// What a name led to when it was registered may have made way for another disk since.
+    fn expect_ours(&self, part: &Part) -> Result<()> {
+        if part.set != self.options.set {
+            bail!("{}: belongs to set {} now", part.path.display(), part.set);
+        }
+        Ok(())
     }
 
     /// Starts the set from its cache device.
@@ -177,10 +187,12 @@ impl Engine {
         };
         for path in waiting {
             let owned = path.clone();
-            let attached = match self.env.offload(move || identify(&owned)).await {
-                Ok(part) => self.attach(&part).await,
-                Err(error) => Err(error),
+            let attached = async {
+                let part = self.env.offload(move || identify(&owned)).await?;
+                self.expect_ours(&part)?;
+                self.attach(&part).await
             };
+            let attached = attached.await;
             let standing = match attached {
                 Ok(()) => Standing::Active,
                 Err(error) => {

@@ -89,7 +89,7 @@ impl Exposed {
             Found::Nothing => {
                 let (front, table) = Exposed::front(env, driver, volume, uuid, depth).await?;
                 let label = device.label.get().to_text();
-                match env.offload(move || expose::create(&label, uuid, &table)).await {
+                match env.offload(move || expose::create(&label, uuid, &table, || Ok(()))).await {
                     Ok(made) => (made.name, front),
                     Err(error) => return Err(undone(front, error).await),
                 }
@@ -97,7 +97,7 @@ impl Exposed {
             Found::Elsewhere { name } => {
                 let (front, table) = Exposed::front(env, driver, volume, uuid, depth).await?;
                 let (known, swapped) = (name.clone(), name.clone());
-                match env.offload(move || dm::replace(&swapped, &table)).await {
+                match env.offload(move || dm::replace(&swapped, &table, || Ok(()))).await {
                     Ok(()) => (known, front),
                     Err(error) => return Err(undone(front, error.into()).await),
                 }

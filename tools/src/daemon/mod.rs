@@ -11,6 +11,7 @@ mod end;
 mod engine;
 mod exposed;
 mod front;
+mod initramfs;
 mod notify;
 mod start;
 
@@ -45,7 +46,11 @@ pub fn run(settings: &Settings) -> Result<()> {
         tracing::info!("another process serves this set already");
         return Ok(());
     };
+    paths::clear_stopped(settings.set).context(paths::DIR)?;
     start::prepare();
+    if let Err(error) = initramfs::leave() {
+        tracing::warn!("once the initramfs is gone, devices that come later will not be found: {error:#}");
+    }
     let runtime = Runtime::new().context("no runtime")?;
     let driver = Driver::choose(runtime.backend())?;
     crate::dm::available().context("device-mapper")?;

@@ -71,15 +71,24 @@ pub fn table(name: &str) -> io::Result<Vec<Target>> {
     Ok(Call::new(Command::TableStatus).name(name).table_lines().send()?.targets())
 }
 
-/// Makes a device with a table and lets it run. Its node and links are there on return.
+/// Makes a device with a table and lets it run if `check` agrees, which is asked when the kernel has claimed what the table
+/// is made of. Its node and links are there on return. None if name or UUID are taken.
 ///
 /// # Errors
-/// Name or UUID are taken (`EBUSY`), or the kernel refuses the table; then there is no device.
-pub fn create(name: &str, uuid: &str, targets: &[Target]) -> io::Result<Device> {
-    Call::new(Command::Create).name(name).uuid(uuid).send()?;
-    let made = Call::new(Command::Load).name(name).targets(targets).send().and_then(|_| resume(name));
+/// The kernel refuses the table, or what the check says; then there is no device.
+pub fn create(
+    name: &str,
+    uuid: &str,
+    targets: &[Target],
+    check: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Option<Device>> {
+    match Call::new(Command::Create).name(name).uuid(uuid).send() {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(None),
+        other => other?,
+    };
+    let made = load(name, targets).and_then(|()| check()).and_then(|()| resume(name));
     match made {
-        Ok(()) => Ok(Call::new(Command::Status).name(name).send()?.device()),
+        Ok(()) => Ok(Some(Call::new(Command::Status).name(name).send()?.device())),
         Err(error) => {
             if let Err(second) = remove(name) {
                 tracing::warn!(name, error = %second, "a half-made device is left behind");
@@ -89,12 +98,17 @@ pub fn create(name: &str, uuid: &str, targets: &[Target]) -> io::Result<Device> 
     }
 }
 
-/// Gives a device another table: requests are held back while it changes, and the file system on it is not disturbed.
+/// Gives a device another table, if `check` agrees as for [`create`]: requests are held back while it changes, and the file
+/// system on it is not disturbed.
 ///
 /// # Errors
-/// The kernel refuses; the old table stays.
-pub fn replace(name: &str, targets: &[Target]) -> io::Result<()> {
-    Call::new(Command::Load).name(name).targets(targets).send()?;
+/// The kernel refuses, or what the check says; the old table stays.
+pub fn replace(name: &str, targets: &[Target], check: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    load(name, targets)?;
+    if let Err(error) = check() {
+        clear(name)?;
+        return Err(error);
+    }
     let swapped = suspend(name);
     // Whatever came of it, nothing may stay held back.
     match resume(name) {
