@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::mman::{MlockAllFlags, mlockall};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::control::client::Client;
@@ -20,6 +21,8 @@ use crate::module;
 
 /// How long a process that was started is waited for until it listens, so that one that cannot start is told.
 const START: Duration = Duration::from_secs(20);
+/// How long a part is waited for: reading a large set takes its time.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(20);
 /// systemd's unit for a set, without the instance.
@@ -90,6 +93,28 @@ pub fn register(path: &Path, unless_stopped: bool) -> Result<Outcome> {
     start_engine(set)?;
     hand()?;
     Ok(Outcome::Handed(set))
+}
+
+/// Waits until a set's engine is done with a part: it is in use, or waits for others.
+///
+/// # Errors
+/// The part cannot be used, or nobody says how it is.
+pub fn wait(set: Uuid, path: &Path) -> Result<()> {
+    let path = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        // It may be about to begin.
+        let asked = Client::connect(set)?.map(|mut engine| engine.ask(&Request::Status));
+        let status = asked.and_then(Result::ok).unwrap_or_default();
+        let parts = status.get("parts").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let part = parts.iter().find(|part| part["device"] == json!(path));
+        match part.and_then(|part| part["standing"].as_str()) {
+            Some("active" | "waiting") => return Ok(()),
+            Some("failed") => bail!("{}", part.and_then(|part| part["error"].as_str()).unwrap_or_default()),
+            _ => std::thread::sleep(STEP),
+        }
+    }
+    bail!("{}: still not in use after {} s; bcache status says why", path.display(), PATIENCE.as_secs())
 }
 
 /// Lets a backing device run without its cache, for good: what the cache has of it is never used again.

@@ -11,8 +11,8 @@ bcache stop --all
 await no_engine
 
 # Alone it waits for its cache. What is only there is not given up by the way.
-bcache-register /dev/vdb
-await eval 'bcache status | grep -qi wait'
+bcache-register --wait /dev/vdb
+bcache status | grep -qi wait
 [[ ! -e /dev/mapper/bcache0 ]]
 bcache stop --all
 await no_engine
@@ -29,14 +29,19 @@ holds 2
 cmp -n 1M -i 0:$((8192 + (1 << 20))) /dev/zero /dev/vdb
 
 # With its cache again it has what was written meanwhile, and nothing of what the cache had.
-bcache-register /dev/vda
-bcache-register /dev/vdb
-await serves bcache0
+bcache-register --wait /dev/vda /dev/vdb
+serves bcache0
 holds 2
 get 1 | cmp -n 1M - /dev/zero
 bcache stop --all
 await no_engine
 bcache fsck -n /dev/vda /dev/vdb
+
+# Whoever waits is told what is wrong: here all buckets are gone.
+dd if=/dev/zero of=/dev/vda bs=1M seek=1 count=200 conv=fsync status=none
+refused 'check the set with bcache fsck' bcache-register --wait /dev/vda
+bcache stop --all
+await no_engine
 
 # A call that is not on the list ends the process: by SIGSYS.
 status=0

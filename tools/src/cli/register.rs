@@ -25,6 +25,7 @@ pub enum EngineChoice {
 /// Exit code 0 when all devices were taken, 1 when one was not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache-register /dev/nvme0n1p2 /dev/sdb\n  \
+    bcache-register --wait /dev/nvme0n1p2 /dev/sdb && mount /dev/mapper/data /mnt\n  \
     bcache-register --engine kernel /dev/sdb\n  bcache-register --without-cache /dev/sdb")]
 pub struct Args {
     /// Who serves the set
@@ -39,6 +40,9 @@ pub struct Args {
     /// Not if the set was stopped: for udev, to which a device looks changed when whoever wrote to it closes it
     #[arg(long, conflicts_with_all = ["engine", "without_cache"])]
     unless_stopped: bool,
+    /// Wait until the devices are in use, or wait for others, or cannot be used
+    #[arg(short, long, conflicts_with = "engine")]
+    wait: bool,
     /// Print nothing when all is well
     #[arg(short, long)]
     quiet: bool,
@@ -63,12 +67,16 @@ pub fn run_program(program: Program, out: &mut Out) -> Outcome {
 /// Registers.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
     let mut code = ExitCode::SUCCESS;
+    let mut handed = Vec::new();
     for path in &args.devices {
         let registered = match (args.engine, args.without_cache) {
             (EngineChoice::Kernel, _) => register::register_with_kernel(path),
             (_, true) => register::run_alone(path, args.lose_dirty_data),
             (EngineChoice::User, false) => register::register(path, args.unless_stopped),
         };
+        if let Ok(Registered::Handed(set)) = registered {
+            handed.push((set, path));
+        }
         match registered {
             Ok(_) if args.quiet => {}
             Ok(Registered::Alone(name)) => writeln!(out, "{}: /dev/mapper/{name}, no cache", path.display())?,
@@ -78,11 +86,21 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
                 writeln!(out, "{}: set {set} was stopped, and stays so", path.display())?;
             }
             Err(error) => {
-                out.flush()?;
-                writeln!(std::io::stderr(), "bcache-register: {error:#}")?;
+                tell(out, &error)?;
                 code = ExitCode::FAILURE;
             }
         }
     }
+    for (set, path) in handed.into_iter().filter(|_| args.wait) {
+        if let Err(error) = register::wait(set, path) {
+            tell(out, &error)?;
+            code = ExitCode::FAILURE;
+        }
+    }
     Ok(code)
+}
+
+fn tell(out: &mut Out, error: &anyhow::Error) -> std::io::Result<()> {
+    out.flush()?;
+    writeln!(std::io::stderr(), "bcache-register: {error:#}")
 }
