@@ -69,6 +69,8 @@ pub fn direct_table(part: &Part) -> Vec<Target> {
 
 /// Whether a backing device still needs no cache: asked while nobody can attach it, for that takes a claim of it.
 fn still_whole(part: &Part) -> io::Result<()> {
+    // What it says may have been written by a process that died, or failed, before it was durable.
+    File::open(&part.path)?.sync_all()?;
     let now = identify(&part.path).map_err(|error| io::Error::other(format!("{error:#}")))?;
     if now.is_whole_alone() && (now.uuid, now.device) == (part.uuid, part.device) {
         return Ok(());

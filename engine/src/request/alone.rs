@@ -2,7 +2,7 @@
 
 use crate::dev::{BlockDev, Buf, Shared};
 use crate::error::{Error, Result};
-use crate::set::{Backing, Tracked, read_superblock};
+use crate::set::{Backing, Tracked, settled_superblock};
 use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::SECTOR_SIZE;
 use bcache_format::superblock::BackingState;
@@ -22,7 +22,7 @@ impl AloneVolume {
     /// # Errors
     /// It is not a backing device, or is dirty, or its superblock cannot be written.
     pub async fn open(dev: Rc<dyn BlockDev>, force: bool) -> Result<Self> {
-        let (sb, block) = read_superblock(&dev).await?;
+        let (sb, block) = settled_superblock(&dev).await?;
         let (name, state) = (dev.name().to_owned(), sb.state());
         let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));

@@ -1,6 +1,6 @@
 //! Bringing backing devices and volumes to a set.
 
-use super::cache_dev::{Tracked, read_superblock};
+use super::cache_dev::{Tracked, settled_superblock};
 use super::device::{Backing, Device, Kind};
 use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
@@ -23,7 +23,7 @@ impl CacheSet {
     /// # Errors
     /// The device cannot be used with this set; nothing was changed.
     pub async fn attach(self: &Rc<Self>, dev: Rc<dyn BlockDev>) -> Result<Rc<Device>> {
-        let (sb, block) = read_superblock(&dev).await?;
+        let (sb, block) = settled_superblock(&dev).await?;
         let name = dev.name().to_owned();
         let set_uuid = self.cache.sb.borrow().set_uuid;
         let (state, uuid, label) = (sb.state(), sb.uuid, sb.label);

@@ -140,6 +140,16 @@ pub async fn read_superblock(dev: &Rc<dyn BlockDev>) -> Result<(Superblock, Vec<
     Ok((sb, block.to_vec()))
 }
 
+/// Reads the superblock of a backing device when what it says is durable. It may have been written by a process that died,
+/// or failed, before it was: stale, to whoever reads it, and clean after the power cut that keeps data written since.
+///
+/// # Errors
+/// As [`read_superblock`], or the device cannot be flushed.
+pub async fn settled_superblock(dev: &Rc<dyn BlockDev>) -> Result<(Superblock, Vec<u8>)> {
+    dev.flush().await?;
+    read_superblock(dev).await
+}
+
 impl CacheDev {
     /// The cache device `dev`, whose superblock was read.
     ///

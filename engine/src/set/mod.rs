@@ -12,7 +12,7 @@ mod tests;
 mod uuids;
 
 pub use attributes::{Attribute, LEFT_OUT};
-pub use cache_dev::{CacheDev, Tracked, read_superblock};
+pub use cache_dev::{CacheDev, Tracked, read_superblock, settled_superblock};
 pub use device::{Backing, Device, Kind};
 pub use uuids::UuidTable;
 
