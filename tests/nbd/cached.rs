@@ -6,7 +6,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bcache_tests::cmd::run;
+use bcache_tests::cmd::{done, run};
 use bcache_tests::nbd::Served;
 use bcache_tests::{paths, sparse};
 
@@ -21,12 +21,11 @@ fn verify(mode: &str, size: &str, time: Duration) {
     sparse::create(&cache, 96 << 20).unwrap();
     sparse::create(&backing, (256 << 20) + 8192).unwrap();
     let mut make = Command::new(paths::program("make-bcache").unwrap());
-    let made = run(make.args(["-b", "64k", "-C"]).arg(&cache).arg("-B").arg(&backing)).unwrap();
-    assert_eq!(made.code, 0, "{}", made.stderr);
+    done(make.args(["-b", "64k", "-C"]).arg(&cache).arg("-B").arg(&backing)).unwrap();
     let setting = format!("cache_mode={mode}");
     let options = ["--set", &setting, "--set", "sequential_cutoff=0", "--set", "writeback_delay=0"];
     let served = Served::start(scratch.path(), &options, &[&cache, &backing]).unwrap();
-    let uri = format!("--uri=nbd+unix:///?socket={}", scratch.path().join("socket").display());
+    let uri = format!("--uri={}", served.uri());
     let end = Instant::now() + time;
     let mut seed = 1;
     loop {

@@ -1,6 +1,6 @@
 //! Real clients: libnbd's tools, QEMU's, and fio, all of Debian.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use bcache_engine::env::{Backend, Runtime};
 use bcache_engine::net::Listener;
 use bcache_tests::cmd::run;
+use bcache_tests::nbd::uri;
 use bcache_tools::frontend::nbd::{ExportTable, Limits, Server};
 use bcache_tools::frontend::ram::RamVolume;
 
@@ -50,10 +51,6 @@ impl Served {
     fn uri(&self) -> String {
         uri(&self.socket())
     }
-}
-
-fn uri(socket: &Path) -> String {
-    format!("nbd+unix:///?socket={}", socket.display())
 }
 
 impl Drop for Served {

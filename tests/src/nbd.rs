@@ -104,6 +104,11 @@ impl Read for Content<'_> {
     }
 }
 
+/// How real clients name a server at a socket.
+pub fn uri(socket: &Path) -> String {
+    format!("nbd+unix:///?socket={}", socket.display())
+}
+
 /// A running `bcache serve`; killed when dropped.
 pub struct Served {
     child: Child,
@@ -138,7 +143,7 @@ impl Served {
 
     /// Where real clients find it.
     pub fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.socket.display())
+        uri(&self.socket)
     }
 
     /// A connection to the export called `name`.

@@ -13,7 +13,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::control::client::Client;
+use crate::control::client::{Client, status};
 use crate::control::{Request, paths};
 use crate::expose;
 use crate::identify::{Part, Role, identify};
@@ -104,8 +104,7 @@ pub fn wait(set: Uuid, path: &Path) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         // It may be about to begin.
-        let asked = Client::connect(set)?.map(|mut engine| engine.ask(&Request::Status));
-        let status = asked.and_then(Result::ok).unwrap_or_default();
+        let status = status(set)?;
         let parts = status.get("parts").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let part = parts.iter().find(|part| part["device"] == json!(path));
         match part.and_then(|part| part["standing"].as_str()) {

@@ -1,11 +1,12 @@
 //! Mistakes that random runs meet too seldom: each has a scene in which it cannot but do harm.
 
-use super::crash::{Rig, Shape};
+use super::crash::{Rig, Shape, Started};
 use super::tree::{Expected, LARGE, child_count, grow, leave_on_disk};
 use crate::sim::{Fault, FaultOn, Image};
 use crate::sim_bugs::{self, Bug};
 use crate::volume::Volume;
 use bcache_format::superblock::CacheMode;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// The scene ends well, and badly once the mistake is switched on.
@@ -35,6 +36,12 @@ fn survives(images: [Image; 2], expected: &Expected) -> Result<(), String> {
     })?
 }
 
+/// Writes of the root take an hour from now on.
+fn slow_root(it: &Started) {
+    let root = it.set.cache.geometry.bucket_start_byte(it.set.tree.root().bucket);
+    it.cache.inject(Fault::slow(FaultOn::Write, root..root + 4096, HOUR));
+}
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// While the only leaf cannot be written, entries that it pins fill the ring; then flushes wait.
@@ -43,8 +50,7 @@ fn rule_3_entries_that_the_newest_durable_one_needs_are_not_written_over() {
     arranged(Bug::ReclaimPinnedJournal, || {
         let rig = Rig::new(&LARGE);
         let flushed = rig.run(|it| async move {
-            let root = it.set.cache.geometry.bucket_start_byte(it.set.tree.root().bucket);
-            it.cache.inject(Fault::slow(FaultOn::Write, root..root + 4096, HOUR));
+            slow_root(&it);
             let mut flushed = Expected::new();
             for i in 0..100u8 {
                 let (sector, byte) = (u64::from(i) * 16, i + 1);
@@ -70,7 +76,7 @@ fn rule_3_entries_that_the_newest_durable_one_needs_are_not_written_over() {
 #[test]
 fn rule_4_a_child_is_durable_before_its_parent_names_it() {
     arranged(Bug::ChildNotDurable, || {
-        let rig = Rig::new(&LARGE);
+        let rig = &Rig::new(&LARGE);
         rig.run(|it| async move {
             let expected = grow(&it).await;
             it.set.settings.journal_delay_ms.set(3_600_000);
@@ -79,7 +85,7 @@ fn rule_4_a_child_is_durable_before_its_parent_names_it() {
                 it.write(i * 16, 8, 7).await;
                 if child_count(&it) != nodes {
                     nodes = child_count(&it);
-                    survives([it.cache.durable(), it.backing.durable()], &expected)?;
+                    survives(rig.images(), &expected)?;
                 }
             }
             Ok(())
@@ -111,11 +117,10 @@ fn rule_5_a_hit_whose_bucket_was_reused_meanwhile_is_read_again() {
 #[test]
 fn btree_io_a_freed_nodes_generation_waits_for_the_parents_write() {
     arranged(Bug::FreeWithoutBlock, || {
-        let rig = Rig::new(&LARGE);
+        let rig = &Rig::new(&LARGE);
         rig.run(|it| async move {
             let expected = grow(&it).await;
-            let root = it.set.cache.geometry.bucket_start_byte(it.set.tree.root().bucket);
-            it.cache.inject(Fault::slow(FaultOn::Write, root..root + 4096, HOUR));
+            slow_root(&it);
             let (children, writer) = (child_count(&it), it.clone());
             it.set
                 .env
@@ -128,11 +133,11 @@ fn btree_io_a_freed_nodes_generation_waits_for_the_parents_write() {
             while child_count(&it) == children {
                 it.wait(1).await;
             }
-            let set = std::rc::Rc::clone(&it.set);
+            let set = Rc::clone(&it.set);
             let prios = it.set.env.spawn(async move { set.write_prios().await });
             it.wait(10).await;
             let early = prios.is_finished();
-            survives([it.cache.durable(), it.backing.durable()], &expected)?;
+            survives(rig.images(), &expected)?;
             if early { Err("prios were written, and it did no harm".to_owned()) } else { Ok(()) }
         })
     });
@@ -147,7 +152,7 @@ fn btree_io_gc_blocks_prio_writes_from_its_start_to_its_end() {
             grow(&it).await;
             leave_on_disk(&it).await;
             it.cache.inject(Fault::slow(FaultOn::Read, 0..u64::MAX, Duration::from_secs(10)));
-            let (collector, writer) = (std::rc::Rc::clone(&it.set), std::rc::Rc::clone(&it.set));
+            let (collector, writer) = (Rc::clone(&it.set), Rc::clone(&it.set));
             let gc = it.set.env.spawn(async move { collector.gc_pass().await });
             it.wait(1).await;
             let prios = it.set.env.spawn(async move { writer.write_prios().await });

@@ -36,7 +36,8 @@ fn a_root_file_system_is_reached_through_initramfs_tools_and_through_dracut() {
     let here = paths::repository().join("tests/kernel/package");
     let (fresh, kernel) = (vm::fresh_debian().unwrap(), vm::kernel("6.12").unwrap());
     done(Command::new(here.join("make_root")).args([&package, &fresh, &kernel]).arg(dir.path()));
-    let script = fs::read_to_string(here.join("booted.sh")).unwrap();
+    let text = |path: &str| fs::read_to_string(here.join(path)).unwrap();
+    let script = text("../system/lib.sh") + &text("booted.sh");
     for by in ["initramfs-tools", "dracut"] {
         fill(dir.path(), &dir.path().join("root.ext4"));
         let (cache, backing) = (dir.path().join("cache"), dir.path().join("backing"));

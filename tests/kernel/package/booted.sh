@@ -2,7 +2,6 @@
 findmnt -n -o SOURCE / | grep -q '^/dev/mapper/system$'
 # The engine that the initramfs started is still there, and the only one, longer than systemd waits to hear from it.
 sleep 20
-engine_pid() { pgrep -x -r D,R,S bcache-engine; }
 [[ $(pgrep -c -f '^@bcache-engine') == 1 ]]
 bcache status
 bcache status --json | grep -q '"state":"dirty"'

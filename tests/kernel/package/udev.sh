@@ -21,8 +21,7 @@ round() {
   mount "/dev/disk/by-uuid/$fs" /mnt
   [[ ! -e /tmp/sums ]] || check_files
   write_file "/mnt/$1" 200k
-  fio --name=check --filename=/mnt/fio --size=2M --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
-    --verify=crc32c --verify_fatal=1 --randseed="$RANDOM" --output=/tmp/fio.out || { cat /tmp/fio.out; return 1; }
+  fio_pass "$RANDOM" --filename=/mnt/fio --size=2M
   echo 3 > /proc/sys/vm/drop_caches
   check_files
   umount /mnt

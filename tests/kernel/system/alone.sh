@@ -29,8 +29,7 @@ holds 2
 cmp -n 1M -i 0:$((8192 + (1 << 20))) /dev/zero /dev/vdb
 
 # With its cache again it has what was written meanwhile, and nothing of what the cache had.
-bcache-register --wait /dev/vda /dev/vdb
-serves bcache0
+start_engine /dev/vda /dev/vdb
 holds 2
 get 1 | cmp -n 1M - /dev/zero
 bcache stop --all

@@ -28,23 +28,27 @@ write_file() {
 }
 check_files() { sha256sum --quiet -c /tmp/sums; }
 
-# fio_passes WHERE...: keeps what fio's options WHERE say busy until there is a file /tmp/enough, and fails when something
-# else is read than was written. One pass a job, blocks of one size: where writes overlap, fio takes the order in which it asked for the one in
-# which it was answered. Every pass writes something else.
+# fio_pass SEED WHERE...: writes and reads what fio's options WHERE say once, and fails when something else is read than was
+# written. Blocks of one size, once over each: where writes overlap, fio takes the order in which it asked for the one in
+# which it was answered. Each seed writes something else.
+fio_pass() {
+  fio --name=load "${@:2}" --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
+    --verify=crc32c --verify_fatal=1 --randseed="$1" --output=/tmp/fio.out || { cat /tmp/fio.out; return 1; }
+}
+# fio_passes WHERE...: pass after pass, until there is a file /tmp/enough.
 fio_passes() {
   local pass
   for ((pass = 1; ; pass++)); do
-    fio --name=load "$@" --size=8M --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
-      --verify=crc32c --verify_fatal=1 --randseed="$pass" --output=/tmp/fio.out || { cat /tmp/fio.out; return 1; }
+    fio_pass "$pass" "$@" --size=8M || return 1
     [[ ! -e /tmp/enough ]] || { echo "$pass passes of fio"; return 0; }
   done
 }
 
 # Registers devices with an engine, and waits until it serves what they make.
 start_engine() {
-  bcache-register "$@" > /dev/null
-  await test -e /dev/mapper/bcache0
-  await serves bcache0
+  bcache-register --wait "$@" > /dev/null
+  [[ -e /dev/mapper/bcache0 ]]
+  serves bcache0
 }
 
 # put MIB...: writes random data of its own to each MiB of the device, past the page cache, and keeps what it must hold.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Out, Outcome};
-use crate::control::client::{Client, ask, find_device, one_set};
+use crate::control::client::{Client, ask, find_device, one_set, status};
 use crate::control::{Request, paths};
 use crate::register;
 
@@ -144,10 +144,7 @@ pub fn run_upgrade(args: UpgradeArgs, out: &mut Out) -> Outcome {
     // The new process has the devices once it says so.
     let deadline = std::time::Duration::from_secs(120);
     while start.elapsed() < deadline {
-        let status = match Client::connect(set)? {
-            Some(mut engine) => engine.ask(&Request::Status).unwrap_or_default(),
-            None => Value::Null,
-        };
+        let status = status(set)?;
         if status.get("devices").and_then(Value::as_array).is_some_and(|devices| devices.len() >= wanted) {
             let millis = start.elapsed().as_millis();
             writeln!(out, "upgraded {set}; requests waited for {millis} ms")?;

@@ -91,10 +91,12 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
             }
         }
     }
-    for (set, path) in handed.into_iter().filter(|_| args.wait) {
-        if let Err(error) = register::wait(set, path) {
-            tell(out, &error)?;
-            code = ExitCode::FAILURE;
+    if args.wait {
+        for (set, path) in handed {
+            if let Err(error) = register::wait(set, path) {
+                tell(out, &error)?;
+                code = ExitCode::FAILURE;
+            }
         }
     }
     Ok(code)

@@ -60,6 +60,15 @@ impl Client {
     }
 }
 
+/// What a set's engine says of itself; null where there is none, or none that answers.
+///
+/// # Errors
+/// There is one, but not for us.
+pub fn status(set: Uuid) -> Result<Value> {
+    let answer = Client::connect(set)?.map(|mut engine| engine.ask(&Request::Status));
+    Ok(answer.and_then(Result::ok).unwrap_or_default())
+}
+
 /// What every engine says of itself; those that do not answer are left out.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ impl server::Service for Engine {
 impl Engine {
     async fn carry_out(self: &Rc<Self>, request: Request) -> Result<Value> {
         match request {
-            Request::Register { .. } if self.stays_down() => bail!("the set is being stopped"),
+            Request::Register { .. } if self.stays_down.get() => bail!("the set is being stopped"),
             Request::Register { device } => self.register(&device),
             Request::Status => return Ok(self.status()),
             Request::Set { device, assignment } => self.assign(device.as_deref(), &assignment).await?,

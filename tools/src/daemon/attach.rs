@@ -14,7 +14,7 @@ use super::engine::{Engine, Standing};
 use super::exposed::{self, Exposed};
 use crate::dm;
 use crate::expose::{self, Claim};
-use crate::identify::{Part, Role, identify};
+use crate::identify::{Part, Role};
 use crate::serve::told;
 
 impl Engine {
@@ -38,15 +38,17 @@ impl Engine {
         };
         // One that could not be exposed before is attached already.
         let known = set.devices().into_iter().find(|device| device.uuid == uuid);
-        let exposed =
-            |device: &Rc<Device>| self.exposed.borrow().iter().any(|one| Rc::ptr_eq(&one.device, device));
-        let device = match known.filter(|device| !exposed(device)) {
+        let device = match known.filter(|_| !self.is_exposed(uuid)) {
             Some(device) => device,
             None => set.attach(self.open(&part.path).await?).await.map_err(told)?,
         };
         self.expose(&set, Rc::clone(&device), claim).await?;
         self.reclaim(part, &device).await;
         Ok(())
+    }
+
+    fn is_exposed(&self, uuid: Uuid) -> bool {
+        self.exposed.borrow().iter().any(|one| one.device.uuid == uuid)
     }
 
     /// Claims the backing device if its name led straight to it until now.
@@ -72,8 +74,7 @@ impl Engine {
     /// It belongs to another set, or cannot be used.
     pub(super) async fn attach_on_request(&self, path: &Path) -> Result<()> {
         let _one = self.changing.lock().await;
-        let owned = path.to_owned();
-        let part = self.env.offload(move || identify(&owned)).await?;
+        let part = self.identify(path).await?;
         match part.role {
             Role::Cache => bail!("{}: a cache device, not a backing device", path.display()),
             Role::Backing(BackingState::None) => {}
@@ -82,7 +83,7 @@ impl Engine {
                 bail!("{}: attached to set {}; detach it there first", path.display(), part.set)
             }
         }
-        if self.exposed.borrow().iter().any(|one| one.device.uuid == part.uuid) {
+        if self.is_exposed(part.uuid) {
             bail!("{}: attached to this set already", path.display());
         }
         self.attach(&part).await?;
@@ -137,8 +138,7 @@ impl Engine {
     async fn leave(&self, set: &Rc<CacheSet>, device: &Rc<Device>) -> Result<PathBuf> {
         let Some(backing) = device.backing() else { bail!("a flash-only volume cannot be detached") };
         let path = PathBuf::from(backing.dev.dev.name());
-        let owned = path.clone();
-        let part = self.env.offload(move || identify(&owned)).await?;
+        let part = self.identify(&path).await?;
         let place = |exposed: &[Exposed]| exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
         let (name, claim) = {
             let mut exposed = self.exposed.borrow_mut();

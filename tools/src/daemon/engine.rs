@@ -91,11 +91,6 @@ impl Engine {
         self.changed.wait_until(|| self.over.get()).await;
     }
 
-    /// Whether only somebody who wants the set may start it again.
-    pub fn stays_down(&self) -> bool {
-        self.stays_down.get()
-    }
-
     /// Takes a part in the background. One that is in use is left alone; any other is looked at again, for what its name
     /// leads to may have changed since, also while it was being looked at.
     pub fn register(self: &Rc<Self>, path: &Path) {
@@ -111,26 +106,48 @@ impl Engine {
         if self.ending.get() || self.parts.borrow().get(&path) == Some(&Standing::Active) {
             return;
         }
+        let ran = self.set.borrow().is_some();
         let taken = self.take_part(&path).await;
-        let standing = match taken {
-            Ok(standing) => standing,
-            Err(error) => {
-                tracing::error!(device = %path.display(), "{error:#}");
-                Standing::Failed(format!("{error:#}"))
+        if !ran && self.set.borrow().is_some() {
+            for waiting in self.waiting() {
+                let taken = self.take_part(&waiting).await;
+                self.note(waiting, taken);
             }
-        };
-        self.parts.borrow_mut().insert(path, standing);
+        }
+        // Last: who waits for the cache waits for what it serves.
+        self.note(path, taken);
         self.tell();
     }
 
-    async fn take_part(self: &Rc<Self>, path: &Path) -> Result<Standing> {
-        let owned = path.to_owned();
-        let part = self.env.offload(move || identify(&owned)).await?;
-        self.expect_ours(&part)?;
+    /// Backing devices that came before the cache.
+    fn waiting(&self) -> Vec<PathBuf> {
+        let parts = self.parts.borrow();
+        let waiting = parts.iter().filter(|(_, standing)| **standing == Standing::Waiting);
+        waiting.map(|(path, _)| path.clone()).collect()
+    }
+
+    fn note(&self, path: PathBuf, taken: Result<Standing>) {
+        let standing = taken.unwrap_or_else(|error| {
+            tracing::error!(device = %path.display(), "{error:#}");
+            Standing::Failed(format!("{error:#}"))
+        });
+        self.parts.borrow_mut().insert(path, standing);
+    }
+
+    pub(super) async fn identify(&self, path: &Path) -> Result<Part> {
+        let path = path.to_owned();
+        self.env.offload(move || identify(&path)).await
+    }
+
+    async fn take_part(&self, path: &Path) -> Result<Standing> {
+        let part = self.identify(path).await?;
+        // What a name led to when it was registered may have made way for another disk since.
+        if part.set != self.options.set {
+            bail!("{}: belongs to set {} now", path.display(), part.set);
+        }
         match part.role {
             Role::Cache => {
                 self.start(&part).await?;
-                self.attach_waiting().await;
                 Ok(Standing::Active)
             }
             Role::Backing(_) if self.set.borrow().is_some() => {
@@ -144,14 +161,6 @@ impl Engine {
                 Ok(Standing::Waiting)
             }
         }
-    }
-
-    /// What a name led to when it was registered may have made way for another disk since.
-    fn expect_ours(&self, part: &Part) -> Result<()> {
-        if part.set != self.options.set {
-            bail!("{}: belongs to set {} now", part.path.display(), part.set);
-        }
-        Ok(())
     }
 
     /// Starts the set from its cache device.
@@ -176,32 +185,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Backing devices that came before the cache.
-    async fn attach_waiting(&self) {
-        let waiting: Vec<PathBuf> = {
-            let parts = self.parts.borrow();
-            let waiting = parts.iter().filter(|(_, standing)| **standing == Standing::Waiting);
-            waiting.map(|(path, _)| path.clone()).collect()
-        };
-        for path in waiting {
-            let owned = path.clone();
-            let attached = async {
-                let part = self.env.offload(move || identify(&owned)).await?;
-                self.expect_ours(&part)?;
-                self.attach(&part).await
-            };
-            let attached = attached.await;
-            let standing = match attached {
-                Ok(()) => Standing::Active,
-                Err(error) => {
-                    tracing::error!(device = %path.display(), "{error:#}");
-                    Standing::Failed(format!("{error:#}"))
-                }
-            };
-            self.parts.borrow_mut().insert(path, standing);
-        }
     }
 
     pub(super) async fn expose(
