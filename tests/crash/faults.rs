@@ -7,6 +7,7 @@ use bcache_engine::sim::{Fault, FaultOn};
 use bcache_engine::volume::Volume;
 use bcache_format::superblock::CacheMode;
 use bcache_tests::crash::{DATA_OFFSET as DATA, Rig, Shape, Started, USUAL};
+use std::time::Duration;
 
 const EVERYWHERE: std::ops::Range<u64> = 0..u64::MAX;
 /// The bytes of the journal: four buckets.
@@ -187,6 +188,23 @@ fn a_journal_that_cannot_be_written_ends_writing_but_not_reading_what_is_clean()
         let writes = it.cache.stats().writes;
         assert!(it.set.stop().await.is_err(), "a stop says that something went wrong");
         assert_eq!(it.cache.stats().writes, writes, "and writes nothing");
+    });
+}
+
+#[test]
+fn what_is_read_from_below_while_the_set_fails_is_not_cached() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.backing.inject(Fault::slow(FaultOn::Read, EVERYWHERE, Duration::from_secs(1)));
+        let reader = it.clone();
+        let read = it.set.env.spawn(async move { reader.read(64, 8).await });
+        it.cache.inject(Fault::eio(FaultOn::Write, JOURNAL));
+        assert!(it.volume.write(0, Buf::zeroed(4096).freeze(), true).await.is_err());
+        assert!(it.set.failure().is_some());
+        let writes = it.cache.stats().writes;
+        read.await.expect("a miss");
+        it.wait(10).await;
+        assert_eq!(it.cache.stats().writes, writes);
     });
 }
 

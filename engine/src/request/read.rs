@@ -178,6 +178,10 @@ impl CacheSet {
         let Some(extents) = self.try_place(wanted, Reserve::None) else { return };
         let mut wrote = Vec::with_capacity(extents.len());
         for extent in &extents {
+            // Nothing is written any more, not even where it would do no harm.
+            if self.is_failed() {
+                break;
+            }
             let from = ((extent.start() - wanted.start) * SECTOR_SIZE) as usize;
             let slice = data.slice(from..from + (extent.size() * SECTOR_SIZE) as usize);
             wrote.push(self.cache.write(extent.ptr().offset() * SECTOR_SIZE, slice).await);
