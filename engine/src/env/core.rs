@@ -75,6 +75,10 @@ thread_local! {
 pub(crate) struct Core {
     gate: Arc<Gate>,
     ready: RefCell<VecDeque<Runnable>>,
+    /// Tasks that gave way: they go on when everything else had its turn, I/O included.
+    yielded: RefCell<Vec<Waker>>,
+    /// How often a task ran so far, or the future that the loop itself polls.
+    ran: Cell<u64>,
     /// A waker of every task not yet finished, so that closing can reach those that wait.
     live: RefCell<Slab<Option<Waker>>>,
     timers: RefCell<BTreeMap<(u64, u64), Waker>>,
@@ -102,6 +106,8 @@ impl Core {
                 unpark,
             }),
             ready: RefCell::default(),
+            yielded: RefCell::default(),
+            ran: Cell::new(0),
             live: RefCell::default(),
             timers: RefCell::default(),
             next_timer: Cell::new(0),
@@ -150,6 +156,11 @@ impl Core {
         self.gate.filled.load(Ordering::Acquire)
     }
 
+    /// Whether somebody gave way.
+    pub(crate) fn has_yielded(&self) -> bool {
+        !self.yielded.borrow().is_empty()
+    }
+
     /// Number of tasks that could run now.
     pub(crate) fn ready_len(&self) -> usize {
         self.ready.borrow().len()
@@ -158,7 +169,7 @@ impl Core {
     /// Runs the task that has waited longest; false if there is none.
     pub(crate) fn run_first(&self) -> bool {
         let Some(runnable) = self.ready.borrow_mut().pop_front() else { return false };
-        runnable.run();
+        self.run(runnable);
         true
     }
 
@@ -166,8 +177,29 @@ impl Core {
     pub(crate) fn run_nth(&self, index: usize) {
         let runnable = self.ready.borrow_mut().remove(index);
         if let Some(runnable) = runnable {
-            runnable.run();
+            self.run(runnable);
         }
+    }
+
+    fn run(&self, runnable: Runnable) {
+        self.ran.set(self.ran.get() + 1);
+        runnable.run();
+    }
+
+    /// How often a task ran so far.
+    pub(crate) fn ran(&self) -> u64 {
+        self.ran.get()
+    }
+
+    /// Wakes `waker` when everything else had its turn.
+    pub(crate) fn give_way(&self, waker: Waker) {
+        self.yielded.borrow_mut().push(waker);
+    }
+
+    /// Everything else had its turn: whoever gave way may run.
+    pub(crate) fn resume_yielded(&self) {
+        let yielded = std::mem::take(&mut *self.yielded.borrow_mut());
+        yielded.into_iter().for_each(Waker::wake);
     }
 
     /// Number of tasks not yet finished.
@@ -233,6 +265,7 @@ impl Core {
             drop(runnable);
         }
         self.timers.borrow_mut().clear();
+        drop(std::mem::take(&mut *self.yielded.borrow_mut()));
     }
 }
 
@@ -290,7 +323,8 @@ impl MainTask {
     }
 
     /// Polls the future.
-    pub(crate) fn poll<F: Future>(&self, future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    pub(crate) fn poll<F: Future>(&self, core: &Core, future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        core.ran.set(core.ran.get() + 1);
         self.flag.ready.store(false, Ordering::Release);
         future.poll(&mut Context::from_waker(&self.waker))
     }

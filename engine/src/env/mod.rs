@@ -90,9 +90,22 @@ impl Env {
         }
     }
 
-    /// Lets every other task that is ready run first.
+    /// Lets every other task that is ready run first, and hands I/O that was started to the kernel.
     pub fn yield_now(&self) -> YieldNow {
-        YieldNow::default()
+        YieldNow::new(Rc::clone(&self.core))
+    }
+
+    /// Lets other tasks run for as long as `share`, or until none of them wants to.
+    pub async fn give_way(&self, share: Duration) {
+        let begun = self.now();
+        loop {
+            let ran = self.core.ran();
+            self.yield_now().await;
+            let alone = self.core.ran() == ran + 1;
+            if alone || self.now() - begun >= share.as_nanos() as u64 {
+                return;
+            }
+        }
     }
 
     /// Runs `job`, which is heavy on the processor, on a helper thread.

@@ -101,7 +101,7 @@ impl Runtime {
         loop {
             self.core.drain_inbox();
             if main.is_ready()
-                && let Poll::Ready(value) = main.poll(future.as_mut())
+                && let Poll::Ready(value) = main.poll(&self.core, future.as_mut())
             {
                 // What was started and not yet handed to the kernel must not wait for the next call.
                 self.turn(Some(Duration::ZERO), &mut done);
@@ -112,12 +112,16 @@ impl Runtime {
                     break;
                 }
             }
-            let busy = self.core.ready_len() > 0 || main.is_ready() || self.core.has_inbox();
+            let busy = self.core.ready_len() > 0
+                || self.core.has_yielded()
+                || main.is_ready()
+                || self.core.has_inbox();
             let wait = if busy { Some(Duration::ZERO) } else { self.until_timer() };
             self.turn(wait, &mut done);
             if self.core.next_deadline().is_some() {
                 self.core.fire_timers(self.core.host.now());
             }
+            self.core.resume_yielded();
         }
     }
 

@@ -2,8 +2,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use super::Core;
 
 /// A spawned task. Awaiting it gives its value; dropping it lets the task go on alone.
 #[must_use = "dropping a task detaches it: say so with `detach`"]
@@ -42,19 +45,27 @@ impl<T> Future for Task<T> {
     }
 }
 
-/// Gives way to other tasks once.
-#[derive(Default)]
-pub struct YieldNow(bool);
+/// Gives way once to all other tasks, and to I/O.
+pub struct YieldNow {
+    core: Rc<Core>,
+    done: bool,
+}
+
+impl YieldNow {
+    pub(super) fn new(core: Rc<Core>) -> Self {
+        Self { core, done: false }
+    }
+}
 
 impl Future for YieldNow {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.0 {
+        if self.done {
             return Poll::Ready(());
         }
-        self.0 = true;
-        cx.waker().wake_by_ref();
+        self.done = true;
+        self.core.give_way(cx.waker().clone());
         Poll::Pending
     }
 }

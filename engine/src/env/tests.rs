@@ -5,6 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
+use crate::dev::Buf;
+use crate::net::Stream;
 
 fn each_backend(body: impl Fn(&Runtime)) {
     for backend in [Backend::Auto, Backend::Threads] {
@@ -173,6 +175,57 @@ fn signals_are_awaited() {
             });
             assert_eq!(signals.next().await.unwrap(), Signal::SIGUSR1);
             task.await;
+        });
+    });
+}
+
+#[test]
+fn who_gives_way_does_so_to_io_as_well() {
+    each_backend(|runtime| {
+        let env = runtime.env();
+        runtime.block_on(async {
+            let (one, other) = Stream::pair(&env).unwrap();
+            one.send(vec![Buf::copied(b"now").freeze()]).await.unwrap();
+            let receiver = env.spawn(async move { other.recv_exact(Buf::zeroed(3), 0).await });
+            let others = env.clone();
+            let busy = env.spawn(async move {
+                let mut turns = 0;
+                while !receiver.is_finished() {
+                    others.yield_now().await;
+                    turns += 1;
+                }
+                turns
+            });
+            let turns = busy.await;
+            assert!(turns <= 4, "it was there, and took {turns} turns of a busy task");
+        });
+    });
+}
+
+#[test]
+fn others_get_their_share_and_no_more_than_they_want() {
+    each_backend(|runtime| {
+        let env = runtime.env();
+        runtime.block_on(async {
+            env.give_way(Duration::from_secs(1000)).await;
+            let (others, turns) = (env.clone(), Rc::new(Cell::new(0)));
+            let counter = Rc::clone(&turns);
+            let busy = env.spawn(async move {
+                while counter.get() < 50 {
+                    counter.set(counter.get() + 1);
+                    others.yield_now().await;
+                }
+            });
+            env.give_way(Duration::from_secs(1000)).await;
+            assert!(turns.get() == 50 && busy.is_finished(), "they ran until they had enough");
+            let others = env.clone();
+            let greedy = env.spawn(async move {
+                loop {
+                    others.yield_now().await;
+                }
+            });
+            env.give_way(Duration::from_millis(2)).await;
+            assert!(!greedy.is_finished(), "their share has an end");
         });
     });
 }

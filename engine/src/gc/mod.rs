@@ -120,8 +120,10 @@ impl Slice {
         Self { since: set.env.now() }
     }
     async fn pause(&mut self, set: &CacheSet) -> Result<()> {
-        if set.env.now() - self.since > SLICE.as_nanos() as u64 {
-            set.env.yield_now().await;
+        let worked = Duration::from_nanos(set.env.now() - self.since);
+        if worked > SLICE {
+            // A request takes several turns, and each would wait for a slice. Half of the time is for requests.
+            set.env.give_way(worked).await;
             if set.is_closing() {
                 return Err(crate::error::Error::Stopping);
             }

@@ -159,6 +159,7 @@ impl Runtime {
                 return Outcome::Cut;
             }
             self.core.drain_inbox();
+            self.core.resume_yielded();
             self.core.fire_timers(self.world.clock.get());
             let tasks = self.core.ready_len();
             let choices = tasks + usize::from(main.is_ready());
@@ -173,7 +174,7 @@ impl Runtime {
             self.world.trace((choices as u64) << 32 | choice as u64);
             if choice < tasks {
                 self.core.run_nth(choice);
-            } else if let Poll::Ready(value) = main.poll(future.as_mut()) {
+            } else if let Poll::Ready(value) = main.poll(&self.core, future.as_mut()) {
                 return Outcome::Done(value);
             }
         }
