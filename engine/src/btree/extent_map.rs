@@ -15,7 +15,7 @@ use std::ops::Deref;
 /// Extents in a run: 768 bytes to search or to move.
 const RUN_MAX: usize = 32;
 /// Runs that one entry of the index stands for.
-const GROUP: usize = 16;
+const GROUP: usize = 8;
 /// A run that shrank below this is joined with its neighbour when both fit.
 const RUN_MIN: usize = RUN_MAX / 4;
 
