@@ -109,7 +109,7 @@ impl Engine {
         let ran = self.set.borrow().is_some();
         let taken = self.take_part(&path).await;
         if !ran && self.set.borrow().is_some() {
-            for waiting in self.waiting() {
+            for waiting in self.waiting().into_iter().filter(|waiting| *waiting != path) {
                 let taken = self.take_part(&waiting).await;
                 self.note(waiting, taken);
             }
@@ -119,10 +119,11 @@ impl Engine {
         self.tell();
     }
 
-    /// Backing devices that came before the cache.
+    /// Backing devices that came before the cache, those too that nobody has looked at yet.
     fn waiting(&self) -> Vec<PathBuf> {
         let parts = self.parts.borrow();
-        let waiting = parts.iter().filter(|(_, standing)| **standing == Standing::Waiting);
+        let waiting =
+            parts.iter().filter(|(_, standing)| matches!(standing, Standing::Waiting | Standing::New));
         waiting.map(|(path, _)| path.clone()).collect()
     }
 
