@@ -192,17 +192,20 @@ fn a_journal_that_cannot_be_written_ends_writing_but_not_reading_what_is_clean()
 }
 
 #[test]
-fn what_is_read_from_below_while_the_set_fails_is_not_cached() {
+fn no_more_of_a_miss_is_cached_once_the_set_has_failed() {
     let rig = Rig::new(&USUAL);
     rig.run(|it| async move {
-        it.backing.inject(Fault::slow(FaultOn::Read, EVERYWHERE, Duration::from_secs(1)));
-        let reader = it.clone();
-        let read = it.set.env.spawn(async move { reader.read(64, 8).await });
+        let before = it.cache.stats().writes;
+        it.cache.inject(Fault::slow(FaultOn::Write, JOURNAL.end..u64::MAX, Duration::from_secs(5)));
+        // More than a bucket, so that it is copied in pieces.
+        it.read(64, 24).await.expect("a miss");
+        it.wait(1).await;
+        assert_eq!(it.cache.stats().writes, before + 1, "the first is on its way");
+        it.cache.heal();
         it.cache.inject(Fault::eio(FaultOn::Write, JOURNAL));
-        assert!(it.volume.write(0, Buf::zeroed(4096).freeze(), true).await.is_err());
+        assert!(it.volume.write(0, Buf::zeroed(512).freeze(), true).await.is_err());
         assert!(it.set.failure().is_some());
         let writes = it.cache.stats().writes;
-        read.await.expect("a miss");
         it.wait(10).await;
         assert_eq!(it.cache.stats().writes, writes);
     });

@@ -217,6 +217,10 @@ impl Alloc {
         self.free.borrow().iter().flatten().copied().collect()
     }
     /// Ends all waiting: the set failed or stops.
+    /// Whether somebody waits for a bucket.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiters.waiting() > 0
+    }
     pub(crate) fn close(&self) {
         self.closed.set(true);
         self.waiters.wake_all();

@@ -122,8 +122,13 @@ impl Slice {
     async fn pause(&mut self, set: &CacheSet) -> Result<()> {
         let worked = Duration::from_nanos(set.env.now() - self.since);
         if worked > SLICE {
-            // A request takes several turns, and each would wait for a slice. Half of the time is for requests.
-            set.env.give_way(worked).await;
+            if set.alloc.is_awaited() {
+                set.env.yield_now().await;
+            } else {
+                // A request takes several turns, and each would wait for a slice. Half of the time is for requests, but
+                // what GC waited itself was theirs already.
+                set.env.give_way(worked.min(SLICE * 4)).await;
+            }
             if set.is_closing() {
                 return Err(crate::error::Error::Stopping);
             }

@@ -82,8 +82,8 @@ impl CacheSet {
             let bytes = (part.size() * SECTOR_SIZE) as usize;
             let slice = data.slice(done..done + bytes);
             done += bytes;
-            let wrote = self.cache.write(part.ptr().offset() * SECTOR_SIZE, slice).await;
-            if wrote.is_ok() {
+            let at = part.ptr().offset() * SECTOR_SIZE;
+            if !self.is_failed() && self.cache.write(at, slice).await.is_ok() {
                 self.replace(extent.part(part.start(), part.end()), part).await?;
             }
             self.alloc.unpin(self.cache.geometry.ptr_bucket(part.ptr()));
