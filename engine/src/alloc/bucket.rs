@@ -38,8 +38,6 @@ pub enum Mark {
 pub struct Bucket {
     /// Priority for replacement.
     pub prio: u16,
-    /// Generation; pointers with an older one are stale.
-    pub generation: u8,
     /// Oldest generation that a pointer on disk may have.
     pub last_gc: u8,
     /// What is in it.
@@ -73,17 +71,20 @@ pub struct Parts {
 
 impl Bucket {
     /// By what is known of it, it may be emptied.
-    fn is_reusable(&self) -> bool {
+    fn is_reusable(&self, generation: u8) -> bool {
         (matches!(self.mark, Mark::Free | Mark::Reclaimable)
             || (self.mark == Mark::Dirty && seeded_bug!(InvalidateDirty)))
             && self.pin == 0
-            && self.generation.wrapping_sub(self.last_gc) < GC_GEN_MAX
+            && generation.wrapping_sub(self.last_gc) < GC_GEN_MAX
     }
 }
 
 /// All buckets of the cache device.
 pub struct Buckets {
     list: Vec<Bucket>,
+    /// Their generations; pointers with an older one are stale. Apart from the rest, because a lookup asks for nothing
+    /// else, and these alone stay near the processor.
+    generations: Vec<u8>,
     geometry: Geometry,
     /// Marks are complete: no GC is running.
     pub marks_valid: bool,
@@ -99,7 +100,8 @@ impl Buckets {
         let count = usize::try_from(geometry.nbuckets).unwrap_or(0);
         let list = vec![Bucket { prio: INITIAL_PRIO, ..Bucket::default() }; count];
         let rescale = Self::rescale_step(&geometry);
-        Self { list, geometry, marks_valid: true, min_prio: INITIAL_PRIO, rescale }
+        let generations = vec![0; count];
+        Self { list, generations, geometry, marks_valid: true, min_prio: INITIAL_PRIO, rescale }
     }
     const fn rescale_step(geometry: &Geometry) -> i64 {
         (geometry.nbuckets * geometry.bucket_sectors as u64 / 1024) as i64
@@ -113,6 +115,21 @@ impl Buckets {
     pub fn get_mut(&mut self, bucket: BucketNr) -> &mut Bucket {
         &mut self.list[bucket.0 as usize]
     }
+    /// The generation of the bucket with this number.
+    #[must_use]
+    pub fn generation(&self, bucket: BucketNr) -> u8 {
+        self.generations[bucket.0 as usize]
+    }
+    /// Sets it.
+    pub fn set_generation(&mut self, bucket: BucketNr, generation: u8) {
+        self.generations[bucket.0 as usize] = generation;
+    }
+    /// Raises it by one: every pointer into the bucket is stale from now on.
+    pub fn next_generation(&mut self, bucket: BucketNr) -> u8 {
+        let generation = self.generation(bucket).wrapping_add(1);
+        self.set_generation(bucket, generation);
+        generation
+    }
     /// Buckets that may be allocated, with their numbers.
     pub fn usable(&self) -> impl Iterator<Item = (BucketNr, &Bucket)> {
         let first = self.geometry.first_bucket;
@@ -121,18 +138,17 @@ impl Buckets {
     /// How far the pointer's bucket is ahead of it; 0 when the pointer is good.
     #[must_use]
     pub fn staleness(&self, ptr: Ptr) -> u8 {
-        self.list
-            .get(self.geometry.ptr_bucket(ptr).0 as usize)
-            .map_or(128, |bucket| gen_after(bucket.generation, ptr.generation()))
+        let generation = self.generations.get(self.geometry.ptr_bucket(ptr).0 as usize);
+        generation.map_or(128, |generation| gen_after(*generation, ptr.generation()))
     }
     /// Raises a bucket's generation to that of a pointer found on disk, if the pointer is ahead: the prio sets are
     /// written less often than pointers.
     pub fn raise(&mut self, ptr: Ptr) {
         let at = self.geometry.ptr_bucket(ptr).0 as usize;
-        if let Some(bucket) = self.list.get_mut(at)
-            && gen_after(ptr.generation(), bucket.generation) > 0
+        if let Some(generation) = self.generations.get_mut(at)
+            && gen_after(ptr.generation(), *generation) > 0
         {
-            bucket.generation = ptr.generation();
+            *generation = ptr.generation();
         }
     }
     /// Takes note of a pointer that is on disk, so that its bucket's generation never laps it.
@@ -148,9 +164,11 @@ impl Buckets {
     /// could be reused before may be reused while GC runs.
     pub fn begin_marking(&mut self, range: Range<u64>, trusted: bool) {
         self.marks_valid = false;
-        for bucket in &mut self.list[range.start as usize..range.end as usize] {
-            bucket.reclaimable_in_gc = bucket.is_reusable() && (trusted || bucket.reclaimable_in_gc);
-            bucket.last_gc = bucket.generation;
+        let range = range.start as usize..range.end as usize;
+        for (bucket, generation) in self.list[range.clone()].iter_mut().zip(&self.generations[range]) {
+            bucket.reclaimable_in_gc =
+                bucket.is_reusable(*generation) && (trusted || bucket.reclaimable_in_gc);
+            bucket.last_gc = *generation;
             bucket.sectors_before = bucket.sectors;
             if bucket.pin == 0 {
                 bucket.mark = Mark::Free;
@@ -214,13 +232,14 @@ impl Buckets {
     }
     /// Whether a bucket may be emptied and reused now.
     #[must_use]
-    pub fn may_invalidate(&self, bucket: &Bucket) -> bool {
-        (self.marks_valid || bucket.reclaimable_in_gc) && bucket.is_reusable()
+    pub fn may_invalidate(&self, nr: BucketNr) -> bool {
+        let bucket = self.get(nr);
+        (self.marks_valid || bucket.reclaimable_in_gc) && bucket.is_reusable(self.generation(nr))
     }
     /// Empties a bucket: every pointer into it is stale from now on. It stays pinned until it is allocated and used.
     pub fn invalidate(&mut self, nr: BucketNr) {
+        self.next_generation(nr);
         let bucket = self.get_mut(nr);
-        bucket.generation = bucket.generation.wrapping_add(1);
         bucket.unsettled = true;
         bucket.prio = INITIAL_PRIO;
         bucket.pin += 1;
@@ -284,18 +303,18 @@ mod tests {
     fn a_bucket_with_dirty_data_metadata_or_a_pin_is_never_emptied() {
         let mut all = buckets();
         let nr = BucketNr(7);
-        assert!(all.may_invalidate(all.get(nr)));
+        assert!(all.may_invalidate(nr));
         for mark in [Mark::Dirty, Mark::Metadata] {
             all.get_mut(nr).mark = mark;
-            assert!(!all.may_invalidate(all.get(nr)));
+            assert!(!all.may_invalidate(nr));
         }
         all.get_mut(nr).mark = Mark::Reclaimable;
-        assert!(all.may_invalidate(all.get(nr)));
+        assert!(all.may_invalidate(nr));
         all.get_mut(nr).pin = 1;
-        assert!(!all.may_invalidate(all.get(nr)));
+        assert!(!all.may_invalidate(nr));
         all.get_mut(nr).pin = 0;
         all.marks_valid = false;
-        assert!(!all.may_invalidate(all.get(nr)), "marks are not complete while GC runs");
+        assert!(!all.may_invalidate(nr), "marks are not complete while GC runs");
     }
 
     #[test]
@@ -303,11 +322,11 @@ mod tests {
         let mut all = buckets();
         let nr = BucketNr(9);
         for _ in 0..GC_GEN_MAX {
-            assert!(all.may_invalidate(all.get(nr)));
+            assert!(all.may_invalidate(nr));
             all.invalidate(nr);
             all.get_mut(nr).pin = 0;
         }
-        assert!(!all.may_invalidate(all.get(nr)));
+        assert!(!all.may_invalidate(nr));
     }
 
     #[test]
@@ -316,9 +335,9 @@ mod tests {
         let ptr = Ptr::new(0, 64 * 5, 3);
         assert_eq!(all.staleness(ptr), 0);
         all.raise(ptr);
-        assert_eq!(all.get(BucketNr(5)).generation, 3);
+        assert_eq!(all.generation(BucketNr(5)), 3);
         all.raise(Ptr::new(0, 64 * 5, 2));
-        assert_eq!(all.get(BucketNr(5)).generation, 3);
+        assert_eq!(all.generation(BucketNr(5)), 3);
         assert_eq!(all.staleness(Ptr::new(0, 64 * 5, 1)), 2);
     }
 }

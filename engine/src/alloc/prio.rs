@@ -71,8 +71,8 @@ impl CacheSet {
         let buckets = self.alloc.buckets.borrow();
         let per = geometry.prios_per_bucket();
         let entry = |nr: u64| {
-            let bucket = buckets.get(BucketNr(nr));
-            BucketDisk { prio: bucket.prio.into(), generation: bucket.generation }
+            let nr = BucketNr(nr);
+            BucketDisk { prio: buckets.get(nr).prio.into(), generation: buckets.generation(nr) }
         };
         (0..chain.len() as u64)
             .map(|i| {

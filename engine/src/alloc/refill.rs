@@ -70,8 +70,7 @@ impl CacheSet {
         };
         let mut buckets = self.alloc.buckets.borrow_mut();
         // Some may have been taken into use while others were looked at.
-        let chosen: Vec<_> =
-            chosen.into_iter().filter(|nr| buckets.may_invalidate(buckets.get(*nr))).collect();
+        let chosen: Vec<_> = chosen.into_iter().filter(|nr| buckets.may_invalidate(*nr)).collect();
         for nr in &chosen {
             if buckets.get(*nr).sectors > 0 {
                 self.stats.invalidated.add(1);
@@ -87,7 +86,7 @@ impl CacheSet {
         for range in bucket_ranges(&self.cache.geometry) {
             {
                 let buckets = self.alloc.buckets.borrow();
-                let numbers = range.map(BucketNr).filter(|nr| buckets.may_invalidate(buckets.get(*nr)));
+                let numbers = range.map(BucketNr).filter(|nr| buckets.may_invalidate(*nr));
                 weighed.extend(numbers.map(|nr| (buckets.lru_weight(buckets.get(nr)), nr)));
             }
             if weighed.len() > count {
@@ -111,7 +110,7 @@ impl CacheSet {
             }
             let nr = BucketNr(next);
             next += 1;
-            if buckets.may_invalidate(buckets.get(nr)) {
+            if buckets.may_invalidate(nr) {
                 chosen.push(nr);
                 if chosen.len() == count {
                     break;
@@ -128,7 +127,7 @@ impl CacheSet {
         let mut chosen = std::collections::BTreeSet::new();
         for _ in 0..usable / 2 {
             let nr = BucketNr(geometry.first_bucket + self.env.random() % usable);
-            if buckets.may_invalidate(buckets.get(nr)) {
+            if buckets.may_invalidate(nr) {
                 chosen.insert(nr);
                 if chosen.len() == count {
                     break;

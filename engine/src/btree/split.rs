@@ -189,7 +189,7 @@ impl CacheSet {
         let Some(bucket) = buckets.pop().or_else(reserve) else {
             return Err(Error::Failed("no bucket is left for a btree node".into()));
         };
-        let generation = self.alloc.buckets.borrow().get(bucket).generation;
+        let generation = self.alloc.buckets.borrow().generation(bucket);
         let ptr = Ptr::new(self.cache.this_dev() as u16, geometry.bucket_start(bucket).0, generation);
         let keys: Vec<_> = match &plan.content {
             Content::Leaf(map) => map.iter().map(Extent::key).collect(),
@@ -304,11 +304,7 @@ impl CacheSet {
     /// Raises the generation of a node that is being freed. It may not reach the prio sets before the marker that says so
     /// is on disk, or a crash would leave a parent whose child is stale and nothing in its place.
     fn free_generation(&self, old: &Node) -> u8 {
-        let mut buckets = self.alloc.buckets.borrow_mut();
-        let bucket = buckets.get_mut(old.bucket);
-        bucket.generation = bucket.generation.wrapping_add(1);
-        let generation = bucket.generation;
-        drop(buckets);
+        let generation = self.alloc.buckets.borrow_mut().next_generation(old.bucket);
         if !seeded_bug!(FreeWithoutBlock) {
             self.alloc.block_prio();
         }

@@ -107,7 +107,7 @@ impl CacheSet {
 
     fn open_bucket(&self, bucket: BucketNr, wanted: Wanted) {
         let geometry = &self.cache.geometry;
-        let generation = self.alloc.buckets.borrow().get(bucket).generation;
+        let generation = self.alloc.buckets.borrow().generation(bucket);
         let ptr = Ptr::new(self.cache.this_dev() as u16, geometry.bucket_start(bucket).0, generation);
         let evicted = self.alloc.open.borrow_mut().open(
             ptr,

@@ -215,9 +215,9 @@ impl CacheSet {
                 .map_err(|error| self.cache.untrusted(format!("bucket {next} (byte {at}): {error}")))?;
             let mut buckets = self.alloc.buckets.borrow_mut();
             for (nr, entry) in (i * per..geometry.nbuckets).zip(&set.entries) {
+                buckets.set_generation(BucketNr(nr), entry.generation);
                 let bucket = buckets.get_mut(BucketNr(nr));
                 bucket.prio = entry.prio.get();
-                bucket.generation = entry.generation;
                 bucket.last_gc = entry.generation;
             }
             found.buckets.push(next);
@@ -348,12 +348,10 @@ impl CacheSet {
     fn hand_out_unused(&self) {
         let unused: Vec<BucketNr> = {
             let buckets = self.alloc.buckets.borrow();
-            let unused = |bucket: &crate::alloc::Bucket| {
-                bucket.sectors == 0
-                    && bucket.mark == crate::alloc::Mark::Free
-                    && buckets.may_invalidate(bucket)
+            let unused = |(nr, bucket): &(BucketNr, &crate::alloc::Bucket)| {
+                bucket.sectors == 0 && bucket.mark == crate::alloc::Mark::Free && buckets.may_invalidate(*nr)
             };
-            buckets.usable().filter(|(_, bucket)| unused(bucket)).map(|(nr, _)| nr).collect()
+            buckets.usable().filter(unused).map(|(nr, _)| nr).collect()
         };
         for nr in unused {
             self.alloc.buckets.borrow_mut().invalidate(nr);
@@ -362,8 +360,9 @@ impl CacheSet {
                 let mut buckets = self.alloc.buckets.borrow_mut();
                 let bucket = buckets.get_mut(nr);
                 bucket.pin -= 1;
-                bucket.generation = bucket.generation.wrapping_sub(1);
                 bucket.prio = INITIAL_PRIO;
+                let generation = buckets.generation(nr).wrapping_sub(1);
+                buckets.set_generation(nr, generation);
                 // What comes before is taken, and filled last of all.
                 self.alloc.fifo_next.set(nr);
                 return;

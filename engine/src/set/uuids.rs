@@ -34,7 +34,7 @@ impl CacheSet {
         let image = write_table(&self.uuids.borrow().entries, geometry.meta_bucket_bytes());
         let at = geometry.bucket_start(bucket);
         self.metadata(self.cache.write(at.bytes(), Buf::copied(&image).freeze()).await)?;
-        let generation = self.alloc.buckets.borrow().get(bucket).generation;
+        let generation = self.alloc.buckets.borrow().generation(bucket);
         let ptr = Ptr::new(self.cache.this_dev() as u16, at.0, generation);
         let key = Bkey::extent(0, 0, geometry.meta_bucket_bytes() / SECTOR_SIZE, ptr, false);
         let old = std::mem::replace(&mut self.uuids.borrow_mut().key, key);
