@@ -216,11 +216,11 @@ impl Alloc {
     pub fn free_buckets(&self) -> Vec<BucketNr> {
         self.free.borrow().iter().flatten().copied().collect()
     }
-    /// Ends all waiting: the set failed or stops.
     /// Whether somebody waits for a bucket.
     pub(crate) fn is_awaited(&self) -> bool {
         self.waiters.waiting() > 0
     }
+    /// Ends all waiting: the set failed or stops.
     pub(crate) fn close(&self) {
         self.closed.set(true);
         self.waiters.wake_all();
