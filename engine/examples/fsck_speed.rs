@@ -10,6 +10,7 @@ use bcache_engine::fsck::view::{Device, FileDevice, ReadAt};
 use bcache_engine::fsck::{Options, check};
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
 use bcache_format::{Bkey, Ptr};
+use nix::time::ClockId;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,7 +18,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Sectors of a bucket, 512 KiB.
 const BUCKET: u32 = 1024;
@@ -83,7 +84,7 @@ fn check_it(path: &Path) -> io::Result<()> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default().trim();
     println!(
-        "checked: {} extents, {} nodes, {} bytes of bsets in {seconds:.3} s, {:.2} GB/s, {:.2} GB/s a core, {:.0} ns an \
+        "checked: {} extents, {} nodes, {} bytes of bsets in {seconds:.3} s, {:.2} GB/s, {:.3} GB/s a core, {:.0} ns an \
          extent, peak memory {peak}",
         tree.extents,
         tree.nodes,
@@ -97,10 +98,7 @@ fn check_it(path: &Path) -> io::Result<()> {
 
 /// Seconds of all cores that this process has used.
 fn cpu_seconds() -> io::Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
-    Ok((ticks(11) + ticks(12)) / 100.0)
+    Ok(Duration::from(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?).as_secs_f64())
 }
 
 /// A device that remembers what was read of it.

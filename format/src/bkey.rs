@@ -197,17 +197,17 @@ impl Bkey {
         }
         Some(key)
     }
-    /// The key in `bytes` when it has one pointer, with it: what nearly all extents are.
+    /// The key in `bytes`, and its pointer if it has one, as nearly all extents do: it is for the caller to ask. Made
+    /// for loops over many keys, in which every branch counts.
     #[inline]
     #[must_use]
-    pub fn of_one_ptr(bytes: &[u8; 24]) -> Option<(Self, Ptr)> {
+    pub fn with_one_ptr(bytes: &[u8; 24]) -> (Self, Ptr) {
         let (words, _) = bytes.as_chunks::<8>();
-        let [high, low, ptr] = words else { return None };
-        let ptr = Ptr(u64::from_le_bytes(*ptr));
-        let mut key =
-            Self { high: u64::from_le_bytes(*high), low: u64::from_le_bytes(*low), ..Self::default() };
+        let word = |i: usize| words.get(i).map_or(0, |word| u64::from_le_bytes(*word));
+        let ptr = Ptr(word(2));
+        let mut key = Self { high: word(0), low: word(1), ..Self::default() };
         key.ptrs[0] = ptr;
-        (key.n_ptrs() == 1).then_some((key, ptr))
+        (key, ptr)
     }
     /// The key's words: two and one a pointer.
     pub fn words(&self) -> impl Iterator<Item = u64> + '_ {

@@ -2,14 +2,14 @@
 
 use super::super::finding::{Finding, Findings, narrowed};
 use super::super::kind::Kind;
-use super::super::usage::{Gather, SectorMap, Use};
+use super::super::usage::{Gather, SectorMap, SlotUse, Use};
 use super::super::view::extents::STALE_MAX;
 use super::super::view::overlay::Layer;
 use super::super::view::packed::{Packed, Sound};
 use super::super::view::read_at::announced;
 use super::super::view::sweep::Pass;
 use super::super::view::{Backing, Cache, Extent, Fault, Gens, SetView, State};
-use super::{Checked, Options, SlotUse};
+use super::{Checked, Options};
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -126,19 +126,11 @@ impl Pass for Account<'_> {
     type Out = Out;
 
     fn packed(&self, extents: Packed<'_>, gather: &mut Gather, out: &mut Out) {
-        // Extents of one slot are together: what they are in all is counted close by.
-        let (mut slot, mut used) = (u32::MAX, SlotUse::default());
-        extents.valid(|sound| {
-            if sound.inode != slot {
-                out.slots.push((slot, std::mem::take(&mut used)));
-                slot = sound.inode;
-            }
-            used.count(&sound);
-        });
-        out.slots.push((slot, used));
-        out.slots.retain(|(_, used)| used.all > 0);
-        // A loop of its own, in which the processor can keep everything in registers.
-        extents.valid(|sound| {
+        let used = extents.used();
+        if used.all > 0 {
+            out.slots.push((extents.inode(), used));
+        }
+        extents.valid().for_each(|sound| {
             gather.add(self.sectors, sound.ptr.offset(), sound.size, &mut |at| self.share(at));
         });
     }

@@ -12,9 +12,8 @@ pub(super) use journal::kernel_finds;
 
 use super::finding::{Finding, Findings};
 use super::kind::{Kind, Severity};
-use super::usage::{SectorMap, Use};
+use super::usage::{SectorMap, SlotUse, Use};
 use super::view::journal::Journal;
-use super::view::packed::Sound;
 use super::view::{Backing, Cache, Device, SetView};
 use bcache_format::{BucketNr, Pos, Superblock};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -84,62 +83,6 @@ pub struct Checked {
     pub metadata: HashMap<BucketNr, Use>,
     /// Buckets whose generation is ahead of dirty data that nobody replaced: by the check, the data is live.
     pub revived: HashSet<BucketNr>,
-}
-
-/// Live data of one slot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SlotUse {
-    /// Sectors that only the cache has.
-    pub dirty: u64,
-    /// All sectors.
-    pub all: u64,
-    /// First sector.
-    pub start: u64,
-    /// Sector behind the last.
-    pub end: u64,
-    /// First dirty sector.
-    pub dirty_start: u64,
-    /// Sector behind the last dirty one.
-    pub dirty_end: u64,
-}
-
-impl SlotUse {
-    /// What one extent is.
-    fn of(extent: &Sound) -> Self {
-        let mut used = Self::default();
-        used.count(extent);
-        used
-    }
-    /// Counts an extent in that is behind all others.
-    #[inline]
-    fn count(&mut self, extent: &Sound) {
-        let end = extent.start + extent.size;
-        if self.all == 0 {
-            self.start = extent.start;
-        }
-        (self.all, self.end) = (self.all + extent.size, end);
-        if extent.dirty {
-            if self.dirty == 0 {
-                self.dirty_start = extent.start;
-            }
-            (self.dirty, self.dirty_end) = (self.dirty + extent.size, end);
-        }
-    }
-    /// Adds what others of the slot are.
-    fn add(&mut self, other: &Self) {
-        if other.all > 0 {
-            self.start = if self.all == 0 { other.start } else { self.start.min(other.start) };
-            self.end = self.end.max(other.end);
-            self.all += other.all;
-        }
-        if other.dirty > 0 {
-            let first = self.dirty == 0;
-            self.dirty_start =
-                if first { other.dirty_start } else { self.dirty_start.min(other.dirty_start) };
-            self.dirty_end = self.dirty_end.max(other.dirty_end);
-            self.dirty += other.dirty;
-        }
-    }
 }
 
 impl Checked {

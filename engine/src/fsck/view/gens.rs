@@ -61,11 +61,11 @@ impl Gens {
     }
 }
 
-/// The generations that prio sets say, of buckets that data may be in.
+/// The generations that prio sets say, of buckets that data may be in; behind them one that stands for all others.
 pub struct DataGens(Vec<u16>);
 
 /// What [`DataGens`] has of a bucket that data cannot be in: no generation is that large.
-const NOT_FOR_DATA: u16 = u16::MAX;
+const NOT_FOR_DATA: u16 = 0x100;
 
 impl DataGens {
     /// Those of `gens`, without buckets of metadata.
@@ -78,19 +78,17 @@ impl DataGens {
                 *known = NOT_FOR_DATA;
             }
         }
+        all.push(NOT_FOR_DATA);
         Self(all)
     }
-    /// How far a bucket is ahead of a pointer into it. Nothing where data cannot be, where the pointer is newer, and
-    /// where nobody knows.
+    /// How far a bucket is ahead of a pointer into it, modulo 256: more than half of that when the pointer is newer.
+    /// From 256 on where data cannot be, and where nobody knows.
     #[inline]
     #[must_use]
-    pub fn stale(&self, bucket: BucketNr, generation: u8) -> Option<u8> {
-        let known = *self.0.get(bucket.0 as usize)?;
-        if known == u16::from(generation) {
-            return Some(0);
-        }
-        let ahead = gen_after(u8::try_from(known).ok()?, generation);
-        (ahead > 0).then_some(ahead)
+    pub fn ahead(&self, bucket: BucketNr, generation: u8) -> u16 {
+        let last = self.0.len().saturating_sub(1);
+        let known = self.0.get((bucket.0 as usize).min(last)).copied().unwrap_or(NOT_FOR_DATA);
+        known & NOT_FOR_DATA | known.wrapping_sub(u16::from(generation)) & 0xff
     }
 }
 
@@ -120,11 +118,11 @@ mod tests {
     fn data_is_in_buckets_of_its_own() {
         let geometry = Geometry { block_sectors: 1, bucket_sectors: 16, first_bucket: 2, nbuckets: 9 };
         let gens = DataGens::new(&Gens::new(geometry, vec![5; 10]), [BucketNr(4), BucketNr(1 << 40)]);
-        let stale = |bucket, generation| gens.stale(BucketNr(bucket), generation);
-        assert_eq!((stale(3, 5), stale(3, 4), stale(3, 6)), (Some(0), Some(1), None));
+        let ahead = |bucket, generation| gens.ahead(BucketNr(bucket), generation);
+        assert_eq!((ahead(3, 5), ahead(3, 4), ahead(3, 6)), (0, 1, 0xff));
         // Before the first bucket, in metadata, behind the last.
-        for bucket in [1, 4, 9] {
-            assert_eq!((stale(bucket, 5), stale(bucket, 4)), (None, None));
+        for bucket in [1, 4, 9, 1 << 40] {
+            assert!(ahead(bucket, 5) > 0xff && ahead(bucket, 4) > 0xff);
         }
     }
 }

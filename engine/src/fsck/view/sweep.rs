@@ -31,8 +31,10 @@ const LEAVES_A_THREAD: usize = 16;
 const READS_AHEAD: usize = 64;
 /// Threads at most.
 const THREADS_MAX: usize = 64;
-/// How far threads may run ahead of the leaf whose result comes next.
-const AHEAD: usize = 1024;
+/// Buckets of leaves that a thread does before it hands over what came out: each time wakes who takes it.
+const BATCH: usize = 16;
+/// How many batches threads may run ahead of the one that comes next.
+const AHEAD: usize = 64;
 
 /// What is done with the extents of every leaf that could be read whole.
 pub trait Pass: Sync {
@@ -148,11 +150,12 @@ impl<P: Pass> Sweep<'_, P> {
 
     fn on_threads(&self, threads: usize, groups: &[Vec<NodeRef>], take: &mut dyn FnMut(Swept<P::Out>)) {
         let (next, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let batches: Vec<&[Vec<NodeRef>]> = groups.chunks((groups.len() / threads).clamp(1, BATCH)).collect();
         std::thread::scope(|scope| {
             let (send, receive) = mpsc::channel();
             for _ in 0..threads {
-                let (send, next, taken) = (send.clone(), &next, &taken);
-                let work = move || self.work(groups, next, taken, &send);
+                let (send, batches, next, taken) = (send.clone(), &batches, &next, &taken);
+                let work = move || self.work(batches, next, taken, &send);
                 // Fewer threads are slower and no reason to stop.
                 if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
                     break;
@@ -169,19 +172,19 @@ impl<P: Pass> Sweep<'_, P> {
             drop(send);
             receive.into_iter().for_each(&mut in_order);
             // Where no thread could be started at all nothing was taken yet.
-            let left = groups.get(taken.load(Ordering::Relaxed)..).unwrap_or_default();
+            let left = batches.get(taken.load(Ordering::Relaxed)..).unwrap_or_default();
             let mut thread = Thread::<P>::default();
-            for group in left {
+            for group in left.iter().copied().flatten() {
                 self.group(group, &mut thread).into_iter().for_each(&mut *take);
             }
             self.pass.finish(thread.worker);
         });
     }
 
-    /// What a thread does: takes the next leaves until there are none.
+    /// What a thread does: takes the next batch of leaves until there are none.
     fn work(
         &self,
-        groups: &[Vec<NodeRef>],
+        batches: &[&[Vec<NodeRef>]],
         next: &AtomicUsize,
         taken: &AtomicUsize,
         send: &mpsc::Sender<(usize, Vec<Swept<P::Out>>)>,
@@ -189,13 +192,18 @@ impl<P: Pass> Sweep<'_, P> {
         let mut thread = Thread::<P>::default();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(group) = groups.get(index) else { break };
-            self.announce(groups.get(index + READS_AHEAD));
+            let Some(batch) = batches.get(index) else { break };
+            let ahead = batches.get(index + READS_AHEAD / BATCH);
             // One slow read must not let the others' results pile up.
             while index > taken.load(Ordering::Relaxed) + AHEAD {
                 std::thread::sleep(std::time::Duration::from_micros(100));
             }
-            if send.send((index, self.group(group, &mut thread))).is_err() {
+            let mut swept = Vec::with_capacity(batch.len());
+            for (i, group) in batch.iter().enumerate() {
+                self.announce(ahead.and_then(|ahead| ahead.get(i)));
+                swept.extend(self.group(group, &mut thread));
+            }
+            if send.send((index, swept)).is_err() {
                 break;
             }
         }
