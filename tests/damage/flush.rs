@@ -1,6 +1,5 @@
 //! Writing all dirty data back offline, with crashes in the middle.
 
-use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -16,20 +15,24 @@ use bcache_tests::sparse;
 use crate::mutations::Random;
 use crate::patched::Patched;
 
-/// A device that is written to, until its writes are used up: then the machine is gone.
+/// Device, byte, bytes.
+type Written = (String, u64, Vec<u8>);
+
+/// What is written to all devices of a machine.
+#[derive(Default)]
+struct Log {
+    /// Writes that there still are.
+    left: u64,
+    /// All writes since the last flush began.
+    written: Vec<Written>,
+}
+
+/// A device that is written to, until the machine's writes are used up: then the machine is gone.
 #[derive(Clone)]
 struct Live {
     name: String,
     device: Arc<Mutex<Patched>>,
-}
-
-/// Device, byte, bytes.
-type Written = (String, u64, Vec<u8>);
-
-thread_local! {
-    static WRITES_LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
-    /// All writes since the last flush began.
-    static WRITTEN: RefCell<Vec<Written>> = const { RefCell::new(Vec::new()) };
+    log: Arc<Mutex<Log>>,
 }
 
 impl ReadAt for Live {
@@ -46,9 +49,10 @@ impl ReadAt for Live {
 
 impl WriteAt for Live {
     fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
-        WRITES_LEFT.set(WRITES_LEFT.get().checked_sub(1).ok_or(io::ErrorKind::Other)?);
+        let mut log = self.log.lock().unwrap();
+        log.left = log.left.checked_sub(1).ok_or(io::ErrorKind::Other)?;
         self.device.lock().unwrap().write(byte, bytes);
-        WRITTEN.with_borrow_mut(|written| written.push((self.name.clone(), byte, bytes.to_vec())));
+        log.written.push((self.name.clone(), byte, bytes.to_vec()));
         Ok(())
     }
     fn flush(&self) -> io::Result<()> {
@@ -57,9 +61,17 @@ impl WriteAt for Live {
 }
 
 fn live(set: &str) -> Vec<Live> {
-    let wrap =
-        |device: Patched| Live { name: device.name().to_owned(), device: Arc::new(Mutex::new(device)) };
-    Patched::all_of(set).into_iter().map(wrap).collect()
+    machine(Patched::all_of(set))
+}
+
+fn machine(devices: impl IntoIterator<Item = Patched>) -> Vec<Live> {
+    let log = Arc::default();
+    let wrap = |device: Patched| Live {
+        name: device.name().to_owned(),
+        device: Arc::new(Mutex::new(device)),
+        log: Arc::clone(&log),
+    };
+    devices.into_iter().map(wrap).collect()
 }
 
 fn devices(live: &[Live]) -> Vec<Device> {
@@ -68,18 +80,22 @@ fn devices(live: &[Live]) -> Vec<Device> {
 
 /// Flushes with so many writes. False when they did not suffice.
 fn flush(live: &[Live], writes: u64) -> bool {
-    WRITES_LEFT.set(writes);
-    WRITTEN.take();
+    *live[0].log.lock().unwrap() = Log { left: writes, written: Vec::new() };
     let devices = devices(live);
     let flush = Flush::new(&devices).unwrap();
     let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
     let mut random = Random::new(3);
-    match flush.copy(&targets, &mut |_| {}) {
+    match flush.copy(&targets, &|_| {}) {
         Err(FlushError::Device { .. }) => return false,
         other => other.unwrap(),
     }
     let plan = flush.finish(&devices, &mut || random.next()).unwrap();
     apply(&plan, &targets).is_ok()
+}
+
+/// What the last flush wrote.
+fn written(live: &[Live]) -> Vec<Written> {
+    std::mem::take(&mut live[0].log.lock().unwrap().written)
 }
 
 fn hash(device: &Live, offset: Sectors, bytes: u64) -> String {
@@ -135,7 +151,7 @@ fn crash_at(set: &Set, stops: impl Fn(usize, usize) -> Vec<usize>) {
     let fresh = live(&set.name);
     assert!(flush(&fresh, u64::MAX), "{}", set.name);
     is_flushed(set, &fresh);
-    let written = WRITTEN.take();
+    let written = written(&fresh);
     let (expected, all) = (extents(&fresh), written.len());
     let copies = written.iter().position(|(name, ..)| name == "cache").unwrap_or(all);
     let stops = stops(all, copies);
@@ -148,11 +164,7 @@ fn crash_at(set: &Set, stops: impl Fn(usize, usize) -> Vec<usize>) {
             device.device.lock().unwrap().write(*byte, bytes);
         }
         done = stop;
-        let copy = |live: &Live| {
-            let device = live.device.lock().unwrap().clone();
-            Live { name: live.name.clone(), device: Arc::new(Mutex::new(device)) }
-        };
-        let again: Vec<Live> = cut.iter().map(copy).collect();
+        let again = machine(cut.iter().map(|live| live.device.lock().unwrap().clone()));
         let place = format!("{}: after {stop} of {all} writes", set.name);
         assert!(flush(&again, u64::MAX), "{place}");
         assert_eq!(*check(devices(&again), Options::default()).findings, [], "{place}");
@@ -164,16 +176,18 @@ fn crash_at(set: &Set, stops: impl Fn(usize, usize) -> Vec<usize>) {
     }
 }
 
-/// A device that does not take a write ends the flush there, and what it has got by then is what a crash leaves.
+/// A device that does not take a write ends the flush there, whatever is under way.
 #[test]
 fn a_write_that_fails_ends_a_flush() {
     let whole = live("wb-dirty");
     assert!(flush(&whole, u64::MAX));
-    let written = WRITTEN.take();
-    for stop in [0, written.len() / 2, written.len() - 1] {
+    let all = written(&whole);
+    for stop in [0, all.len() / 2, all.len() - 1] {
         let live = live("wb-dirty");
-        assert!(!flush(&live, stop as u64), "{stop} of {} writes are enough", written.len());
-        assert!(WRITTEN.take() == written[..stop], "after {stop} of {} writes", written.len());
+        assert!(!flush(&live, stop as u64), "{stop} of {} writes are enough", all.len());
+        let written = written(&live);
+        assert_eq!(written.len(), stop);
+        assert!(written.iter().all(|write| all.contains(write)), "after {stop} of {} writes", all.len());
     }
 }
 

@@ -1,26 +1,28 @@
 //! All dirty data to the backing devices, offline.
 //!
-//! 1. Dirty extents are copied in the order of the backing device, and flushed. They stay dirty meanwhile: a crash
-//!    costs nothing but the time of copying again.
+//! 1. Dirty extents are copied in the order of the backing device, a few writes at a time, and flushed. They stay dirty
+//!    meanwhile: a crash costs nothing but the time of copying again.
 //! 2. The metadata is written anew with these extents clean, and one journal entry makes it the set's.
 //! 3. Then the backing superblocks say CLEAN.
 
 use super::check::{Checked, Options, check};
 use super::kind::Severity;
 use super::repair::{self, Plan, Refused, WriteAt};
-use super::view::read_at::{AHEAD, announced};
+use super::view::read_at::announced;
 use super::view::{Backing, Device, SetView};
+use crate::dev::Buf;
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, Pos, SECTOR_SIZE};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use thiserror::Error;
 
-/// Bytes read before they are written: neighbours on the backing device go in one write. No more than the processor
-/// keeps near.
-const CHUNK: u64 = 256 << 10;
+/// Bytes read before they are written, at most: neighbours on the backing device go in one write.
+const CHUNK: u64 = 1 << 20;
+/// Such writes under way at a time: enough to keep a device busy, and few enough that a disk sees them in order.
+const COPIES: usize = 4;
 
 /// Why nothing is flushed.
 #[derive(Debug, Error)]
@@ -120,7 +122,7 @@ impl Flush {
     pub fn copy(
         &self,
         writable: &[(&str, &dyn WriteAt)],
-        done: &mut dyn FnMut(u64),
+        done: &(dyn Fn(u64) + Sync),
     ) -> Result<(), FlushError> {
         let view = self.checked.set.as_ref().ok_or(FlushError::NoCache)?;
         for (backing, slot) in &self.targets {
@@ -206,51 +208,19 @@ fn pieces(view: &SetView, slot: u32) -> impl Iterator<Item = Piece> + '_ {
     })
 }
 
-/// Data that is read and not written yet: one run of bytes of the backing device.
-struct Run<'r> {
-    backing: &'r Backing,
-    device: &'r dyn WriteAt,
-    /// Where it goes.
-    to: u64,
-    /// Room for a chunk, of which so much is filled.
-    bytes: Vec<u8>,
-    filled: usize,
-    /// What was written before and the device was not told to begin with: where that starts, and how much it is.
-    begin: (u64, u64),
-}
-
-impl Run<'_> {
-    /// Room behind what is there already for what goes to `to`. What cannot be one run with it is written.
-    fn room(&mut self, to: u64, bytes: u64) -> Result<&mut [u8], FlushError> {
-        let filled = self.filled as u64;
-        if self.to + filled != to || filled + bytes > CHUNK {
-            self.write()?;
-            self.to = to;
+/// What is one piece on the backing device, at most a [`CHUNK`] of it.
+fn runs(pieces: impl Iterator<Item = Piece>) -> impl Iterator<Item = Vec<Piece>> {
+    let mut pieces = pieces.peekable();
+    std::iter::from_fn(move || {
+        let first = pieces.next()?;
+        let (mut end, limit) = (first.to + first.bytes, first.to + CHUNK);
+        let mut run = vec![first];
+        while let Some(piece) = pieces.next_if(|next| next.to == end && end + next.bytes <= limit) {
+            end += piece.bytes;
+            run.push(piece);
         }
-        let start = self.filled;
-        self.filled += bytes as usize;
-        Ok(self.bytes.get_mut(start..self.filled).unwrap_or_default())
-    }
-    /// Writes it.
-    fn write(&mut self) -> Result<(), FlushError> {
-        let bytes = self.bytes.get(..std::mem::take(&mut self.filled)).unwrap_or_default();
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let failed =
-            |error| FlushError::Device { device: Arc::clone(&self.backing.name), byte: self.to, error };
-        self.device.write_at(self.to, bytes).map_err(failed)?;
-        if self.begin.1 == 0 {
-            self.begin.0 = self.to;
-        }
-        self.to += bytes.len() as u64;
-        self.begin.1 += bytes.len() as u64;
-        if self.begin.1 >= AHEAD {
-            self.device.begin(self.begin.0, self.to - self.begin.0);
-            self.begin.1 = 0;
-        }
-        Ok(())
-    }
+        Some(run)
+    })
 }
 
 /// Copies the dirty extents of a slot.
@@ -259,20 +229,61 @@ fn copy_slot(
     backing: &Backing,
     slot: u32,
     device: &dyn WriteAt,
-    done: &mut dyn FnMut(u64),
+    done: &(dyn Fn(u64) + Sync),
 ) -> Result<(), FlushError> {
-    let cache = &view.cache;
-    let bytes = vec![0; CHUNK as usize];
-    let mut run = Run { backing, device, to: 0, bytes, filled: 0, begin: (0, 0) };
     let tell = |piece: &Piece| {
-        cache.device.will_read(piece.from, piece.bytes);
+        view.cache.device.will_read(piece.from, piece.bytes);
         piece.bytes
     };
-    for piece in announced(pieces(view, slot), tell) {
-        let room = run.room(piece.to, piece.bytes)?;
-        let failed = |error| FlushError::Device { device: Arc::clone(&cache.name), byte: piece.from, error };
-        cache.device.read_at(piece.from, room).map_err(failed)?;
-        done(piece.bytes);
+    let runs = Mutex::new(runs(announced(pieces(view, slot), tell)));
+    let failed = OnceLock::new();
+    let work = || {
+        let mut buf = Buf::zeroed(CHUNK as usize);
+        while failed.get().is_none() {
+            // A statement of its own, so that others may take the next while this one is copied.
+            let run = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(run) = run else { break };
+            match copy_run(view, backing, device, &run, &mut buf) {
+                Ok(()) => done(run.iter().map(|piece| piece.bytes).sum()),
+                // The first is the one to tell.
+                Err(error) => drop(failed.set(error)),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..COPIES {
+            // Fewer threads are slower and no reason to stop.
+            if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+    failed.into_inner().map_or(Ok(()), Err)
+}
+
+/// Copies what is one piece on the backing device.
+fn copy_run(
+    view: &SetView,
+    backing: &Backing,
+    device: &dyn WriteAt,
+    run: &[Piece],
+    buf: &mut Buf,
+) -> Result<(), FlushError> {
+    let Some(first) = run.first() else { return Ok(()) };
+    let mut filled = 0;
+    for piece in run {
+        let room = buf.get_mut(filled..filled + piece.bytes as usize).unwrap_or_default();
+        view.cache.device.read_at(piece.from, room).map_err(|error| FlushError::Device {
+            device: Arc::clone(&view.cache.name),
+            byte: piece.from,
+            error,
+        })?;
+        filled += piece.bytes as usize;
     }
-    run.write()
+    device.write_data(first.to, buf.get(..filled).unwrap_or_default()).map_err(|error| FlushError::Device {
+        device: Arc::clone(&backing.name),
+        byte: first.to,
+        error,
+    })
 }

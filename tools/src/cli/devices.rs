@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::dev::lock;
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 
 /// Whether a device that somebody uses is opened all the same: a block device that a mount, device-mapper, bcache or
@@ -36,13 +38,18 @@ pub enum Access {
 pub struct Writable {
     name: String,
     file: File,
+    /// The same past the page cache, where that can be had.
+    direct: Option<File>,
 }
 
 impl Writable {
     /// A file that is open for writing.
     #[must_use]
     pub fn new(name: String, file: File) -> Self {
-        Self { name, file }
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(OFlag::O_DIRECT.bits());
+        let direct = options.open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
+        Self { name, file, direct }
     }
     /// Its name.
     #[must_use]
@@ -55,11 +62,15 @@ impl WriteAt for Writable {
     fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, byte)
     }
-    fn begin(&self, byte: u64, len: u64) {
-        if let (Ok(byte), Ok(len)) = (byte.try_into(), len.try_into()) {
-            // The kernel starts to write what it is told it will not need. Only advice: `flush` tells what fails.
-            let _ = posix_fadvise(&self.file, byte, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    fn write_data(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
+        let direct = self.direct.as_ref().map(|direct| direct.write_all_at(bytes, byte));
+        match direct {
+            Some(Err(error)) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {}
+            Some(result) => return result,
+            None => {}
         }
+        // Not in units that can go past the page cache.
+        self.write_at(byte, bytes)
     }
     fn flush(&self) -> io::Result<()> {
         self.file.sync_all()
@@ -89,7 +100,7 @@ impl ReadAt for Sparse {
         let Ok(offset) = i64::try_from(byte) else { return byte };
         match lseek(&self.holes, offset, Whence::SeekData) {
             Ok(data) => u64::try_from(data).unwrap_or(byte).max(byte),
-            Err(nix::errno::Errno::ENXIO) => self.size().max(byte),
+            Err(Errno::ENXIO) => self.size().max(byte),
             // Block devices and some file systems cannot tell: everything may be data.
             Err(_) => byte,
         }
@@ -137,7 +148,7 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     let holes = file.try_clone()?;
     let writable = match access {
         Access::Read => None,
-        Access::Write => Some(Writable { name: name.clone(), file: file.try_clone()? }),
+        Access::Write => Some(Writable::new(name.clone(), file.try_clone()?)),
     };
     let device = FileDevice::new(file, name.clone()).with_context(|| name.clone())?;
     Ok((Arc::new(Sparse { device, holes }), writable))

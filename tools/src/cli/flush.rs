@@ -59,7 +59,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let bar = ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    flush.copy(&targets, &mut |bytes| bar.inc(bytes))?;
+    flush.copy(&targets, &|bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let plan = flush.finish(&devices, &mut || uuid::Uuid::new_v4().as_u64_pair().0)?;
     apply(&plan, &targets)?;

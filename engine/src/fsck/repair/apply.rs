@@ -6,14 +6,20 @@ use std::sync::Arc;
 use thiserror::Error;
 
 /// Something that can be written at any place.
-pub trait WriteAt {
+pub trait WriteAt: Sync {
     /// Writes all of `bytes` at `byte`.
     ///
     /// # Errors
     /// What the device says.
     fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Says that nothing more will be written to these bytes, so that the device can begin with what it has got.
-    fn begin(&self, _byte: u64, _len: u64) {}
+    /// Writes data that nobody reads here again soon. What starts at a page and ends at a block may go past the page
+    /// cache.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn write_data(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(byte, bytes)
+    }
     /// Returns when everything written before is durable.
     ///
     /// # Errors

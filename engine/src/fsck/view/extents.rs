@@ -69,7 +69,7 @@ pub enum Trust {
 
 /// Extents of a range, in order. After an error the walk may be continued: what follows is what could be read.
 pub struct Extents<'v> {
-    merged: Overlay<Leaves<'v>, Box<dyn Iterator<Item = Bkey> + 'v>, Fault>,
+    merged: Overlay<Leaves<'v>, Box<dyn Iterator<Item = Bkey> + Send + 'v>, Fault>,
     gens: &'v Gens,
     from: Pos,
     to: Pos,
