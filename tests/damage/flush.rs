@@ -1,10 +1,11 @@
 //! Writing all dirty data back offline, with crashes in the middle.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bcache_engine::fsck::flush::{Flush, FlushError};
-use bcache_engine::fsck::repair::{WriteAt, apply};
+use bcache_engine::fsck::repair::{self, Refused, WriteAt, apply};
 use bcache_engine::fsck::view::{Device, Devices, ReadAt, SetView};
 use bcache_engine::fsck::{Options, check};
 use bcache_format::superblock::BackingState;
@@ -25,6 +26,8 @@ struct Log {
     left: u64,
     /// All writes since the last flush began.
     written: Vec<Written>,
+    /// Bytes of the cache that cannot be read any more.
+    unreadable: Option<Range<u64>>,
 }
 
 /// A device that is written to, until the machine's writes are used up: then the machine is gone.
@@ -43,6 +46,10 @@ impl ReadAt for Live {
         self.device.lock().unwrap().size()
     }
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        let unreadable = self.log.lock().unwrap().unreadable.clone().filter(|_| self.name == "cache");
+        if unreadable.is_some_and(|bytes| bytes.start < byte + buf.len() as u64 && byte < bytes.end) {
+            return Err(io::ErrorKind::Other.into());
+        }
         self.device.lock().unwrap().read_at(byte, buf)
     }
 }
@@ -80,7 +87,7 @@ fn devices(live: &[Live]) -> Vec<Device> {
 
 /// Flushes with so many writes. False when they did not suffice.
 fn flush(live: &[Live], writes: u64) -> bool {
-    *live[0].log.lock().unwrap() = Log { left: writes, written: Vec::new() };
+    *live[0].log.lock().unwrap() = Log { left: writes, ..Log::default() };
     let devices = devices(live);
     let flush = Flush::new(&devices).unwrap();
     let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
@@ -189,6 +196,39 @@ fn a_write_that_fails_ends_a_flush() {
         assert_eq!(written.len(), stop);
         assert!(written.iter().all(|write| all.contains(write)), "after {stop} of {} writes", all.len());
     }
+}
+
+/// A leaf that can be read when the set is checked and not a moment later has keys all the same: nothing may be made of
+/// the others alone.
+#[test]
+fn a_leaf_that_fails_after_the_check_ends_a_flush() {
+    let live = live("wb-dirty");
+    let devices = devices(&live);
+    let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
+    let view = SetView::open(Devices::open(devices.clone()).unwrap().caches[0].clone()).unwrap();
+    let leaf = view.leaves[view.leaves.len() / 2].key;
+    let byte = Sectors(leaf.ptr().unwrap().offset()).bytes();
+    let fail = |fails| live[0].log.lock().unwrap().unreadable = Some(byte..byte + 512).filter(|_| fails);
+    live[0].log.lock().unwrap().left = u64::MAX;
+
+    let flush = Flush::new(&devices).unwrap();
+    fail(true);
+    let copied = flush.copy(&targets, &|_| {}).unwrap_err();
+    assert!(matches!(&copied, FlushError::Fault(fault) if fault.byte == byte), "{copied}");
+    fail(false);
+    flush.copy(&targets, &|_| {}).unwrap();
+    fail(true);
+    let refused = flush.finish(&devices, &mut || 3).unwrap_err();
+    assert!(matches!(&refused, Refused::Read { byte: at, .. } if *at == byte), "{refused}");
+
+    // A repair, too: one that writes all metadata anew, because the bucket of a prio set is damaged.
+    fail(false);
+    live[0].device.lock().unwrap().write(28 * 65536 + 100, b"rot");
+    let checked = check(devices.iter().cloned(), Options::default());
+    repair::plan(&devices, &checked, &mut || 3).unwrap();
+    fail(true);
+    let refused = repair::plan(&devices, &checked, &mut || 3).unwrap_err();
+    assert!(matches!(&refused, Refused::Read { byte: at, .. } if *at == byte), "{refused}");
 }
 
 #[test]

@@ -114,6 +114,14 @@ impl Findings {
     pub fn lost(&self) -> Vec<(Pos, Pos)> {
         self.lost.iter().map(|(from, to)| (*from, *to)).collect()
     }
+    /// Whether all of a finding's losses are told already.
+    #[must_use]
+    pub fn tell(&self, finding: &Finding) -> bool {
+        let told = |(from, to): &(Pos, Pos)| {
+            self.lost.range(..=*from).next_back().is_some_and(|(_, told_to)| to <= told_to)
+        };
+        finding.lost.iter().all(told)
+    }
     fn lose(&mut self, from: Pos, to: Pos) {
         let (mut from, mut to) = (from, to);
         while let Some((&start, &end)) = self.lost.range(..=to).next_back().filter(|(_, end)| **end >= from) {

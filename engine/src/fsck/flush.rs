@@ -9,13 +9,14 @@ use super::check::{Checked, Options, check};
 use super::kind::Severity;
 use super::repair::{self, Plan, Refused, WriteAt};
 use super::view::read_at::announced;
-use super::view::{Backing, Device, SetView};
+use super::view::{Backing, Device, Fault, SetView};
 use crate::dev::Buf;
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
-use bcache_format::{Bkey, Pos, SECTOR_SIZE};
+use bcache_format::{Bkey, Pos, Ptr, SECTOR_SIZE};
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use thiserror::Error;
 
@@ -36,6 +37,19 @@ pub enum FlushError {
     /// The metadata cannot be written.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Metadata that was in order a moment ago is not any more.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// Less was found to copy than is dirty.
+    #[error("{device}: {copied} dirty sectors were found, {dirty} before; `bcache fsck` the set")]
+    Fewer {
+        /// The backing device.
+        device: Arc<str>,
+        /// Sectors that were copied.
+        copied: u64,
+        /// Sectors that are dirty.
+        dirty: u64,
+    },
     /// A device failed.
     #[error("{device} at byte {byte}: {error}")]
     Device {
@@ -89,10 +103,15 @@ impl Flush {
     }
     /// The attached backing devices that were named.
     pub fn targets(&self) -> impl Iterator<Item = Target> + '_ {
-        self.targets.iter().map(|(backing, slot)| {
-            let dirty = self.checked.slots.get(slot).map_or(0, |used| used.dirty);
-            Target { name: Arc::clone(&backing.name), slot: *slot, dirty }
+        self.targets.iter().map(|(backing, slot)| Target {
+            name: Arc::clone(&backing.name),
+            slot: *slot,
+            dirty: self.dirty(*slot),
         })
+    }
+    /// Dirty sectors of a slot.
+    fn dirty(&self, slot: u32) -> u64 {
+        self.checked.slots.get(&slot).map_or(0, |used| used.dirty)
     }
     /// Slots of backing devices that have dirty data but were not named, with their UUIDs.
     #[must_use]
@@ -100,7 +119,7 @@ impl Flush {
         let view = self.checked.set.as_ref();
         let uuids = view.map(|view| view.uuids.as_slice()).unwrap_or_default();
         let left = (0u32..).zip(uuids).filter(|(slot, entry)| {
-            let dirty = self.checked.slots.get(slot).map_or(0, |used| used.dirty);
+            let dirty = self.dirty(*slot);
             let named = self.targets.iter().any(|(_, target)| target == slot);
             dirty > 0 && !named && !entry.is_flash_only() && !entry.is_detached()
         });
@@ -129,7 +148,15 @@ impl Flush {
             let found = writable.iter().find(|(name, _)| *name == &*backing.name);
             let failed = |error| FlushError::Device { device: Arc::clone(&backing.name), byte: 0, error };
             let (_, device) = found.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-            copy_slot(view, backing, *slot, *device, done)?;
+            let copied = AtomicU64::new(0);
+            copy_slot(view, backing, *slot, *device, &|bytes| {
+                copied.fetch_add(bytes / SECTOR_SIZE, Ordering::Relaxed);
+                done(bytes);
+            })?;
+            let (copied, dirty) = (copied.into_inner(), self.dirty(*slot));
+            if copied != dirty {
+                return Err(FlushError::Fewer { device: Arc::clone(&backing.name), copied, dirty });
+            }
             device.flush().map_err(failed)?;
         }
         Ok(())
@@ -154,8 +181,8 @@ fn finish(
     let (Some(view), Some(cache)) = (&checked.set, &checked.cache) else { return Ok(Plan::default()) };
     let mut plan = Plan::default();
     let flushed = |key: &Bkey| key.dirty() && slots.contains(&key.inode());
-    let live = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.live().is_some());
-    let mut keys: Vec<Bkey> = live.map(|extent| extent.key).collect();
+    let mut keys = Vec::new();
+    repair::each_extent(checked, view, &mut |extent| keys.extend(extent.live().map(|_| extent.key)))?;
     let mut expected = None;
     if keys.iter().any(flushed) {
         keys.iter_mut().filter(|key| flushed(key)).for_each(|key| key.set_dirty(false));
@@ -194,10 +221,9 @@ struct Piece {
 }
 
 /// The dirty data of a slot, in the order of the backing device.
-fn pieces(view: &SetView, slot: u32) -> impl Iterator<Item = Piece> + '_ {
-    let extents = view.trusted_extents(Pos::new(slot, 0), Pos::new(slot + 1, 0)).flatten();
-    let dirty = extents.filter(|extent| extent.key.dirty());
-    dirty.filter_map(|extent| Some((extent.key, extent.live()?))).flat_map(|(key, ptr)| {
+fn pieces(view: &SetView, slot: u32) -> impl Iterator<Item = Result<Piece, Fault>> + '_ {
+    let extents = view.trusted_extents(Pos::new(slot, 0), Pos::new(slot + 1, 0));
+    let of_key = |key: Bkey, ptr: Ptr| {
         let (from, to) = (ptr.offset() * SECTOR_SIZE, key.start() * SECTOR_SIZE);
         let bytes = key.size() * SECTOR_SIZE;
         (0..bytes).step_by(CHUNK as usize).map(move |done| Piece {
@@ -205,21 +231,36 @@ fn pieces(view: &SetView, slot: u32) -> impl Iterator<Item = Piece> + '_ {
             to: to + done,
             bytes: CHUNK.min(bytes - done),
         })
+    };
+    extents.flat_map(move |extent| {
+        let (dirty, fault) = match extent {
+            Ok(extent) => (extent.live().filter(|_| extent.key.dirty()).map(|ptr| (extent.key, ptr)), None),
+            Err(fault) => (None, Some(Err(fault))),
+        };
+        dirty.into_iter().flat_map(move |(key, ptr)| of_key(key, ptr)).map(Ok).chain(fault)
     })
 }
 
 /// What is one piece on the backing device, at most a [`CHUNK`] of it.
-fn runs(pieces: impl Iterator<Item = Piece>) -> impl Iterator<Item = Vec<Piece>> {
+fn runs(
+    pieces: impl Iterator<Item = Result<Piece, Fault>>,
+) -> impl Iterator<Item = Result<Vec<Piece>, Fault>> {
     let mut pieces = pieces.peekable();
     std::iter::from_fn(move || {
-        let first = pieces.next()?;
+        let first = match pieces.next()? {
+            Ok(first) => first,
+            Err(fault) => return Some(Err(fault)),
+        };
         let (mut end, limit) = (first.to + first.bytes, first.to + CHUNK);
         let mut run = vec![first];
-        while let Some(piece) = pieces.next_if(|next| next.to == end && end + next.bytes <= limit) {
+        let fits = |end: u64, next: &Result<Piece, Fault>| {
+            next.as_ref().is_ok_and(|next| next.to == end && end + next.bytes <= limit)
+        };
+        while let Some(Ok(piece)) = pieces.next_if(|next| fits(end, next)) {
             end += piece.bytes;
             run.push(piece);
         }
-        Some(run)
+        Some(Ok(run))
     })
 }
 
@@ -231,7 +272,8 @@ fn copy_slot(
     device: &dyn WriteAt,
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<(), FlushError> {
-    let tell = |piece: &Piece| {
+    let tell = |piece: &Result<Piece, Fault>| {
+        let Ok(piece) = piece else { return 0 };
         view.cache.device.will_read(piece.from, piece.bytes);
         piece.bytes
     };
@@ -243,8 +285,12 @@ fn copy_slot(
             // A statement of its own, so that others may take the next while this one is copied.
             let run = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(run) = run else { break };
-            match copy_run(view, backing, device, &run, &mut buf) {
-                Ok(()) => done(run.iter().map(|piece| piece.bytes).sum()),
+            let copied = run.map_err(FlushError::Fault).and_then(|run| {
+                copy_run(view, backing, device, &run, &mut buf)?;
+                Ok(run.iter().map(|piece| piece.bytes).sum())
+            });
+            match copied {
+                Ok(bytes) => done(bytes),
                 // The first is the one to tell.
                 Err(error) => drop(failed.set(error)),
             }
@@ -270,20 +316,18 @@ fn copy_run(
     run: &[Piece],
     buf: &mut Buf,
 ) -> Result<(), FlushError> {
+    let failed =
+        |device: &Arc<str>, byte, error| FlushError::Device { device: Arc::clone(device), byte, error };
+    // There is room for every run; if there ever is not, this must not pass for a copy.
+    let no_room = || io::Error::from(io::ErrorKind::InvalidInput);
     let Some(first) = run.first() else { return Ok(()) };
     let mut filled = 0;
     for piece in run {
-        let room = buf.get_mut(filled..filled + piece.bytes as usize).unwrap_or_default();
-        view.cache.device.read_at(piece.from, room).map_err(|error| FlushError::Device {
-            device: Arc::clone(&view.cache.name),
-            byte: piece.from,
-            error,
-        })?;
+        let room = buf.get_mut(filled..filled + piece.bytes as usize).ok_or_else(no_room);
+        let read = room.and_then(|room| view.cache.device.read_at(piece.from, room));
+        read.map_err(|error| failed(&view.cache.name, piece.from, error))?;
         filled += piece.bytes as usize;
     }
-    device.write_data(first.to, buf.get(..filled).unwrap_or_default()).map_err(|error| FlushError::Device {
-        device: Arc::clone(&backing.name),
-        byte: first.to,
-        error,
-    })
+    let written = buf.get(..filled).ok_or_else(no_room).and_then(|bytes| device.write_data(first.to, bytes));
+    written.map_err(|error| failed(&backing.name, first.to, error))
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::dev::lock;
@@ -40,6 +40,9 @@ pub struct Writable {
     file: File,
     /// The same past the page cache, where that can be had.
     direct: Option<File>,
+    /// Held by writes past the page cache together, by one through it alone: of a page that it has only a part of, the
+    /// page cache would write back what was there before.
+    cached: RwLock<()>,
 }
 
 impl Writable {
@@ -49,7 +52,7 @@ impl Writable {
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(OFlag::O_DIRECT.bits());
         let direct = options.open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
-        Self { name, file, direct }
+        Self { name, file, direct, cached: RwLock::default() }
     }
     /// Its name.
     #[must_use]
@@ -63,14 +66,17 @@ impl WriteAt for Writable {
         self.file.write_all_at(bytes, byte)
     }
     fn write_data(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
-        let direct = self.direct.as_ref().map(|direct| direct.write_all_at(bytes, byte));
-        match direct {
-            Some(Err(error)) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {}
-            Some(result) => return result,
-            None => {}
+        if let Some(direct) = &self.direct {
+            let _others = self.cached.read().unwrap_or_else(PoisonError::into_inner);
+            match direct.write_all_at(bytes, byte) {
+                // Not in units that can go past the page cache.
+                Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {}
+                result => return result,
+            }
         }
-        // Not in units that can go past the page cache.
-        self.write_at(byte, bytes)
+        let _alone = self.cached.write().unwrap_or_else(PoisonError::into_inner);
+        self.write_at(byte, bytes)?;
+        self.file.sync_data()
     }
     fn flush(&self) -> io::Result<()> {
         self.file.sync_all()

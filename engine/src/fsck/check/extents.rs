@@ -241,6 +241,16 @@ fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey, shared: &mut BTree
     checked.slots.entry(key.inode()).or_default().add(&SlotUse::of(&Sound::new(key, ptr)));
 }
 
+/// Tells of leaves that cannot be read any more.
+fn tell_news(checked: &mut Checked, view: &SetView, faults: Vec<Fault>) {
+    for fault in faults {
+        let finding = narrowed(&view.replayed, fault.into());
+        if !checked.findings.tell(&finding) {
+            checked.found(finding);
+        }
+    }
+}
+
 /// Extents that share sectors. Which of two dirty ones is right nobody can tell; one is kept, and both are reported.
 fn shared(checked: &mut Checked, view: &SetView, buckets: &BTreeSet<BucketNr>) {
     if buckets.is_empty() {
@@ -248,7 +258,9 @@ fn shared(checked: &mut Checked, view: &SetView, buckets: &BTreeSet<BucketNr>) {
     }
     let geometry = view.cache.geometry;
     let mut users: Vec<(u64, Bkey)> = Vec::new();
-    for extent in view.trusted_extents(Pos::ZERO, Pos::MAX).flatten() {
+    let mut faults = Vec::new();
+    let extents = view.trusted_extents(Pos::ZERO, Pos::MAX);
+    for extent in extents.filter_map(|extent| extent.map_err(|fault| faults.push(fault)).ok()) {
         let Some(ptr) = extent.key.ptr().filter(|ptr| ptr.is_device()) else { continue };
         let bucket = geometry.ptr_bucket(ptr);
         let revived = checked.revived.contains(&bucket) && extent.key.dirty();
@@ -259,6 +271,7 @@ fn shared(checked: &mut Checked, view: &SetView, buckets: &BTreeSet<BucketNr>) {
             users.push((ptr.offset(), extent.key));
         }
     }
+    tell_news(checked, view, faults);
     // Dirty ones first, so that of a dirty and a clean one the dirty one stays.
     users.sort_by_key(|(at, key)| (!key.dirty(), *at));
     // Of the kept ones the sector behind the last, with the first.
@@ -286,7 +299,10 @@ fn data(checked: &mut Checked, view: &SetView, options: Options<'_>) {
     let backing_of =
         |entry: &UuidEntry| checked.backings.iter().find(|backing| backing.sb.uuid == entry.uuid);
     let backings: Vec<Option<Backing>> = view.uuids.iter().map(|entry| backing_of(entry).cloned()).collect();
-    let extents = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten().filter_map(|extent| {
+    let mut faults = Vec::new();
+    let extents = view.trusted_extents(Pos::ZERO, Pos::MAX);
+    let extents = extents.filter_map(|extent| extent.map_err(|fault| faults.push(fault)).ok());
+    let extents = extents.filter_map(|extent| {
         let backing = backings.get(extent.key.inode() as usize).and_then(Option::as_ref);
         Some((extent.key, extent.live()?, backing.filter(|_| !extent.key.dirty())))
     });
@@ -329,4 +345,5 @@ fn data(checked: &mut Checked, view: &SetView, options: Options<'_>) {
             done += step as u64;
         }
     }
+    tell_news(checked, view, faults);
 }

@@ -21,10 +21,10 @@ pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
 
 use super::check::{Checked, Options, check, kernel_finds};
-use super::finding::Finding;
+use super::finding::{Finding, narrowed};
 use super::kind::{Kind, Severity};
 use super::view::journal::Stop;
-use super::view::{Cache, Device, SetView, State};
+use super::view::{Cache, Device, Extent, SetView, State};
 use bcache_format::jset::{Jset, VERSION};
 use bcache_format::prio::{BucketDisk, INITIAL_PRIO};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr};
@@ -81,7 +81,7 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     if checked.findings.iter().any(needs_rebuild)
         && let (Some(cache), Some(view)) = (&checked.cache, &checked.set)
     {
-        let keys = keys_to_keep(checked, view);
+        let keys = keys_to_keep(checked, view)?;
         let uuids = uuids::repaired(checked, view);
         match rewrite(&mut plan, checked, cache, view, &keys, &uuids, random) {
             Err(Refused::NoRoom { .. }) => {
@@ -164,10 +164,10 @@ pub(super) fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) 
 }
 
 /// The extents that the repaired set has.
-fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
+fn keys_to_keep(checked: &Checked, view: &SetView) -> Result<Vec<Bkey>, Refused> {
     let known = view.prios.entries.len() as u64;
     let all_known = known >= view.cache.geometry.nbuckets;
-    let dirty = if all_known { HashSet::new() } else { dirty_buckets(checked, view) };
+    let dirty = if all_known { HashSet::new() } else { dirty_buckets(checked, view)? };
     let keep = |key: &Bkey, ptr: Ptr, stale: bool| {
         let bucket = view.cache.geometry.ptr_bucket(ptr);
         let revived = checked.revived.contains(&bucket);
@@ -181,29 +181,48 @@ fn keys_to_keep(checked: &Checked, view: &SetView) -> Vec<Bkey> {
             && !checked.metadata.contains_key(&bucket)
             && !checked.dropped.contains(&key.pos())
     };
-    let kept = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten().filter_map(|extent| {
-        let ptr = extent.key.ptr().filter(|ptr| ptr.is_device())?;
+    let mut kept = Vec::new();
+    each_extent(checked, view, &mut |extent| {
         let stale = match extent.state {
             State::Live(_) => false,
             State::Stale(_) => true,
-            State::Empty | State::NoDevice => return None,
+            State::Empty | State::NoDevice => return,
         };
-        keep(&extent.key, ptr, stale).then_some(extent.key)
-    });
-    let mut kept: Vec<Bkey> = kept.collect();
+        let ptr = extent.key.ptr().filter(|ptr| ptr.is_device());
+        kept.extend(ptr.filter(|ptr| keep(&extent.key, *ptr, stale)).map(|_| extent.key));
+    })?;
     cut_beyond(checked, view, &mut kept);
-    kept
+    Ok(kept)
+}
+
+/// Tells the extents of whole nodes, and of no fewer than the check saw: whoever writes metadata anew from them would
+/// lose the others without a word.
+pub(super) fn each_extent(
+    checked: &Checked,
+    view: &SetView,
+    tell: &mut dyn FnMut(Extent),
+) -> Result<(), Refused> {
+    for extent in view.trusted_extents(Pos::ZERO, Pos::MAX) {
+        match extent.map_err(|fault| narrowed(&view.replayed, fault.into())) {
+            Ok(extent) => tell(extent),
+            Err(finding) if checked.findings.tell(&finding) => {}
+            Err(Finding { device, byte, detail, .. }) => {
+                return Err(Refused::Read { device, byte, message: detail });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Buckets with dirty data. Looks at all extents once more, which few repairs need.
-fn dirty_buckets(checked: &Checked, view: &SetView) -> HashSet<BucketNr> {
-    let dirty = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.key.dirty());
-    let buckets = dirty.filter_map(|extent| {
-        let ptr = extent.key.ptr().filter(|ptr| ptr.is_device())?;
-        let bucket = view.cache.geometry.ptr_bucket(ptr);
-        (extent.live().is_some() || checked.revived.contains(&bucket)).then_some(bucket)
-    });
-    buckets.collect()
+fn dirty_buckets(checked: &Checked, view: &SetView) -> Result<HashSet<BucketNr>, Refused> {
+    let mut buckets = HashSet::new();
+    each_extent(checked, view, &mut |extent| {
+        let ptr = extent.key.ptr().filter(|ptr| ptr.is_device() && extent.key.dirty());
+        let bucket = ptr.map(|ptr| view.cache.geometry.ptr_bucket(ptr));
+        buckets.extend(bucket.filter(|bucket| extent.live().is_some() || checked.revived.contains(bucket)));
+    })?;
+    Ok(buckets)
 }
 
 /// Removes what lies outside the backing devices.

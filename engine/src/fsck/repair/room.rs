@@ -25,7 +25,7 @@ pub(super) fn make(checked: &Checked, cache: &Cache, view: &SetView, want: usize
             .iter()
             .any(|kind| checked.has(*kind));
     let first = cache.geometry.first_bucket + cache.njournal_buckets();
-    let dirty = dirty_buckets(checked, view);
+    let dirty = dirty_buckets(checked, view)?;
     let clean = |bucket: &BucketNr| {
         checked.has_data(*bucket) && !dirty.contains(bucket) && !checked.metadata.contains_key(bucket)
     };

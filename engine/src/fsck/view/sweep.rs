@@ -90,6 +90,24 @@ impl<P: Pass> Default for Thread<P> {
     }
 }
 
+/// Leaves as threads take them.
+struct Batches<'b> {
+    all: Vec<&'b [Vec<NodeRef>]>,
+    /// How many before it is read the device is told of one.
+    ahead: usize,
+}
+
+/// Says that all is taken when its thread panics.
+struct Release<'t>(&'t AtomicUsize);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(usize::MAX, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What came out of one leaf.
 pub struct Swept<Out> {
     /// Its place.
@@ -122,9 +140,9 @@ impl<P: Pass> Sweep<'_, P> {
             }
             take(swept);
         };
-        groups.iter().take(READS_AHEAD).for_each(|group| self.announce(Some(group)));
         let threads = threads(groups.len());
         if threads <= 1 {
+            groups.iter().take(READS_AHEAD).for_each(|group| self.announce(Some(group)));
             let mut thread = Thread::<P>::default();
             for (index, group) in groups.iter().enumerate() {
                 self.announce(groups.get(index + READS_AHEAD));
@@ -150,8 +168,19 @@ impl<P: Pass> Sweep<'_, P> {
 
     fn on_threads(&self, threads: usize, groups: &[Vec<NodeRef>], take: &mut dyn FnMut(Swept<P::Out>)) {
         let (next, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let batches: Vec<&[Vec<NodeRef>]> = groups.chunks((groups.len() / threads).clamp(1, BATCH)).collect();
+        // Some for each thread, as the last ones done are waited for.
+        let batches = groups.chunks((groups.len() / (threads * 4)).clamp(1, BATCH));
+        let batches = Batches { all: batches.collect(), ahead: threads.max(READS_AHEAD / BATCH) };
+        batches
+            .all
+            .iter()
+            .take(batches.ahead)
+            .copied()
+            .flatten()
+            .for_each(|group| self.announce(Some(group)));
         std::thread::scope(|scope| {
+            // Whoever waits for what this thread takes must not do so for ever when it panics.
+            let _release = Release(&taken);
             let (send, receive) = mpsc::channel();
             for _ in 0..threads {
                 let (send, batches, next, taken) = (send.clone(), &batches, &next, &taken);
@@ -172,7 +201,7 @@ impl<P: Pass> Sweep<'_, P> {
             drop(send);
             receive.into_iter().for_each(&mut in_order);
             // Where no thread could be started at all nothing was taken yet.
-            let left = batches.get(taken.load(Ordering::Relaxed)..).unwrap_or_default();
+            let left = batches.all.get(taken.load(Ordering::Relaxed)..).unwrap_or_default();
             let mut thread = Thread::<P>::default();
             for group in left.iter().copied().flatten() {
                 self.group(group, &mut thread).into_iter().for_each(&mut *take);
@@ -184,18 +213,19 @@ impl<P: Pass> Sweep<'_, P> {
     /// What a thread does: takes the next batch of leaves until there are none.
     fn work(
         &self,
-        batches: &[&[Vec<NodeRef>]],
+        batches: &Batches<'_>,
         next: &AtomicUsize,
         taken: &AtomicUsize,
         send: &mpsc::Sender<(usize, Vec<Swept<P::Out>>)>,
     ) {
+        let _release = Release(taken);
         let mut thread = Thread::<P>::default();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(batch) = batches.get(index) else { break };
-            let ahead = batches.get(index + READS_AHEAD / BATCH);
+            let Some(batch) = batches.all.get(index) else { break };
+            let ahead = batches.all.get(index + batches.ahead);
             // One slow read must not let the others' results pile up.
-            while index > taken.load(Ordering::Relaxed) + AHEAD {
+            while index > taken.load(Ordering::Relaxed).saturating_add(AHEAD) {
                 std::thread::sleep(std::time::Duration::from_micros(100));
             }
             let mut swept = Vec::with_capacity(batch.len());
