@@ -13,8 +13,10 @@ use bcache_format::{Bkey, Pos, Sectors};
 use bcache_tests::golden::Set;
 use bcache_tests::sparse;
 
+use crate::cases::World;
 use crate::mutations::Random;
 use crate::patched::Patched;
+use crate::regions::change;
 
 /// Device, byte, bytes.
 type Written = (String, u64, Vec<u8>);
@@ -229,6 +231,25 @@ fn a_leaf_that_fails_after_the_check_ends_a_flush() {
     fail(true);
     let refused = repair::plan(&devices, &checked, &mut || 3).unwrap_err();
     assert!(matches!(&refused, Refused::Read { byte: at, .. } if *at == byte), "{refused}");
+}
+
+/// Neither may a leaf become another one.
+#[test]
+fn a_flush_copies_all_that_was_dirty_when_it_was_checked() {
+    let live = live("wb-dirty");
+    let devices = devices(&live);
+    let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
+    live[0].log.lock().unwrap().left = u64::MAX;
+    let flush = Flush::new(&devices).unwrap();
+    let (set, at, mut key) = World::of("wb-dirty").seen_extent();
+    key.set_dirty(false);
+    let bytes: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
+    change(&mut live[0].device.lock().unwrap(), &set, |set| {
+        set[at..at + bytes.len()].copy_from_slice(&bytes)
+    });
+    let error = flush.copy(&targets, &|_| {}).unwrap_err();
+    let FlushError::Fewer { copied, dirty, .. } = error else { panic!("{error}") };
+    assert_eq!(dirty - copied, key.size());
 }
 
 #[test]
