@@ -66,7 +66,8 @@ impl WriteAt for Writable {
         self.file.write_all_at(bytes, byte)
     }
     fn write_data(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
-        if let Some(direct) = &self.direct {
+        let Some(direct) = &self.direct else { return self.write_at(byte, bytes) };
+        {
             let _others = self.cached.read().unwrap_or_else(PoisonError::into_inner);
             match direct.write_all_at(bytes, byte) {
                 // Not in units that can go past the page cache.
