@@ -98,7 +98,7 @@ impl World {
         self.put_extent(&region, at, &key);
     }
     /// Writes a key of a bset, which has as many pointers as the one that is there.
-    fn put_extent(&mut self, region: &Region, at: usize, key: &Bkey) {
+    pub fn put_extent(&mut self, region: &Region, at: usize, key: &Bkey) {
         let bytes: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
         change(&mut self.cache, region, |set| set[at..at + bytes.len()].copy_from_slice(&bytes));
     }

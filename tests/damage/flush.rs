@@ -16,7 +16,6 @@ use bcache_tests::sparse;
 use crate::cases::World;
 use crate::mutations::Random;
 use crate::patched::Patched;
-use crate::regions::change;
 
 /// Device, byte, bytes.
 type Written = (String, u64, Vec<u8>);
@@ -87,12 +86,16 @@ fn devices(live: &[Live]) -> Vec<Device> {
     live.iter().map(|device| Arc::new(device.clone()) as Device).collect()
 }
 
+fn targets(live: &[Live]) -> Vec<(&str, &dyn WriteAt)> {
+    live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect()
+}
+
 /// Flushes with so many writes. False when they did not suffice.
 fn flush(live: &[Live], writes: u64) -> bool {
     *live[0].log.lock().unwrap() = Log { left: writes, ..Log::default() };
     let devices = devices(live);
     let flush = Flush::new(&devices).unwrap();
-    let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
+    let targets = targets(live);
     let mut random = Random::new(3);
     match flush.copy(&targets, &|_| {}) {
         Err(FlushError::Device { .. }) => return false,
@@ -206,7 +209,7 @@ fn a_write_that_fails_ends_a_flush() {
 fn a_leaf_that_fails_after_the_check_ends_a_flush() {
     let live = live("wb-dirty");
     let devices = devices(&live);
-    let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
+    let targets = targets(&live);
     let view = SetView::open(Devices::open(devices.clone()).unwrap().caches[0].clone()).unwrap();
     let leaf = view.leaves[view.leaves.len() / 2].key;
     let byte = Sectors(leaf.ptr().unwrap().offset()).bytes();
@@ -238,15 +241,14 @@ fn a_leaf_that_fails_after_the_check_ends_a_flush() {
 fn a_flush_copies_all_that_was_dirty_when_it_was_checked() {
     let live = live("wb-dirty");
     let devices = devices(&live);
-    let targets: Vec<_> = live.iter().map(|device| (device.name.as_str(), device as &dyn WriteAt)).collect();
+    let targets = targets(&live);
     live[0].log.lock().unwrap().left = u64::MAX;
     let flush = Flush::new(&devices).unwrap();
-    let (set, at, mut key) = World::of("wb-dirty").seen_extent();
+    let mut world = World::of("wb-dirty");
+    let (set, at, mut key) = world.seen_extent();
     key.set_dirty(false);
-    let bytes: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
-    change(&mut live[0].device.lock().unwrap(), &set, |set| {
-        set[at..at + bytes.len()].copy_from_slice(&bytes)
-    });
+    world.put_extent(&set, at, &key);
+    *live[0].device.lock().unwrap() = world.cache;
     let error = flush.copy(&targets, &|_| {}).unwrap_err();
     let FlushError::Fewer { copied, dirty, .. } = error else { panic!("{error}") };
     assert_eq!(dirty - copied, key.size());

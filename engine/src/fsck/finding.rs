@@ -114,13 +114,14 @@ impl Findings {
     pub fn lost(&self) -> Vec<(Pos, Pos)> {
         self.lost.iter().map(|(from, to)| (*from, *to)).collect()
     }
-    /// Whether all of a finding's losses are told already.
+    /// The finding of a fault that hides keys of which none tells yet: it was not there a moment ago.
     #[must_use]
-    pub fn tell(&self, finding: &Finding) -> bool {
+    pub fn untold(&self, journal: &ExtentMap, fault: Fault) -> Option<Finding> {
+        let finding = narrowed(journal, fault.into());
         let told = |(from, to): &(Pos, Pos)| {
             self.lost.range(..=*from).next_back().is_some_and(|(_, told_to)| to <= told_to)
         };
-        finding.lost.iter().all(told)
+        (!finding.lost.iter().all(told)).then_some(finding)
     }
     fn lose(&mut self, from: Pos, to: Pos) {
         let (mut from, mut to) = (from, to);

@@ -244,8 +244,7 @@ fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey, shared: &mut BTree
 /// Tells of leaves that cannot be read any more.
 fn tell_news(checked: &mut Checked, view: &SetView, faults: Vec<Fault>) {
     for fault in faults {
-        let finding = narrowed(&view.replayed, fault.into());
-        if !checked.findings.tell(&finding) {
+        if let Some(finding) = checked.findings.untold(&view.replayed, fault) {
             checked.found(finding);
         }
     }

@@ -21,7 +21,7 @@ pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
 
 use super::check::{Checked, Options, check, kernel_finds};
-use super::finding::{Finding, narrowed};
+use super::finding::Finding;
 use super::kind::{Kind, Severity};
 use super::view::journal::Stop;
 use super::view::{Cache, Device, Extent, SetView, State};
@@ -203,10 +203,10 @@ pub(super) fn each_extent(
     tell: &mut dyn FnMut(Extent),
 ) -> Result<(), Refused> {
     for extent in view.trusted_extents(Pos::ZERO, Pos::MAX) {
-        match extent.map_err(|fault| narrowed(&view.replayed, fault.into())) {
+        match extent.map_err(|fault| checked.findings.untold(&view.replayed, fault)) {
             Ok(extent) => tell(extent),
-            Err(finding) if checked.findings.tell(&finding) => {}
-            Err(Finding { device, byte, detail, .. }) => {
+            Err(None) => {}
+            Err(Some(Finding { device, byte, detail, .. })) => {
                 return Err(Refused::Read { device, byte, message: detail });
             }
         }

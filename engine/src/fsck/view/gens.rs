@@ -61,7 +61,7 @@ impl Gens {
     }
 }
 
-/// The generations that prio sets say, of buckets that data may be in; behind them one that stands for all others.
+/// The generations that prio sets say, of buckets that data may be in.
 pub struct DataGens(Vec<u16>);
 
 /// What [`DataGens`] has of a bucket that data cannot be in: no generation is that large.
@@ -78,7 +78,6 @@ impl DataGens {
                 *known = NOT_FOR_DATA;
             }
         }
-        all.push(NOT_FOR_DATA);
         Self(all)
     }
     /// How far a bucket is ahead of a pointer into it, modulo 256: more than half of that when the pointer is newer.
@@ -86,8 +85,7 @@ impl DataGens {
     #[inline]
     #[must_use]
     pub fn ahead(&self, bucket: BucketNr, generation: u8) -> u16 {
-        let last = self.0.len().saturating_sub(1);
-        let known = self.0.get((bucket.0 as usize).min(last)).copied().unwrap_or(NOT_FOR_DATA);
+        let known = self.0.get(bucket.0 as usize).copied().unwrap_or(NOT_FOR_DATA);
         known & NOT_FOR_DATA | known.wrapping_sub(u16::from(generation)) & 0xff
     }
 }

@@ -92,8 +92,11 @@ impl<P: Pass> Default for Thread<P> {
 
 /// Leaves as threads take them.
 struct Batches<'b> {
-    all: Vec<&'b [Vec<NodeRef>]>,
-    /// How many before it is read the device is told of one.
+    /// All of them.
+    groups: &'b [Vec<NodeRef>],
+    /// How many a thread takes.
+    size: usize,
+    /// How many before it is read the device is told of one: nobody may be reading it yet.
     ahead: usize,
 }
 
@@ -141,16 +144,19 @@ impl<P: Pass> Sweep<'_, P> {
             take(swept);
         };
         let threads = threads(groups.len());
+        // Some for each thread, as the last ones done are waited for.
+        let size = (groups.len() / (threads.max(1) * 4)).clamp(1, BATCH);
+        let batches = Batches { groups: &groups, size, ahead: READS_AHEAD.max(threads * size) };
+        groups.iter().take(batches.ahead).for_each(|group| self.announce(Some(group)));
         if threads <= 1 {
-            groups.iter().take(READS_AHEAD).for_each(|group| self.announce(Some(group)));
             let mut thread = Thread::<P>::default();
             for (index, group) in groups.iter().enumerate() {
-                self.announce(groups.get(index + READS_AHEAD));
+                self.announce(groups.get(index + batches.ahead));
                 self.group(group, &mut thread).into_iter().for_each(&mut take);
             }
             self.pass.finish(thread.worker);
         } else {
-            self.on_threads(threads, &groups, &mut take);
+            self.on_threads(threads, &batches, &mut take);
         }
         raises
     }
@@ -166,24 +172,14 @@ impl<P: Pass> Sweep<'_, P> {
             .collect()
     }
 
-    fn on_threads(&self, threads: usize, groups: &[Vec<NodeRef>], take: &mut dyn FnMut(Swept<P::Out>)) {
+    fn on_threads(&self, threads: usize, batches: &Batches<'_>, take: &mut dyn FnMut(Swept<P::Out>)) {
         let (next, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        // Some for each thread, as the last ones done are waited for.
-        let batches = groups.chunks((groups.len() / (threads * 4)).clamp(1, BATCH));
-        let batches = Batches { all: batches.collect(), ahead: threads.max(READS_AHEAD / BATCH) };
-        batches
-            .all
-            .iter()
-            .take(batches.ahead)
-            .copied()
-            .flatten()
-            .for_each(|group| self.announce(Some(group)));
         std::thread::scope(|scope| {
             // Whoever waits for what this thread takes must not do so for ever when it panics.
             let _release = Release(&taken);
             let (send, receive) = mpsc::channel();
             for _ in 0..threads {
-                let (send, batches, next, taken) = (send.clone(), &batches, &next, &taken);
+                let (send, next, taken) = (send.clone(), &next, &taken);
                 let work = move || self.work(batches, next, taken, &send);
                 // Fewer threads are slower and no reason to stop.
                 if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
@@ -201,9 +197,9 @@ impl<P: Pass> Sweep<'_, P> {
             drop(send);
             receive.into_iter().for_each(&mut in_order);
             // Where no thread could be started at all nothing was taken yet.
-            let left = batches.all.get(taken.load(Ordering::Relaxed)..).unwrap_or_default();
+            let left = batches.groups.get(taken.load(Ordering::Relaxed) * batches.size..).unwrap_or_default();
             let mut thread = Thread::<P>::default();
-            for group in left.iter().copied().flatten() {
+            for group in left {
                 self.group(group, &mut thread).into_iter().for_each(&mut *take);
             }
             self.pass.finish(thread.worker);
@@ -222,15 +218,14 @@ impl<P: Pass> Sweep<'_, P> {
         let mut thread = Thread::<P>::default();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(batch) = batches.all.get(index) else { break };
-            let ahead = batches.all.get(index + batches.ahead);
+            let Some(batch) = batches.groups.chunks(batches.size).nth(index) else { break };
             // One slow read must not let the others' results pile up.
             while index > taken.load(Ordering::Relaxed).saturating_add(AHEAD) {
                 std::thread::sleep(std::time::Duration::from_micros(100));
             }
             let mut swept = Vec::with_capacity(batch.len());
-            for (i, group) in batch.iter().enumerate() {
-                self.announce(ahead.and_then(|ahead| ahead.get(i)));
+            for (i, group) in (index * batches.size..).zip(batch) {
+                self.announce(batches.groups.get(i + batches.ahead));
                 swept.extend(self.group(group, &mut thread));
             }
             if send.send((index, swept)).is_err() {
