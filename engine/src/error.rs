@@ -23,6 +23,9 @@ pub enum Error {
     /// The set is being stopped.
     #[error("the cache set is stopping")]
     Stopping,
+    /// The cache is full of what must stay, and nothing frees any of it.
+    #[error("no space left in the cache: {0}")]
+    NoSpace(&'static str),
     /// What was asked for cannot be done, and nothing was changed.
     #[error("{0}")]
     Refused(Rc<str>),
@@ -53,6 +56,7 @@ impl Error {
             Self::Dev(error) => error.errno,
             Self::Refused(_) => libc::EINVAL,
             Self::Stopping => libc::ESHUTDOWN,
+            Self::NoSpace(_) => libc::ENOSPC,
             _ => libc::EIO,
         }
     }

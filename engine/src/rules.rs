@@ -8,7 +8,11 @@ mod arranged;
 #[allow(dead_code, unused_imports)]
 #[path = "../../tests/src/crash/mod.rs"]
 mod crash;
+mod lost;
+mod recovery;
+mod stuck;
 mod tree;
+mod world;
 
 use crate::sim_bugs::{self, Bug};
 use bcache_format::superblock::CacheMode;
@@ -47,6 +51,32 @@ fn rule(test: &str, focus: Focus, bugs: &[Bug]) {
         }
     }
 }
+
+/// A scene goes well, and does not once one of the mistakes is switched on.
+fn scene(name: &str, mistakes: &[Bug], play: fn()) {
+    play();
+    for &bug in mistakes {
+        sim_bugs::set(Some(bug));
+        let played = std::panic::catch_unwind(play);
+        sim_bugs::set(None);
+        let found = played.expect_err(&format!("{name}: {bug:?} was not found"));
+        let what = found.downcast_ref::<String>().map(String::as_str);
+        let what = what.or_else(|| found.downcast_ref::<&str>().copied()).unwrap_or_default();
+        println!("{bug:?}: found by the scene {name}: {}", what.lines().next().unwrap_or_default());
+    }
+}
+
+/// The scenes of a module, each with the mistakes that it must find.
+macro_rules! scenes {
+    ($($name:ident $(: $($bug:ident),+)?;)*) => {
+        mod played {
+            $(#[test] fn $name() {
+                $crate::rules::scene(stringify!($name), &[$($($crate::sim_bugs::Bug::$bug),+)?], super::$name);
+            })*
+        }
+    };
+}
+use scenes;
 
 macro_rules! rules {
     ($($(#[$doc:meta])* $name:ident: $focus:expr => $($bug:ident),+;)*) => {

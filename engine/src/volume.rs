@@ -49,8 +49,8 @@ pub struct VolumeId {
 /// Offsets and lengths are bytes and multiples of 512; the range lies within the volume. Front ends check that
 /// before they ask; a volume refuses anything else with `EINVAL`.
 ///
-/// Requests run concurrently and complete in any order. Dropping the future of a read is harmless; that of any
-/// other request must be awaited to its end, or its outcome is unknown. What [`flush`](Self::flush) and `fua`
+/// Requests run concurrently and complete in any order. Dropping the future of a request is harmless: what has begun to
+/// change something is finished all the same, and its outcome is unknown. What [`flush`](Self::flush) and `fua`
 /// promise is what [`BlockDev`](crate::dev::BlockDev) promises.
 pub trait Volume {
     /// Size in bytes.

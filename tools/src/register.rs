@@ -142,7 +142,7 @@ pub fn run_alone(path: &Path, lose_dirty: bool) -> Result<Outcome> {
 /// Says, durably, that the device ran without its cache, before anybody can write to it. Its state is looked at while
 /// nobody else can have it: an engine may have ended since the device was identified, and have left dirty data.
 fn say_stale(part: &Part, lose_dirty: bool) -> Result<()> {
-    use bcache_format::superblock::{BackingState, SB_BYTES, SB_OFFSET, Superblock};
+    use bcache_format::superblock::{SB_BYTES, SB_OFFSET, Superblock};
     use std::os::unix::fs::FileExt;
     let name = || part.path.display().to_string();
     let file = std::fs::OpenOptions::new()
@@ -151,19 +151,22 @@ fn say_stale(part: &Part, lose_dirty: bool) -> Result<()> {
         .custom_flags(libc::O_EXCL)
         .open(&part.path)
         .with_context(name)?;
+    // What is read may have been written by a process that died before it was durable.
+    file.sync_all().with_context(name)?;
     let mut block = vec![0; SB_BYTES];
     file.read_exact_at(&mut block, SB_OFFSET).with_context(name)?;
     let mut sb = Superblock::parse(&block).map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
-    if sb.state() == BackingState::Dirty && !lose_dirty {
-        bail!(
+    let changed = bcache_engine::set::leave_cache(&mut sb, lose_dirty).map_err(|_| {
+        anyhow::anyhow!(
             "{}: its newest data is in the cache and would be lost for good; register the cache, or add \
             --lose-dirty-data",
             name()
-        );
+        )
+    })?;
+    if changed {
+        sb.write_to(&mut block).map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
+        file.write_all_at(&block, SB_OFFSET).with_context(name)?;
     }
-    sb.set_state(BackingState::Stale);
-    sb.write_to(&mut block).map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
-    file.write_all_at(&block, SB_OFFSET).with_context(name)?;
     file.sync_all().with_context(name)
 }
 

@@ -91,6 +91,7 @@ pub struct Buckets {
     /// Smallest priority of a data bucket at the last rescaling.
     pub min_prio: u16,
     rescale: i64,
+    raised: u64,
 }
 
 impl Buckets {
@@ -101,7 +102,7 @@ impl Buckets {
         let list = vec![Bucket { prio: INITIAL_PRIO, ..Bucket::default() }; count];
         let rescale = Self::rescale_step(&geometry);
         let generations = vec![0; count];
-        Self { list, generations, geometry, marks_valid: true, min_prio: INITIAL_PRIO, rescale }
+        Self { list, generations, geometry, marks_valid: true, min_prio: INITIAL_PRIO, rescale, raised: 0 }
     }
     const fn rescale_step(geometry: &Geometry) -> i64 {
         (geometry.nbuckets * geometry.bucket_sectors as u64 / 1024) as i64
@@ -149,6 +150,18 @@ impl Buckets {
             && gen_after(ptr.generation(), *generation) > 0
         {
             *generation = ptr.generation();
+            self.raised += 1;
+        }
+    }
+    /// How often [`Self::raise`] found a pointer that was ahead.
+    #[must_use]
+    pub const fn raised(&self) -> u64 {
+        self.raised
+    }
+    /// Nothing is known any more of what is in the buckets. Pins stay.
+    pub(crate) fn clear_marks(&mut self) {
+        for bucket in &mut self.list {
+            (bucket.mark, bucket.sectors) = (Mark::Free, 0);
         }
     }
     /// Takes note of a pointer that is on disk, so that its bucket's generation never laps it.

@@ -6,12 +6,14 @@
 //! generation on disk with the old content still in place.
 
 mod bucket;
+mod guards;
 mod open_bucket;
 mod prio;
 mod refill;
 
 pub(crate) use bucket::bucket_ranges;
 pub use bucket::{Bucket, Buckets, Mark, Parts};
+pub use guards::{BucketPin, PrioBlock, TakenBucket};
 pub use open_bucket::{OpenBuckets, Space, WritePoint};
 pub use prio::PrioChain;
 
@@ -19,8 +21,11 @@ use crate::error::{Error, Result};
 use crate::sync::{Mutex, WaitQueue};
 use bcache_format::prio::{BTREE_PRIO, INITIAL_PRIO};
 use bcache_format::{BucketNr, Geometry};
+use guards::PrioBlocks;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
+use std::rc::Rc;
 
 /// Whom a free bucket is kept for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,10 @@ pub enum Reserve {
 }
 
 const RESERVES: usize = 4;
+/// Buckets kept for btree nodes: what two splits of a tree of three levels can need. What makes room needs splits, too.
+const NODES: usize = 24;
+/// Fruitless passes of GC after which waiting for a bucket ends: the first may have begun before the waiting did.
+const PATIENCE: u64 = 2;
 /// Sectors that can be written, about, while more buckets are made ready.
 const LOW_SECTORS: u64 = 8 << 11;
 
@@ -47,13 +56,12 @@ pub struct Alloc {
     capacity: [usize; RESERVES],
     /// With fewer on the general list a batch is added: enough to live on while that is made durable.
     low: usize,
-    /// Buckets that wait for a free one.
+    /// Tasks that wait for a free bucket.
     waiters: WaitQueue,
     /// Wakes the task that refills the free lists.
     refill: WaitQueue,
     /// Freed nodes whose parents' writes are not on disk, and a running GC: no prio write may start.
-    prio_blocked: Cell<u32>,
-    prio_unblocked: WaitQueue,
+    prio_blocks: Rc<PrioBlocks>,
     /// The prio sets on disk.
     pub(crate) prio: RefCell<PrioChain>,
     /// One write of the prio sets at a time.
@@ -72,6 +80,14 @@ pub struct Alloc {
     available: Cell<u64>,
     /// The set failed or stops: nobody waits any more.
     closed: Cell<bool>,
+    /// The set stops: writes of clients wait no more, since what could free a bucket for them is ending.
+    no_patience: Cell<bool>,
+    /// Passes of GC after which there was still nothing to free.
+    fruitless: Cell<u64>,
+    /// The latest pass was one of those.
+    starving: Cell<bool>,
+    /// When writing back was last seen to make room.
+    progress: Cell<u64>,
 }
 
 impl Alloc {
@@ -89,12 +105,11 @@ impl Alloc {
         Self {
             buckets: RefCell::new(Buckets::new(geometry)),
             free: RefCell::default(),
-            capacity: [16, prio, free.min(64), low + batch],
+            capacity: [NODES, prio, free.min(64), low + batch],
             low,
             waiters: WaitQueue::new(),
             refill: WaitQueue::new(),
-            prio_blocked: Cell::new(0),
-            prio_unblocked: WaitQueue::new(),
+            prio_blocks: Rc::default(),
             prio: RefCell::default(),
             prio_io: Mutex::new(()),
             prio_head: Cell::new(BucketNr(0)),
@@ -104,13 +119,21 @@ impl Alloc {
             batch,
             available: Cell::new(geometry.nbuckets),
             closed: Cell::new(false),
+            no_patience: Cell::new(false),
+            fruitless: Cell::new(0),
+            starving: Cell::new(false),
+            progress: Cell::new(0),
         }
     }
     /// A bucket for `reserve` if one is free now. It is pinned once and marked as in use.
-    pub fn try_take(&self, reserve: Reserve) -> Option<BucketNr> {
+    pub fn try_take(&self, reserve: Reserve) -> Option<TakenBucket<'_>> {
         let bucket = {
             let mut free = self.free.borrow_mut();
-            let general = free[Reserve::None as usize].pop_front();
+            // Prio sets have buckets of their own, always: what fills the general list needs them.
+            let general = match reserve {
+                Reserve::Prio => None,
+                _ => free[Reserve::None as usize].pop_front(),
+            };
             general.or_else(|| free[reserve as usize].pop_front())
         };
         self.refill.wake_all();
@@ -125,35 +148,95 @@ impl Alloc {
             Reserve::Btree | Reserve::Prio => (Mark::Metadata, BTREE_PRIO),
             Reserve::MovingGc | Reserve::None => (Mark::Reclaimable, INITIAL_PRIO),
         };
-        Some(nr)
+        Some(TakenBucket::new(self, nr))
     }
     /// A bucket for `reserve`; waits until there is one. Never call it with a node or the tree's structure locked.
     ///
     /// # Errors
-    /// The set failed or stops.
-    pub async fn take(&self, reserve: Reserve) -> Result<BucketNr> {
-        self.waiters.wait_for(|| self.unless_closed(self.try_take(reserve))).await
+    /// The set failed or stops, or there is nothing left to free.
+    pub async fn take(&self, reserve: Reserve) -> Result<TakenBucket<'_>> {
+        let since = self.fruitless.get();
+        let impatient = || reserve == Reserve::None && self.no_patience.get();
+        self.waiters.wait_for(|| self.or_given_up(self.try_take(reserve), since, impatient())).await
     }
-    fn unless_closed<T>(&self, taken: Option<T>) -> Option<Result<T>> {
-        taken.map(Ok).or_else(|| self.closed.get().then_some(Err(Error::Stopping)))
+    fn or_given_up<T>(&self, taken: Option<T>, since: u64, impatient: bool) -> Option<Result<T>> {
+        let given_up = || {
+            if self.closed.get() || impatient {
+                return Some(Err(Error::Stopping));
+            }
+            let full = self.fruitless.get() >= since + PATIENCE && !seeded_bug!(WaitsForEver);
+            full.then_some(Err(Error::NoSpace("all buckets hold dirty data or metadata")))
+        };
+        taken.map(Ok).or_else(given_up)
     }
-    /// `count` buckets for btree nodes at once, or none.
-    pub fn try_take_nodes(&self, count: usize) -> Option<Vec<BucketNr>> {
+    /// Writes of clients wait for no bucket any more: the set stops.
+    pub(crate) fn refuse_to_wait(&self) {
+        if !seeded_bug!(StopWaitsForBuckets) {
+            self.no_patience.set(true);
+            self.waiters.wake_all();
+        }
+    }
+    /// GC has looked, and there was nothing to free.
+    fn found_nothing(&self) {
+        self.fruitless.set(self.fruitless.get() + 1);
+        self.starving.set(true);
+        self.waiters.wake_all();
+    }
+    /// Whether GC finds nothing to free, so that only writing back can make room.
+    pub(crate) fn is_starving(&self) -> bool {
+        self.starving.get()
+    }
+    /// `count` buckets for btree nodes at once, if as many as `spare` are left then, or none.
+    pub fn try_take_nodes(&self, count: usize, spare: usize) -> Option<Vec<TakenBucket<'_>>> {
         let enough = {
             let free = self.free.borrow();
-            free[Reserve::None as usize].len() + free[Reserve::Btree as usize].len() >= count
+            free[Reserve::None as usize].len() + free[Reserve::Btree as usize].len() >= count + spare
         };
         enough.then(|| (0..count).filter_map(|_| self.try_take(Reserve::Btree)).collect())
     }
-    /// `count` buckets for btree nodes at once; waits for them without holding any.
+    /// `count` buckets for btree nodes at once; waits for them without holding any. What makes the tree larger leaves as many
+    /// as `spare` to what makes room.
     ///
     /// # Errors
-    /// The set failed or stops.
-    pub async fn take_nodes(&self, count: usize) -> Result<Vec<BucketNr>> {
-        self.waiters.wait_for(|| self.unless_closed(self.try_take_nodes(count))).await
+    /// The set failed or stops, or there is nothing left to free.
+    pub async fn take_nodes(&self, count: usize, spare: usize) -> Result<Vec<TakenBucket<'_>>> {
+        let since = self.fruitless.get();
+        // Where nothing was taken for nodes nobody asked for more of them.
+        self.refill.wake_all();
+        self.waiters.wait_for(|| self.or_given_up(self.try_take_nodes(count, spare), since, false)).await
+    }
+    /// All buckets that a write of the prio sets needs, or none.
+    fn try_take_prios(&self) -> Option<Vec<TakenBucket<'_>>> {
+        let count = self.capacity[Reserve::Prio as usize];
+        let there = self.free.borrow()[Reserve::Prio as usize].len() >= count;
+        there.then(|| (0..count).filter_map(|_| self.try_take(Reserve::Prio)).collect())
+    }
+    /// Whether there are buckets for a write of the prio sets.
+    fn has_prios(&self) -> bool {
+        self.free.borrow()[Reserve::Prio as usize].len() >= self.capacity[Reserve::Prio as usize]
+            || seeded_bug!(PriosFromTheGeneralList)
+    }
+    /// Gives up a bucket of the prio chain before the present one. Nothing but that chain ever named it, so it may hold the
+    /// next one at once: or a write of the prio sets could want for buckets that only itself makes free.
+    fn retire_prio(&self, nr: BucketNr) {
+        self.release(nr);
+        if seeded_bug!(PriosFromTheGeneralList) {
+            return;
+        }
+        self.buckets.borrow_mut().get_mut(nr).pin += 1;
+        let mut free = self.free.borrow_mut();
+        if free[Reserve::Prio as usize].len() < self.capacity[Reserve::Prio as usize] {
+            free[Reserve::Prio as usize].push_back(nr);
+        } else {
+            drop(free);
+            self.unpin(nr);
+        }
     }
     /// Gives back a bucket that was taken and not used.
-    pub fn give_back(&self, nr: BucketNr) {
+    fn give_back(&self, nr: BucketNr) {
+        if !seeded_bug!(GivenBackNotAvailable) {
+            self.available.set(self.available.get() + 1);
+        }
         {
             let mut buckets = self.buckets.borrow_mut();
             let bucket = buckets.get_mut(nr);
@@ -177,6 +260,7 @@ impl Alloc {
             if free[reserve as usize].len() < self.capacity[reserve as usize] {
                 free[reserve as usize].push_back(nr);
                 drop(free);
+                self.starving.set(false);
                 self.waiters.wake_all();
                 return true;
             }
@@ -206,6 +290,11 @@ impl Alloc {
     pub fn moving_reserve(&self) -> usize {
         self.free.borrow()[Reserve::MovingGc as usize].len()
     }
+    /// Buckets on each free list, in the order of [`Reserve`]: for the checks of tests.
+    #[must_use]
+    pub fn free_lists(&self) -> [usize; RESERVES] {
+        self.free.borrow().each_ref().map(VecDeque::len)
+    }
     /// Buckets on the free lists.
     #[must_use]
     pub fn free_count(&self) -> usize {
@@ -225,7 +314,7 @@ impl Alloc {
         self.closed.set(true);
         self.waiters.wake_all();
         self.refill.wake_all();
-        self.prio_unblocked.wake_all();
+        self.prio_blocks.unblocked.wake_all();
     }
     /// Marks a bucket that is not needed any more as free; GC's marks and the generation take it from there.
     pub fn release(&self, nr: BucketNr) {
@@ -235,33 +324,36 @@ impl Alloc {
         bucket.mark = Mark::Free;
         bucket.sectors = 0;
     }
-    /// Drops a pin.
-    pub fn unpin(&self, nr: BucketNr) {
+    /// Pins a bucket.
+    pub fn pin(&self, nr: BucketNr) -> BucketPin<'_> {
+        self.buckets.borrow_mut().get_mut(nr).pin += 1;
+        BucketPin::new(self, nr)
+    }
+    /// Takes over a pin that was left with something that is no value of its own: an open bucket, a list.
+    pub(crate) fn take_pin(&self, nr: BucketNr) -> BucketPin<'_> {
+        debug_assert!(self.buckets.borrow().get(nr).pin > 0);
+        BucketPin::new(self, nr)
+    }
+    fn unpin(&self, nr: BucketNr) {
         let mut buckets = self.buckets.borrow_mut();
         let bucket = buckets.get_mut(nr);
         debug_assert!(bucket.pin > 0);
         bucket.pin = bucket.pin.saturating_sub(1);
     }
-    /// Adds a pin.
-    pub fn pin(&self, nr: BucketNr) {
-        self.buckets.borrow_mut().get_mut(nr).pin += 1;
-    }
-    /// No prio write starts until [`Self::unblock_prio`].
-    pub fn block_prio(&self) {
-        self.prio_blocked.set(self.prio_blocked.get() + 1);
-    }
-    /// Ends `count` blocks.
-    pub fn unblock_prio(&self, count: u32) {
-        debug_assert!(self.prio_blocked.get() >= count);
-        self.prio_blocked.set(self.prio_blocked.get().saturating_sub(count));
-        if self.prio_blocked.get() == 0 {
-            self.prio_unblocked.wake_all();
-        }
+    /// No write of the prio sets begins while the answer lives.
+    pub fn block_prio(&self) -> PrioBlock {
+        PrioBlock::new(&self.prio_blocks)
     }
     /// Reasons not to write prios now.
     #[must_use]
     pub fn prio_blocks(&self) -> u32 {
-        self.prio_blocked.get()
+        self.prio_blocks.count()
+    }
+}
+
+impl fmt::Debug for Alloc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Alloc").field("free", &self.free).finish_non_exhaustive()
     }
 }
 
@@ -282,9 +374,7 @@ mod tests {
             }
         }
         for _ in 0..100 {
-            for bucket in alloc.try_take_nodes(6).unwrap() {
-                alloc.give_back(bucket);
-            }
+            drop(alloc.try_take_nodes(6, 0).unwrap());
         }
         let general = alloc.free.borrow()[Reserve::None as usize].len();
         assert!(general > 0, "data has buckets, too");

@@ -5,12 +5,12 @@
 //! in force. A crash in between leaves the old chain.
 
 use crate::dev::Buf;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::set::CacheSet;
 use bcache_format::BucketNr;
 use bcache_format::prio::{BucketDisk, PrioSet};
 
-use super::Reserve;
+use super::TakenBucket;
 
 /// The chain that the newest journal entry names.
 #[derive(Debug, Default)]
@@ -28,40 +28,47 @@ impl CacheSet {
     pub(crate) async fn write_prios(&self) -> Result<()> {
         let _one = self.alloc.prio_io.lock().await;
         let geometry = self.cache.geometry;
-        let mut fresh = Vec::new();
-        for _ in 0..geometry.prio_buckets() {
-            fresh.push(self.alloc.take(Reserve::Prio).await?);
-        }
+        let fresh = match self.alloc.try_take_prios() {
+            Some(fresh) => fresh,
+            None if seeded_bug!(PriosFromTheGeneralList) => {
+                self.alloc.prio_blocks.unblocked.wait_until(|| self.is_closing()).await;
+                return Err(Error::Stopping);
+            }
+            None => return Err(Error::NoSpace("no bucket is left for the prio sets")),
+        };
         // From here to the copy nothing is awaited: what blocks prio writes cannot begin in between.
-        self.alloc.prio_unblocked.wait_until(|| self.alloc.prio_blocks() == 0 || self.is_closing()).await;
+        self.alloc
+            .prio_blocks
+            .unblocked
+            .wait_until(|| self.alloc.prio_blocks() == 0 || self.is_closing())
+            .await;
         self.check()?;
         if self.alloc.prio_blocks() > 0 {
-            return Err(crate::error::Error::Stopping);
+            return Err(Error::Stopping);
         }
         let (seq, previous) = {
             let chain = self.alloc.prio.borrow();
             (chain.seq + 1, chain.buckets.first().copied())
         };
-        let images = self.prio_images(&fresh, seq, previous);
+        let chain: Vec<BucketNr> = fresh.iter().map(TakenBucket::nr).collect();
+        let images = self.prio_images(&chain, seq, previous);
         self.stats.prio_writes.add(1);
-        for (bucket, image) in fresh.iter().zip(images).rev() {
+        for (bucket, image) in chain.iter().zip(images).rev() {
             let at = geometry.bucket_start_byte(*bucket);
             self.stats.other_metadata_sectors_written.add(image.len() as u64 / bcache_format::SECTOR_SIZE);
             self.metadata(self.cache.write(at, Buf::copied(&image).freeze()).await)?;
             self.check()?;
         }
         {
-            let mut chain = self.alloc.prio.borrow_mut();
-            self.alloc.prio_head.set(fresh.first().copied().unwrap_or_default());
-            chain.seq = seq;
-            chain.retiring = std::mem::replace(&mut chain.buckets, fresh);
-            for bucket in &chain.buckets {
-                self.alloc.unpin(*bucket);
-            }
+            let mut now = self.alloc.prio.borrow_mut();
+            self.alloc.prio_head.set(chain.first().copied().unwrap_or_default());
+            now.seq = seq;
+            now.retiring = std::mem::replace(&mut now.buckets, chain);
+            fresh.into_iter().for_each(|taken| drop(taken.used()));
         }
         self.commit_roots().await?;
         for bucket in std::mem::take(&mut self.alloc.prio.borrow_mut().retiring) {
-            self.alloc.release(bucket);
+            self.alloc.retire_prio(bucket);
         }
         Ok(())
     }

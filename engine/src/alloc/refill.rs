@@ -1,11 +1,17 @@
 //! Refilling the free lists: choose buckets to empty, make their new generations durable, discard, hand out.
 
-use super::bucket::{Buckets, bucket_ranges};
-use crate::error::Result;
+use super::bucket::{Buckets, Mark, bucket_ranges};
+use crate::error::{Error, Result};
 use crate::set::CacheSet;
 use bcache_format::BucketNr;
 use bcache_format::superblock::Replacement;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// A full cache in which nobody waits for a bucket is looked at again after this.
+const FULL_STEP: Duration = Duration::from_secs(5);
+/// How long writing back may take to make room before a full cache is called full.
+const WRITEBACK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl CacheSet {
     /// Runs until the set stops: keeps the free lists filled.
@@ -15,21 +21,21 @@ impl CacheSet {
             if self.is_closing() {
                 return;
             }
-            if let Err(error) = self.refill_once().await {
-                self.fail(error);
-                return;
+            match self.refill_once().await {
+                Ok(()) | Err(Error::NoSpace(_)) => {}
+                Err(error) => {
+                    self.fail(error);
+                    return;
+                }
             }
         }
     }
 
     async fn refill_once(&self) -> Result<()> {
-        let batch = self.invalidate_batch().await;
+        // Buckets that are emptied before their generations can be made durable would be of no use to anybody.
+        let batch = if self.alloc.has_prios() { self.invalidate_batch().await } else { Vec::new() };
         if batch.is_empty() {
-            // Nothing can be emptied by what is known: GC has to look.
-            self.alloc.wants_gc.set(true);
-            self.gc.request();
-            self.gc.wait_for_pass(self).await;
-            return Ok(());
+            return self.wait_for_more().await;
         }
         if batch.len() * 2 < self.alloc.batch {
             self.gc.request();
@@ -49,15 +55,82 @@ impl CacheSet {
                 let _ = self.cache.dev.discard(geometry.bucket_start_byte(nr), geometry.bucket_bytes()).await;
             }
             if !self.alloc.push_free(nr) {
-                self.alloc.unpin(nr);
+                drop(self.alloc.take_pin(nr));
                 break;
             }
         }
         // Lists are full: what is left may be chosen again next time.
         for nr in rest {
-            self.alloc.unpin(nr);
+            drop(self.alloc.take_pin(nr));
         }
         Ok(())
+    }
+
+    /// Nothing can be emptied by what is known: GC has to look. If it finds nothing either, those who wait for buckets are
+    /// told, unless writing back is making some.
+    async fn wait_for_more(&self) -> Result<()> {
+        self.alloc.wants_gc.set(true);
+        let before = self.written_back();
+        self.gc.request();
+        self.gc.wait_for_pass(self).await;
+        if self.is_closing() {
+            return Ok(());
+        }
+        self.hand_out_for_prios();
+        let any = |nr| self.alloc.buckets.borrow().may_invalidate(nr);
+        let found = self.alloc.has_prios()
+            && bucket_ranges(&self.cache.geometry).flatten().any(|nr| any(BucketNr(nr)));
+        if found || self.writing_back_helps(before) {
+            return Ok(());
+        }
+        self.alloc.found_nothing();
+        if !self.alloc.is_awaited() {
+            // There is no hurry. Whoever wants a bucket wakes us.
+            let _ = self.env.timeout(FULL_STEP, self.alloc.refill.wait()).await;
+        }
+        Ok(())
+    }
+
+    fn written_back(&self) -> u64 {
+        self.devices().iter().map(|device| device.stats.written_back_sectors.get()).sum()
+    }
+
+    /// Whether writing back is making room, or was a short while ago: slow disks take their time.
+    fn writing_back_helps(&self, before: u64) -> bool {
+        let now = self.env.now();
+        if self.written_back() != before {
+            self.alloc.progress.set(now);
+        }
+        let patience = WRITEBACK_PATIENCE.as_nanos() as u64;
+        self.devices().iter().any(|device| self.may_write_back(device))
+            && now.saturating_sub(self.alloc.progress.get()) < patience
+    }
+
+    /// Gives buckets in which GC has just found nothing to the prio sets, if those have too few: no key on disk points there
+    /// that counts, so that their generations need not be durable first, and without them none can be.
+    fn hand_out_for_prios(&self) {
+        if self.alloc.has_prios() {
+            return;
+        }
+        let empty: Vec<BucketNr> = {
+            let buckets = self.alloc.buckets.borrow();
+            let empty = buckets.usable().filter(|(nr, bucket)| {
+                bucket.mark == Mark::Free && bucket.sectors == 0 && buckets.may_invalidate(*nr)
+            });
+            empty.map(|(nr, _)| nr).collect()
+        };
+        for nr in empty {
+            if self.alloc.has_prios() {
+                return;
+            }
+            self.alloc.buckets.borrow_mut().invalidate(nr);
+            self.alloc.buckets.borrow_mut().get_mut(nr).unsettled = false;
+            // The prio sets' list comes first.
+            if !self.alloc.push_free(nr) {
+                drop(self.alloc.take_pin(nr));
+                return;
+            }
+        }
     }
 
     /// Empties a batch of buckets in memory.

@@ -55,7 +55,7 @@ impl CacheSet {
                 later = behind;
                 self.insert_in_leaf(leaf, now, durability);
             };
-            self.with_leaf(extent.start_pos(), &mut apply).await?;
+            self.with_leaf(extent.start_pos(), extent.is_hole(), &mut apply).await?;
             rest = later;
         }
         if matches!(durability, Durability::Journal | Durability::JournalUnlessDoubtful(_)) {
@@ -74,8 +74,9 @@ impl CacheSet {
         let mut all = ExtentMap::new();
         for extent in extents {
             // A clean key says that both devices have the same. The journal is durable before the backing device is
-            // flushed, so after a crash that may not be so: read from below again.
-            let clean = !extent.dirty();
+            // flushed, so after a crash that may not be so: read from below again. What was dirty and whose bucket has moved
+            // on was written back, or written anew, before the crash.
+            let clean = !self.counts_as_dirty(extent);
             let extent =
                 if clean { Extent::hole(extent.inode(), extent.end(), extent.size()) } else { *extent };
             all.overlay(extent, true, bucket_sectors, |_| ());
@@ -83,7 +84,7 @@ impl CacheSet {
         let mut rest: VecDeque<Extent> = all.iter().copied().collect();
         while let Some(first) = rest.front() {
             let at = first.start_pos();
-            self.with_leaf(at, &mut |leaf| self.replay_in_leaf(leaf, &mut rest, seq)).await?;
+            self.with_leaf(at, true, &mut |leaf| self.replay_in_leaf(leaf, &mut rest, seq)).await?;
         }
         Ok(())
     }
@@ -127,7 +128,7 @@ impl CacheSet {
                     left = Some(expected.part(found.end(), expected.end()));
                 }
             };
-            self.with_leaf(expected.start_pos(), &mut apply).await?;
+            self.with_leaf(expected.start_pos(), true, &mut apply).await?;
             rest = left.map(|left| (left, with.part(left.start(), left.end())));
         }
         Ok(done)
@@ -138,8 +139,13 @@ impl CacheSet {
     }
 
     /// Calls `apply` once with the leaf of `pos`, with room for one insert. A leaf without room is written anew, with what
-    /// `apply` does to it.
-    async fn with_leaf(self: &Rc<Self>, pos: Pos, apply: &mut dyn FnMut(&Rc<Node>)) -> Result<()> {
+    /// `apply` does to it. What does not make room leaves some for what does.
+    async fn with_leaf(
+        self: &Rc<Self>,
+        pos: Pos,
+        makes_room: bool,
+        apply: &mut dyn FnMut(&Rc<Node>),
+    ) -> Result<()> {
         loop {
             self.check()?;
             let leaf = self.node_at(pos, 0).await?;
@@ -148,7 +154,7 @@ impl CacheSet {
             } else if leaf.has_room(WORDS_PER_INSERT, &self.cache.geometry) {
                 apply(&leaf);
                 return Ok(());
-            } else if self.split(pos, WORDS_PER_INSERT, apply).await? {
+            } else if self.split(pos, WORDS_PER_INSERT, makes_room, apply).await? {
                 return Ok(());
             }
         }
@@ -170,13 +176,14 @@ impl CacheSet {
             *hides_holes |= extent.is_hole();
             let top = top_of_split(map, extent, leaf.max, *hides_holes);
             let mut dirty = 0i64;
-            let mut cut = |old: Extent| dirty -= if old.dirty() { old.size() as i64 } else { 0 };
+            let mut cut =
+                |old: Extent| dirty -= if self.counts_as_dirty(&old) { old.size() as i64 } else { 0 };
             map.overlay(extent, false, bucket_sectors, &mut cut);
             pending.overlay(extent, true, bucket_sectors, |_| ());
             if let Some(top) = top {
                 pending.overlay(top, true, bucket_sectors, |_| ());
             }
-            dirty += if extent.dirty() { extent.size() as i64 } else { 0 };
+            dirty += if self.counts_as_dirty(&extent) { extent.size() as i64 } else { 0 };
             self.account_dirty(extent.inode(), dirty);
         }
         let own = if let Durability::Miss(miss) = durability { Some(miss) } else { None };
@@ -201,12 +208,9 @@ impl CacheSet {
             state.write.epoch = self.cache.epoch();
             if let Some(seq) = seq
                 && !seeded_bug!(LeafWithoutPin)
-                && state.write.pin.is_none_or(|pin| seq < pin)
+                && state.write.pin.as_ref().is_none_or(|pin| seq < pin.seq())
             {
-                self.journal.pin(seq);
-                if let Some(old) = state.write.pin.replace(seq) {
-                    self.journal.unpin(old);
-                }
+                state.write.pin = Some(self.journal.pin(seq));
             }
             state.body.pending_words() as u64 * 8
                 > LEAF_WRITE_BYTES.max(self.cache.geometry.block_bytes() - SECTOR_SIZE)

@@ -46,11 +46,25 @@ impl CacheSet {
     /// The node of `level` for `pos`; only the caller waits when nodes must be read. No await may stand between this and
     /// the use of what it answers, or the node may have been replaced.
     pub(crate) async fn node_at(&self, pos: Pos, level: u8) -> Result<Rc<Node>> {
+        self.node_in_hand(pos, level, &mut Vec::new()).await
+    }
+
+    /// The same. What had to be read for it is added to `held`: in hand until all is there, or reading one node could put
+    /// another of the same path out of memory, for ever.
+    pub(crate) async fn node_in_hand(
+        &self,
+        pos: Pos,
+        level: u8,
+        held: &mut Vec<Rc<Node>>,
+    ) -> Result<Rc<Node>> {
         loop {
             match self.resident(pos, level) {
                 Ok(node) => return Ok(node),
                 Err(wanted) => {
                     let read = self.node(wanted).await;
+                    if !seeded_bug!(PathNotHeld) {
+                        held.extend(read.iter().cloned());
+                    }
                     // While it was read it may have been replaced; then its failure means nothing.
                     if let Err(error) = read
                         && self.resident(pos, wanted.level).is_err_and(|now| now.ptr == wanted.ptr)
@@ -127,10 +141,10 @@ impl CacheSet {
     pub async fn pieces(&self, inode: u32, start: u64, end: u64) -> Result<Vec<Piece>> {
         let mut pieces = Vec::with_capacity(1);
         let mut at = start;
-        while let Some((stopped, wanted)) = self.pieces_resident(inode, at, end, &mut pieces) {
+        let mut held = Vec::new();
+        while let Some((stopped, _)) = self.pieces_resident(inode, at, end, &mut pieces) {
             at = stopped;
-            self.node_at(Pos::new(inode, at), 0).await?;
-            let _ = wanted;
+            self.node_in_hand(Pos::new(inode, at), 0, &mut held).await?;
         }
         Ok(pieces)
     }

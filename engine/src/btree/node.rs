@@ -2,6 +2,8 @@
 
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
+use crate::alloc::PrioBlock;
+use crate::journal::JournalPin;
 use crate::sync::{Mutex, WaitQueue};
 use bcache_format::bkey::Bkey;
 use bcache_format::{BucketNr, Geometry, Pos, Ptr};
@@ -40,17 +42,19 @@ pub enum Body {
 }
 
 /// What belongs to the bset that is being gathered.
-#[derive(Clone, Debug, Default)]
+///
+/// What it holds of others it holds until it is dropped: when the bset is durable, or has become needless.
+#[derive(Default)]
 pub struct PendingWrite {
     /// Oldest journal entry with keys of this bset.
-    pub pin: Option<u64>,
+    pub pin: Option<JournalPin>,
     /// The data that the keys name is durable once the device was flushed at this epoch.
     pub epoch: u64,
     /// Clean keys of these inodes are in it: their backing devices must be flushed at these epochs first. What is clean
     /// in the cache must be what the backing device has, also after it lost its volatile writes.
     pub below: Vec<(u32, u64)>,
     /// Freed nodes whose markers are in this bset: their new generations must not reach the prio sets before it.
-    pub prio_blocked: u32,
+    pub prio_blocks: Vec<PrioBlock>,
     /// When the first key came, in nanoseconds of the runtime's clock.
     pub since: u64,
 }
@@ -86,7 +90,7 @@ pub struct Node {
     /// Replaced: not part of the tree any more.
     dead: Cell<bool>,
     /// A write was asked for and did not begin yet.
-    pub(super) write_queued: Cell<bool>,
+    pub(crate) write_queued: Cell<bool>,
     /// Keys that were taken from it are being written.
     pub(super) writing: Cell<bool>,
     /// Used since eviction last looked.

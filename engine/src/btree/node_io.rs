@@ -6,7 +6,6 @@ use super::node::{Body, Child, Node, PendingWrite, State};
 use crate::dev::Buf;
 use crate::error::{Error, Result};
 use crate::set::{CacheSet, Device};
-use crate::sync::WaitQueue;
 use bcache_format::bset::{self, Bset};
 use bcache_format::node as format;
 use bcache_format::{BucketNr, Pos, Ptr};
@@ -41,23 +40,19 @@ impl CacheSet {
                     format!("two parents name a btree node in bucket {nr}: {} and {}", node.ptr, wanted.ptr);
                 return Err(self.cache.untrusted(what));
             }
-            let others = self.tree.reading.borrow().get(&nr).cloned();
-            if let Some(queue) = others {
-                queue.wait().await;
+            if let Some(others) = self.tree.being_read(nr) {
+                others.wait().await;
                 continue;
             }
-            self.tree.reading.borrow_mut().insert(nr, Rc::new(WaitQueue::new()));
+            let reading = self.tree.begin_read(nr);
             let began = self.env.now();
             let read = self.read_node(wanted).await;
             self.timings.btree_read.record(began, self.env.now());
-            let queue = self.tree.reading.borrow_mut().remove(&nr);
             if let Ok(node) = &read {
                 self.tree.add(node);
                 self.tree.evict();
             }
-            if let Some(queue) = queue {
-                queue.wake_all();
-            }
+            drop(reading);
             return read;
         }
     }
@@ -205,21 +200,13 @@ impl CacheSet {
         if frozen {
             node.thaw();
         }
-        let (image, at_block, write) = taken?;
-        let written = self.write_bset(node, at_block, image, write.epoch).await;
         // The keys are in nobody's hands any more: the journal has them, and nothing may be written behind them.
+        let (image, at_block, write) = taken.inspect_err(|error| self.fail(error.clone()))?;
+        let written = self.write_bset(node, at_block, image, write.epoch).await;
         written.inspect_err(|error| self.fail(error.clone()))?;
-        self.write_done(write);
+        drop(write);
         node.writing.set(false);
         Ok(())
-    }
-
-    /// What is waiting for a bset is released once that is durable.
-    pub(super) fn write_done(&self, write: PendingWrite) {
-        if let Some(seq) = write.pin {
-            self.journal.unpin(seq);
-        }
-        self.alloc.unblock_prio(write.prio_blocked);
     }
 
     /// Turns the gathered keys into a bset; they count as written from here on.
@@ -347,10 +334,28 @@ impl CacheSet {
             let State { body: Body::Leaf { map, pending, hides_holes }, write, .. } = &mut *state else {
                 continue;
             };
+            // What was flushed in time is not in doubt. It may have been copied into a node that is to take this one's
+            // place, too, where it would not be forgotten.
+            let due = write.below.iter().find(|(other, _)| *other == inode);
+            let in_doubt = due.is_some_and(|(_, epoch)| {
+                device.backing().is_some_and(|backing| !backing.dev.is_flushed(*epoch))
+            });
+            if !in_doubt && !seeded_bug!(DoubtsTheFlushed) {
+                continue;
+            }
             let doubtful = |extent: &&Extent| extent.inode() == inode && !extent.dirty() && !extent.is_hole();
             let doubtful: Vec<Extent> = pending.iter().filter(doubtful).copied().collect();
             for extent in doubtful {
                 let hole = Extent::hole(inode, extent.end(), extent.size());
+                if !seeded_bug!(DoubtInMemory) {
+                    // What is on disk may be an older key that says dirty. Before anything newer is written below the hole
+                    // must be durable: see `write_around`.
+                    let seq = self.journal.add(hole.key());
+                    if write.pin.is_none() {
+                        write.pin = Some(self.journal.pin(seq));
+                    }
+                    device.doubt.set(seq);
+                }
                 map.overlay(hole, false, bucket_sectors, |_| ());
                 pending.overlay(hole, true, bucket_sectors, |_| ());
                 *hides_holes = true;

@@ -13,12 +13,12 @@
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
 use super::node::{Body, Child, Node, child_key, freeing_marker};
-use crate::alloc::Reserve;
+use crate::alloc::{BucketPin, Reserve, TakenBucket};
 use crate::error::{Error, Result};
 use crate::set::CacheSet;
 use crate::sync::MutexGuard;
 use bcache_format::bset::{self, HEADER_BYTES};
-use bcache_format::{BucketNr, Pos, Ptr};
+use bcache_format::{Pos, Ptr};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -47,15 +47,14 @@ impl CacheSet {
         self: &Rc<Self>,
         pos: Pos,
         words: usize,
+        makes_room: bool,
         apply: &mut dyn FnMut(&Rc<Node>),
     ) -> Result<bool> {
         // Buckets first, with nothing held: they may take a while, and GC, to come.
-        let mut buckets = self.alloc.take_nodes(self.nodes_for_split()).await?;
-        let result = self.split_with(pos, words, &mut buckets, apply).await;
-        for bucket in buckets {
-            self.alloc.give_back(bucket);
-        }
-        result
+        let count = self.nodes_for_split();
+        let spare = if makes_room { 0 } else { count };
+        let mut buckets = self.alloc.take_nodes(count, spare).await?;
+        self.split_with(pos, words, &mut buckets, apply).await
     }
 
     /// Nodes that a split can need: up to five leaves, since each key may have split an older one; three of each level
@@ -68,7 +67,7 @@ impl CacheSet {
         self: &Rc<Self>,
         pos: Pos,
         words: usize,
-        buckets: &mut Vec<BucketNr>,
+        buckets: &mut Vec<TakenBucket<'_>>,
         apply: &mut dyn FnMut(&Rc<Node>),
     ) -> Result<bool> {
         let _structure = self.tree.structure.lock().await;
@@ -87,7 +86,7 @@ impl CacheSet {
     pub(crate) async fn rewrite(
         self: &Rc<Self>,
         olds: &[Rc<Node>],
-        buckets: &mut Vec<BucketNr>,
+        buckets: &mut Vec<TakenBucket<'_>>,
         fewer: usize,
         prepare: &mut dyn FnMut(),
     ) -> Result<()> {
@@ -146,17 +145,20 @@ impl CacheSet {
     }
 
     /// Steps 1 to 3. The nodes in `olds` are frozen and their `io` is held by the caller.
-    fn replace_nodes<'a>(
+    fn replace_nodes<'a, 'b: 'a>(
         self: &'a Rc<Self>,
         olds: &'a [Rc<Node>],
         plans: VecDeque<Plan>,
-        buckets: &'a mut Vec<BucketNr>,
+        buckets: &'a mut Vec<TakenBucket<'b>>,
     ) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> {
         Box::pin(async move {
             let Some(old) = olds.first() else { return Ok(()) };
-            let mut news = Vec::new();
+            // Pinned until the tree leads to them.
+            let (mut news, mut pins) = (Vec::new(), Vec::new());
             for plan in plans {
-                news.push(self.create(old.level, plan, buckets).await?);
+                let (node, pin) = self.create(old.level, plan, buckets).await?;
+                news.push(node);
+                pins.push(pin);
             }
             // Nobody writes a new node, and so drops pins for it, before the tree on disk leads to it.
             let mut held: Vec<MutexGuard<'_, ()>> = Vec::new();
@@ -169,9 +171,7 @@ impl CacheSet {
             } else {
                 self.relink(olds, &news, buckets).await?;
             }
-            for new in &news {
-                self.alloc.unpin(new.bucket);
-            }
+            drop(pins);
             for old in olds {
                 self.bury(old);
             }
@@ -181,14 +181,21 @@ impl CacheSet {
 
     /// Writes a node that nobody names yet. Its bucket stays pinned until the tree leads to it: a GC that begins in
     /// between clears the marks of what is not pinned, and may have passed the place where the node will be.
-    async fn create(&self, level: u8, plan: Plan, buckets: &mut Vec<BucketNr>) -> Result<Rc<Node>> {
+    async fn create<'a>(
+        &'a self,
+        level: u8,
+        plan: Plan,
+        buckets: &mut Vec<TakenBucket<'_>>,
+    ) -> Result<(Rc<Node>, BucketPin<'a>)> {
         // Many in a row would be a long time for everybody else.
         self.env.yield_now().await;
         let geometry = &self.cache.geometry;
         let reserve = || self.alloc.try_take(Reserve::Btree);
-        let Some(bucket) = buckets.pop().or_else(reserve) else {
+        let Some(pin) = buckets.pop().or_else(reserve).map(|taken| self.alloc.take_pin(taken.used().leave()))
+        else {
             return Err(Error::Failed("no bucket is left for a btree node".into()));
         };
+        let bucket = pin.nr();
         let generation = self.alloc.buckets.borrow().generation(bucket);
         let ptr = Ptr::new(self.cache.this_dev() as u16, geometry.bucket_start(bucket).0, generation);
         let keys: Vec<_> = match &plan.content {
@@ -212,35 +219,40 @@ impl CacheSet {
         // Children are durable when they are named; data is only written.
         let epoch = if level == 0 { self.cache.epoch() } else { 0 };
         if seeded_bug!(NewNodeUnpinned) {
-            self.alloc.unpin(bucket);
+            drop(pin);
             self.write_bset(&node, 0, image, epoch).await?;
-            self.alloc.pin(bucket);
-            return Ok(node);
+            return Ok((node, self.alloc.pin(bucket)));
         }
         self.write_bset(&node, 0, image, epoch).await?;
-        Ok(node)
+        Ok((node, pin))
     }
 
     /// An empty leaf, written, as the root of a new set.
     pub(crate) async fn create_first_root(&self) -> Result<()> {
         let mut buckets = vec![self.alloc.take(Reserve::Btree).await?];
         let plan = Plan { max: Pos::MAX, content: Content::Leaf(ExtentMap::new()) };
-        let root = self.create(0, plan, &mut buckets).await?;
+        let (root, _pin) = self.create(0, plan, &mut buckets).await?;
         self.tree.add(&root);
         self.tree.set_root(&root);
-        self.alloc.unpin(root.bucket);
         Ok(())
     }
 
     /// The root was replaced: one node becomes the root; several get one above them.
-    async fn new_root(&self, news: &[Rc<Node>], buckets: &mut Vec<BucketNr>) -> Result<()> {
+    ///
+    /// The new root is durable, and its journal entry need not be waited for, as Linux does: until an entry names it, the
+    /// newest durable one names the old root, which is whole on disk. Its bucket is released after this, but before anybody
+    /// can write to it its new generation must be durable, and `write_prios` says so with a journal entry of its own
+    /// (`commit_roots`), which names the roots of that moment.
+    async fn new_root(&self, news: &[Rc<Node>], buckets: &mut Vec<TakenBucket<'_>>) -> Result<()> {
+        let mut above = None;
         let root = match news {
             [only] => Rc::clone(only),
             _ => {
                 let children = news.iter().map(|node| Child { max: node.max, ptr: node.ptr }).collect();
                 let plan = Plan { max: Pos::MAX, content: Content::Interior(children) };
                 let level = news.first().map_or(1, |node| node.level + 1);
-                let root = self.create(level, plan, buckets).await?;
+                let (root, pin) = self.create(level, plan, buckets).await?;
+                above = Some(pin);
                 self.tree.add(&root);
                 root
             }
@@ -249,9 +261,7 @@ impl CacheSet {
             self.tree.add(new);
         }
         self.tree.set_root(&root);
-        if news.len() > 1 {
-            self.alloc.unpin(root.bucket);
-        }
+        drop(above);
         Ok(())
     }
 
@@ -260,7 +270,7 @@ impl CacheSet {
         self: &Rc<Self>,
         olds: &[Rc<Node>],
         news: &[Rc<Node>],
-        buckets: &mut Vec<BucketNr>,
+        buckets: &mut Vec<TakenBucket<'_>>,
     ) -> Result<()> {
         let Some(last) = olds.last() else { return Ok(()) };
         let parent = self.parent_of(last).await?;
@@ -287,12 +297,14 @@ impl CacheSet {
             let geometry = &self.cache.geometry;
             pending.extend(news.iter().map(|node| node.key(geometry)));
             for old in olds {
-                let generation = self.free_generation(old);
+                // The new generation may not reach the prio sets before the marker that says so is on disk, or a crash would
+                // leave a parent whose child is stale and nothing in its place.
+                let generation = self.alloc.buckets.borrow_mut().next_generation(old.bucket);
                 pending.push(freeing_marker(old.ptr, generation, geometry));
                 stale.push(old.ptr);
             }
             if !seeded_bug!(FreeWithoutBlock) {
-                state.write.prio_blocked += olds.len() as u32;
+                state.write.prio_blocks.extend(olds.iter().map(|_| self.alloc.block_prio()));
             }
             for new in news {
                 self.tree.add(new);
@@ -301,21 +313,10 @@ impl CacheSet {
         self.node_write(&parent).await
     }
 
-    /// Raises the generation of a node that is being freed. It may not reach the prio sets before the marker that says so
-    /// is on disk, or a crash would leave a parent whose child is stale and nothing in its place.
-    fn free_generation(&self, old: &Node) -> u8 {
-        let generation = self.alloc.buckets.borrow_mut().next_generation(old.bucket);
-        if !seeded_bug!(FreeWithoutBlock) {
-            self.alloc.block_prio();
-        }
-        generation
-    }
-
     /// Nothing on disk leads to the node any more.
     fn bury(&self, old: &Rc<Node>) {
         old.kill();
-        let write = std::mem::take(&mut old.state_mut().write);
-        self.write_done(write);
+        drop(std::mem::take(&mut old.state_mut().write));
         self.tree.remove(old);
         self.alloc.release(old.bucket);
     }

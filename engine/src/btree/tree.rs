@@ -1,10 +1,11 @@
 //! The nodes in memory.
 
 use super::node::{Body, Node};
+use crate::journal::JournalPin;
 use crate::sync::{Mutex, WaitQueue};
 use bcache_format::BucketNr;
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 /// The btree's nodes in memory, and its root.
@@ -12,13 +13,32 @@ pub struct Tree {
     nodes: RefCell<HashMap<BucketNr, Rc<Node>, foldhash::fast::FixedState>>,
     root: RefCell<Option<Rc<Node>>>,
     /// Nodes that are being read, with who waits for them: the write lock of a node that is not there yet.
-    pub(super) reading: RefCell<HashMap<BucketNr, Rc<WaitQueue>>>,
+    reading: RefCell<HashMap<BucketNr, Rc<WaitQueue>>>,
     /// Held by whoever changes which nodes there are.
     pub structure: Mutex<()>,
     /// Order in which eviction looks.
     clock: RefCell<VecDeque<BucketNr>>,
     bytes: Cell<usize>,
     limit: Cell<usize>,
+}
+
+/// A node is being read: others that want it wait until this is dropped, and look again.
+pub(super) struct Reading<'a> {
+    tree: &'a Tree,
+    nr: BucketNr,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        // As if there were no guard: only who gets to the end of the read takes the entry away.
+        if seeded_bug!(ReadLeftBehind) && !self.tree.nodes.borrow().contains_key(&self.nr) {
+            return;
+        }
+        let waiting = self.tree.reading.borrow_mut().remove(&self.nr);
+        if let Some(waiting) = waiting {
+            waiting.wake_all();
+        }
+    }
 }
 
 impl Tree {
@@ -61,11 +81,29 @@ impl Tree {
     pub fn set_root(&self, node: &Rc<Node>) {
         *self.root.borrow_mut() = Some(Rc::clone(node));
     }
+    /// Who waits for the node in bucket `nr`, if it is being read.
+    pub(super) fn being_read(&self, nr: BucketNr) -> Option<Rc<WaitQueue>> {
+        self.reading.borrow().get(&nr).cloned()
+    }
+    /// The node in bucket `nr` is being read as long as the answer lives.
+    pub(super) fn begin_read(&self, nr: BucketNr) -> Reading<'_> {
+        self.reading.borrow_mut().insert(nr, Rc::new(WaitQueue::new()));
+        Reading { tree: self, nr }
+    }
     /// Takes a node into memory.
     pub fn add(&self, node: &Rc<Node>) {
         self.bytes.set(self.bytes.get() + node.bytes());
         self.nodes.borrow_mut().insert(node.bucket, Rc::clone(node));
         self.clock.borrow_mut().push_back(node.bucket);
+        self.tidy_clock();
+    }
+    /// Drops places in the order of eviction whose nodes are gone, when they are more than half.
+    fn tidy_clock(&self) {
+        let (nodes, mut clock) = (self.nodes.borrow(), self.clock.borrow_mut());
+        if clock.len() > 2 * nodes.len() + 16 && !seeded_bug!(ClockGrows) {
+            let mut seen = HashSet::with_capacity(nodes.len());
+            clock.retain(|nr| nodes.contains_key(nr) && seen.insert(*nr));
+        }
     }
     /// Forgets a node.
     pub fn remove(&self, node: &Node) {
@@ -81,6 +119,11 @@ impl Tree {
     #[must_use]
     pub fn len(&self) -> usize {
         self.nodes.borrow().len()
+    }
+    /// Entries in the order in which eviction looks: for the checks of tests.
+    #[must_use]
+    pub fn clock_len(&self) -> usize {
+        self.clock.borrow().len()
     }
     /// Whether no node is in memory.
     #[must_use]
@@ -104,7 +147,9 @@ impl Tree {
     /// Leaves that pin journal entries up to `target`, those with the oldest first.
     #[must_use]
     pub fn leaves_pinning(&self, target: u64) -> Vec<Rc<Node>> {
-        let pin = |node: &Rc<Node>| node.state().write.pin.filter(|pin| *pin <= target);
+        let pin = |node: &Rc<Node>| {
+            node.state().write.pin.as_ref().map(JournalPin::seq).filter(|seq| *seq <= target)
+        };
         let mut found: Vec<_> =
             self.nodes.borrow().values().filter_map(|node| Some((pin(node)?, Rc::clone(node)))).collect();
         found.sort_by_key(|(pin, node)| (*pin, node.bucket));

@@ -27,7 +27,7 @@ pub use self::rng::Rng;
 pub(crate) use self::rng::mix;
 pub use self::runtime::Runtime;
 pub use self::signal::Signals;
-pub use self::task::{Offloaded, Task, YieldNow};
+pub use self::task::{Finish, Offloaded, Task, YieldNow};
 pub use self::timer::{Elapsed, Sleep, Timeout};
 
 /// A handle to the runtime; clones are cheap and equal.
@@ -88,6 +88,15 @@ impl Env {
         if future.as_mut().poll(&mut cx).is_pending() {
             self.spawn(future).detach();
         }
+    }
+
+    /// Makes `future` go on as a task if it is dropped after it began: what changes something is never left half done.
+    pub fn finish<F>(&self, future: F) -> Finish<F>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        Finish::new(Rc::clone(&self.core), future)
     }
 
     /// Lets every other task that is ready run first, and hands I/O that was started to the kernel.

@@ -43,6 +43,7 @@ pub struct Gc {
     budget: Cell<i64>,
     interval: i64,
     running: Cell<bool>,
+    moving: Cell<bool>,
 }
 
 impl Gc {
@@ -60,6 +61,7 @@ impl Gc {
             budget: Cell::new(interval),
             interval,
             running: Cell::new(false),
+            moving: Cell::new(false),
         }
     }
     /// Asks for a pass.
@@ -159,12 +161,47 @@ impl CacheSet {
                 self.fail(error);
                 return;
             }
+            if seeded_bug!(MovingInThePass)
+                && self.settings.copy_gc_enabled.get()
+                && let Err(error) = self.moving_gc().await
+            {
+                self.fail(error);
+            }
             gc.passes.set(gc.passes.get() + 1);
             gc.done.wake_all();
+            self.begin_moving();
             if self.alloc.in_use_percent() >= before && self.env.timeout(PAUSE, gc.closed()).await.is_ok() {
                 return;
             }
         }
+    }
+
+    /// Moves data out of little used buckets, as a task of its own: moving may wait for buckets, and buckets for the next pass.
+    fn begin_moving(self: &Rc<Self>) {
+        if !self.settings.copy_gc_enabled.get() || self.gc.moving.replace(true) {
+            return;
+        }
+        let set = Rc::clone(self);
+        self.task(crate::set::Stage::Space, async move {
+            if let Err(error) = set.moving_gc().await {
+                set.fail(error);
+            }
+            set.gc.moving.set(false);
+        });
+    }
+
+    /// What waits for what: for messages of tests.
+    #[must_use]
+    pub fn stuck_state(&self) -> String {
+        format!(
+            "{} passes, {} wait for one, free lists {:?} (nodes, prios, moving, all), a bucket is awaited: {}, the \
+             structure is free: {}",
+            self.gc.passes.get(),
+            self.gc.done.waiting(),
+            self.alloc.free_lists(),
+            self.alloc.is_awaited(),
+            self.tree.structure.try_lock().is_some(),
+        )
     }
 
     /// Whether garbage is being collected now.
@@ -183,9 +220,7 @@ impl CacheSet {
     pub(crate) async fn gc_pass(self: &Rc<Self>) -> Result<()> {
         let began = self.env.now();
         self.gc.running.set(true);
-        if !seeded_bug!(FreeWithoutBlock) {
-            self.alloc.block_prio();
-        }
+        let block = (!seeded_bug!(FreeWithoutBlock)).then(|| self.alloc.block_prio());
         let mut slice = Slice::begin(self);
         let result = async {
             self.gc_start(&mut slice).await?;
@@ -193,17 +228,11 @@ impl CacheSet {
             self.gc_finish(&mut slice).await
         }
         .await;
-        if !seeded_bug!(FreeWithoutBlock) {
-            self.alloc.unblock_prio(1);
-        }
+        drop(block);
         self.gc.running.set(false);
         self.stats.gc_passes.add(1);
         self.timings.btree_gc.record(began, self.env.now());
-        result?;
-        if self.settings.copy_gc_enabled.get() {
-            self.moving_gc().await?;
-        }
-        Ok(())
+        result
     }
 
     async fn gc_start(&self, slice: &mut Slice) -> Result<()> {
@@ -303,7 +332,7 @@ impl CacheSet {
         if !sparse && !rewrite {
             return Ok(());
         }
-        let Some(mut spare) = self.alloc.try_take_nodes(self.nodes_for_split() + siblings.len()) else {
+        let Some(mut spare) = self.alloc.try_take_nodes(self.nodes_for_split() + siblings.len(), 0) else {
             return Ok(());
         };
         self.stats.gc_rewrites.add(1);
@@ -312,9 +341,6 @@ impl CacheSet {
         } else {
             self.rewrite(std::slice::from_ref(node), &mut spare, 0, &mut || ()).await
         };
-        for nr in spare {
-            self.alloc.give_back(nr);
-        }
         drop(structure);
         result
     }

@@ -68,25 +68,23 @@ impl CacheSet {
         if pieces != [Piece::Cached(extent)] {
             return Ok(());
         }
-        let bucket = self.cache.geometry.ptr_bucket(extent.ptr());
-        self.alloc.pin(bucket);
+        let pin = self.alloc.pin(self.cache.geometry.ptr_bucket(extent.ptr()));
         let at = extent.ptr().offset() * SECTOR_SIZE;
         let read = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize)).await;
-        self.alloc.unpin(bucket);
+        drop(pin);
         // Unreadable data stays where it is; whoever asks for it is told.
         let Ok(data) = read else { return Ok(()) };
         let data = data.freeze();
         let Some(placed) = self.place_moved(extent, MOVING)? else { return Ok(()) };
         let mut done = 0usize;
-        for part in placed {
+        for part in &placed.extents {
             let bytes = (part.size() * SECTOR_SIZE) as usize;
             let slice = data.slice(done..done + bytes);
             done += bytes;
             let at = part.ptr().offset() * SECTOR_SIZE;
             if !self.is_failed() && self.cache.write(at, slice).await.is_ok() {
-                self.replace(extent.part(part.start(), part.end()), part).await?;
+                self.replace(extent.part(part.start(), part.end()), *part).await?;
             }
-            self.alloc.unpin(self.cache.geometry.ptr_bucket(part.ptr()));
         }
         Ok(())
     }

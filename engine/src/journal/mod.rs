@@ -8,18 +8,22 @@
 //! pinned one when it is written: recovery replays from there. A journal bucket is written anew only when a *durable*
 //! entry says that nothing in it is needed.
 
+mod pins;
 mod reclaim;
 mod replay;
 mod write;
 
+pub use pins::JournalPin;
 pub use replay::{Found, read as read_journal};
 
 use crate::sync::WaitQueue;
 use bcache_format::bkey::Bkey;
 use bcache_format::jset::{HEADER_BYTES, Jset};
 use bcache_format::{BucketNr, Geometry};
+use pins::Pins;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// Words of keys that the largest entry has room for.
 const ENTRY_WORDS: usize = (bcache_format::geometry::JSET_MAX_BYTES as usize - HEADER_BYTES) / 8;
@@ -27,11 +31,18 @@ const ENTRY_WORDS: usize = (bcache_format::geometry::JSET_MAX_BYTES as usize - H
 const CLOSED_MAX: usize = 16;
 
 /// An entry that is being filled, or waits to be written.
-#[derive(Debug, Default)]
 struct Entry {
     seq: u64,
+    /// Its own, until it is written.
+    pin: JournalPin,
     keys: Vec<Bkey>,
     words: usize,
+}
+
+impl Entry {
+    const fn new(pin: JournalPin) -> Self {
+        Self { seq: pin.seq(), pin, keys: Vec::new(), words: 0 }
+    }
 }
 
 /// One bucket of the ring.
@@ -54,9 +65,9 @@ struct Ring {
 pub struct Journal {
     open: RefCell<Entry>,
     closed: RefCell<VecDeque<Entry>>,
-    /// Pins of the entries from `front` on.
-    pins: RefCell<VecDeque<u32>>,
-    front: Cell<u64>,
+    pins: Rc<Pins>,
+    /// Pins of the entries that recovery has to replay, until it has.
+    replaying: RefCell<Vec<JournalPin>>,
     ring: RefCell<Ring>,
     /// Newest durable entry, and the oldest that it needs.
     durable: Cell<u64>,
@@ -67,7 +78,6 @@ pub struct Journal {
     writer: WaitQueue,
     reclaimer: WaitQueue,
     written: WaitQueue,
-    unpinned: WaitQueue,
     closing: Cell<bool>,
     /// Nobody writes entries any more.
     ended: Cell<bool>,
@@ -86,15 +96,15 @@ impl Journal {
         let current =
             buckets.iter().enumerate().max_by_key(|(_, bucket)| bucket.newest).map_or(0, |(i, _)| i);
         let front = if newest == 0 { 1 } else { last_seq };
-        // One pin for each entry that may have to be replayed, given up when it has been, and one for the open entry.
-        let pins = (front..=newest).map(|_| 1).chain([1]).collect();
+        let pins = Pins::new(front);
+        let replaying = (front..=newest).map(|_| pins.next()).collect();
         // Nothing is written behind an old entry: the tail may be torn. A new set starts at the start.
         let used = if newest == 0 { 0 } else { geometry.bucket_bytes() };
         Self {
-            open: RefCell::new(Entry { seq: newest + 1, ..Entry::default() }),
+            open: RefCell::new(Entry::new(pins.next())),
             closed: RefCell::default(),
-            pins: RefCell::new(pins),
-            front: Cell::new(front),
+            pins,
+            replaying: RefCell::new(replaying),
             ring: RefCell::new(Ring { buckets, current, used }),
             durable: Cell::new(newest),
             durable_last: Cell::new(last_seq),
@@ -103,7 +113,6 @@ impl Journal {
             writer: WaitQueue::new(),
             reclaimer: WaitQueue::new(),
             written: WaitQueue::new(),
-            unpinned: WaitQueue::new(),
             closing: Cell::new(false),
             ended: Cell::new(false),
             block_bytes: geometry.block_bytes(),
@@ -127,9 +136,8 @@ impl Journal {
     }
     fn close_open(&self) {
         let mut open = self.open.borrow_mut();
-        let next = Entry { seq: open.seq + 1, ..Entry::default() };
+        let next = Entry::new(self.pins.next());
         self.closed.borrow_mut().push_back(std::mem::replace(&mut open, next));
-        self.pins.borrow_mut().push_back(1);
         self.writer.wake_all();
     }
     /// Whether so much waits to be written that nothing should be added.
@@ -152,31 +160,18 @@ impl Journal {
     pub fn has_unwritten_keys(&self) -> bool {
         !self.open.borrow().keys.is_empty() || !self.closed.borrow().is_empty()
     }
-    /// Keeps entry `seq` from being reclaimed.
-    pub fn pin(&self, seq: u64) {
-        let mut pins = self.pins.borrow_mut();
-        match seq.checked_sub(self.front.get()).and_then(|at| pins.get_mut(at as usize)) {
-            Some(count) => *count += 1,
-            None => debug_assert!(false, "entry {seq} is not pinned by anybody"),
-        }
+    /// Keeps entry `seq`, which has keys that nobody wrote yet, from being reclaimed.
+    pub fn pin(&self, seq: u64) -> JournalPin {
+        self.pins.pin(seq)
     }
-    /// Drops one pin of entry `seq`.
-    pub fn unpin(&self, seq: u64) {
-        let mut pins = self.pins.borrow_mut();
-        match seq.checked_sub(self.front.get()).and_then(|at| pins.get_mut(at as usize)) {
-            Some(count) => *count = count.saturating_sub(1),
-            None => debug_assert!(false, "entry {seq} is not pinned"),
-        }
-        while pins.len() > 1 && pins.front() == Some(&0) {
-            pins.pop_front();
-            self.front.set(self.front.get() + 1);
-            self.unpinned.wake_all();
-        }
+    /// The pins of the entries that are to be replayed, oldest first. Each is to be dropped when its entry was.
+    pub(crate) fn replay_pins(&self) -> Vec<JournalPin> {
+        std::mem::take(&mut *self.replaying.borrow_mut())
     }
     /// Oldest entry that somebody needs.
     #[must_use]
     pub fn last_seq(&self) -> u64 {
-        self.front.get()
+        self.pins.front()
     }
     /// Wakes all who wait, to see that the set failed or stops.
     pub(crate) fn close(&self) {
@@ -184,7 +179,7 @@ impl Journal {
         self.writer.wake_all();
         self.reclaimer.wake_all();
         self.written.wake_all();
-        self.unpinned.wake_all();
+        self.pins.unpinned.wake_all();
     }
 }
 

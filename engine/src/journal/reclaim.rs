@@ -98,7 +98,7 @@ impl CacheSet {
             if journal.last_seq() == before {
                 // Others are writing what pins the oldest entry. Only the caller advances the ring, so until something
                 // is unpinned nothing can have changed.
-                journal.unpinned.wait().await;
+                journal.pins.unpinned.wait().await;
                 self.check()?;
             }
         }

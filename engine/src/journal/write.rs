@@ -86,11 +86,10 @@ impl CacheSet {
         while !journal.next_fits() {
             self.journal_space(journal.next_bytes()).await?;
         }
-        let entry = journal.take_next();
-        let seq = entry.seq;
+        let Some(Entry { seq, pin, keys, .. }) = journal.take_next() else { return Ok(()) };
         let last_seq = journal.last_seq();
         let this_dev = self.cache.this_dev();
-        let jset = self.roots().jset(seq, last_seq, this_dev, entry.keys);
+        let jset = self.roots().jset(seq, last_seq, this_dev, keys);
         let image = jset.write(self.cache.magic, journal.block_bytes).map_err(|e| self.format_error(e))?;
         let at = journal.ring.borrow_mut().place(seq, image.len() as u64, journal.bucket_bytes);
         let skip_flush = seeded_bug!(JournalWithoutFlush);
@@ -101,7 +100,7 @@ impl CacheSet {
         self.metadata(self.cache.write_fua(at, Buf::copied(&image).freeze()).await)?;
         journal.durable.set(seq);
         journal.durable_last.set(last_seq);
-        journal.unpin(seq);
+        drop(pin);
         self.stats.journal_writes.add(1);
         self.stats.other_metadata_sectors_written.add(image.len() as u64 / bcache_format::SECTOR_SIZE);
         journal.written.wake_all();
@@ -122,11 +121,11 @@ impl Journal {
     fn next_fits(&self) -> bool {
         self.ring.borrow().used + self.next_bytes() <= self.bucket_bytes
     }
-    fn take_next(&self) -> Entry {
+    fn take_next(&self) -> Option<Entry> {
         if self.closed.borrow().is_empty() {
             self.close_open();
         }
-        self.closed.borrow_mut().pop_front().unwrap_or_default()
+        self.closed.borrow_mut().pop_front()
     }
 }
 

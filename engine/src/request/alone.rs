@@ -2,10 +2,9 @@
 
 use crate::dev::{BlockDev, Buf, Shared};
 use crate::error::{Error, Result};
-use crate::set::{Backing, Tracked, settled_superblock};
+use crate::set::{Backing, Tracked, leave_cache, settled_superblock};
 use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::SECTOR_SIZE;
-use bcache_format::superblock::BackingState;
 use std::rc::Rc;
 
 /// A backing device that is served although its cache is not there.
@@ -23,16 +22,14 @@ impl AloneVolume {
     /// It is not a backing device, or is dirty, or its superblock cannot be written.
     pub async fn open(dev: Rc<dyn BlockDev>, force: bool) -> Result<Self> {
         let (sb, block) = settled_superblock(&dev).await?;
-        let (name, state) = (dev.name().to_owned(), sb.state());
+        let (name, mut alone) = (dev.name().to_owned(), sb.clone());
         let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
         };
-        if state == BackingState::Dirty && !force {
-            return Err(Error::refused(format!("{name}: its newest data is in its cache, which is missing")));
-        }
-        let mark = !seeded_bug!(AloneWithoutStale);
-        if mark && !matches!(state, BackingState::None | BackingState::Stale) {
-            backing.update(|sb| sb.set_state(BackingState::Stale)).await?;
+        let changed =
+            leave_cache(&mut alone, force).map_err(|newest| Error::refused(format!("{name}: {newest}")))?;
+        if changed && !seeded_bug!(AloneWithoutStale) {
+            backing.update(|sb| sb.set_state(alone.state())).await?;
         }
         Ok(Self { backing })
     }

@@ -12,5 +12,5 @@ mod write;
 pub use alone::AloneVolume;
 pub use bypass::{CUTOFF_CACHE_ADD, Congestion, Streams};
 pub use errors::IoErrors;
-pub use ranges::{MissId, Misses, RangeGuard, Ranges};
+pub use ranges::{MissGuard, MissId, Misses, RangeGuard, Ranges};
 pub use volume::DeviceVolume;

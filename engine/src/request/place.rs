@@ -1,6 +1,6 @@
 //! Finding places on the cache device for data.
 
-use crate::alloc::{Mark, Reserve, Space, WritePoint};
+use crate::alloc::{BucketPin, Mark, Reserve, Space, TakenBucket, WritePoint};
 use crate::btree::Extent;
 use crate::error::Result;
 use crate::set::CacheSet;
@@ -16,67 +16,73 @@ pub(crate) struct Wanted {
     pub stream: WritePoint,
 }
 
+/// Places for data: extents to be. Their buckets are pinned as long as this lives, which is until the data is in the btree
+/// or never will be.
+#[derive(Default)]
+pub(crate) struct Placed<'a> {
+    /// The places, in the order of the data.
+    pub extents: Vec<Extent>,
+    pins: Vec<BucketPin<'a>>,
+}
+
+impl<'a> Placed<'a> {
+    fn with_capacity(parts: usize) -> Self {
+        Self { extents: Vec::with_capacity(parts), pins: Vec::with_capacity(parts) }
+    }
+    fn add(&mut self, (extent, pin): (Extent, BucketPin<'a>)) {
+        self.extents.push(extent);
+        self.pins.push(pin);
+    }
+}
+
 impl CacheSet {
-    /// Places for data, waiting for free buckets. Each place is pinned until [`Self::placed`].
-    pub(crate) async fn place(&self, wanted: Wanted) -> Result<Vec<Extent>> {
-        let mut extents = Vec::with_capacity(1);
+    /// Places for data, waiting for free buckets.
+    ///
+    /// # Errors
+    /// The set failed or stops, or GC and writing back have nothing left to free.
+    pub(crate) async fn place(&self, wanted: Wanted) -> Result<Placed<'_>> {
+        let mut placed = Placed::with_capacity(1);
         let mut at = wanted.start;
         while at < wanted.end {
             match self.place_part(wanted, at) {
-                Some(extent) => {
-                    at = extent.end();
-                    extents.push(extent);
+                Some(part) => {
+                    at = part.0.end();
+                    placed.add(part);
                 }
-                None => match self.alloc.take(Reserve::None).await {
-                    Ok(bucket) => self.open_bucket(bucket, wanted),
-                    Err(error) => {
-                        self.placed(&extents);
-                        return Err(error);
-                    }
-                },
+                None => self.open_bucket(self.alloc.take(Reserve::None).await?, wanted),
             }
         }
-        Ok(extents)
+        Ok(placed)
     }
 
     /// Places for data if there are free buckets, or nothing.
-    pub(crate) fn try_place(&self, wanted: Wanted, reserve: Reserve) -> Option<Vec<Extent>> {
-        let mut extents = Vec::with_capacity(1);
+    pub(crate) fn try_place(&self, wanted: Wanted, reserve: Reserve) -> Option<Placed<'_>> {
+        let mut placed = Placed::with_capacity(1);
         let mut at = wanted.start;
         while at < wanted.end {
-            if let Some(extent) = self.place_part(wanted, at) {
-                at = extent.end();
-                extents.push(extent);
-            } else if let Some(bucket) = self.alloc.try_take(reserve) {
-                self.open_bucket(bucket, wanted);
+            if let Some(part) = self.place_part(wanted, at) {
+                at = part.0.end();
+                placed.add(part);
             } else {
-                self.placed(&extents);
-                return None;
+                self.open_bucket(self.alloc.try_take(reserve)?, wanted);
             }
         }
-        Some(extents)
+        Some(placed)
     }
 
     /// Places for an extent that GC moves.
-    pub(crate) fn place_moved(&self, extent: Extent, stream: WritePoint) -> Result<Option<Vec<Extent>>> {
+    pub(crate) fn place_moved(&self, extent: Extent, stream: WritePoint) -> Result<Option<Placed<'_>>> {
         let (inode, start, end) = (extent.inode(), extent.start(), extent.end());
         let wanted = Wanted { inode, start, end, dirty: extent.dirty(), stream };
         self.check()?;
         Ok(self.try_place(wanted, Reserve::MovingGc))
     }
 
-    /// The data at these places is in the btree, or will never be: drops their pins.
-    pub(crate) fn placed(&self, extents: &[Extent]) {
-        for extent in extents {
-            self.alloc.unpin(self.cache.geometry.ptr_bucket(extent.ptr()));
-        }
-    }
-
     fn is_flash_only(&self, inode: u32) -> bool {
         self.uuids.borrow().entries.get(inode as usize).is_some_and(|entry| entry.is_flash_only())
     }
 
-    fn place_part(&self, wanted: Wanted, at: u64) -> Option<Extent> {
+    fn place_part(&self, wanted: Wanted, at: u64) -> Option<(Extent, BucketPin<'_>)> {
         let geometry = &self.cache.geometry;
         // An extent's size has 16 bits; keep it a multiple of the block.
         let sectors = (wanted.end - at).min(0x8000);
@@ -90,9 +96,6 @@ impl CacheSet {
         let bucket: BucketNr = geometry.ptr_bucket(space.ptr);
         let mut buckets = self.alloc.buckets.borrow_mut();
         let entry = buckets.get_mut(bucket);
-        if !space.closed {
-            entry.pin += 1;
-        }
         // GC may have passed the place in the tree where the key will be.
         if wanted.dirty {
             entry.mark = Mark::Dirty;
@@ -100,13 +103,17 @@ impl CacheSet {
             entry.mark = Mark::Reclaimable;
         }
         drop(buckets);
+        // A bucket without room for more is not open any more: its pin is ours.
+        let pin = if space.closed { self.alloc.take_pin(bucket) } else { self.alloc.pin(bucket) };
         self.gc.wrote(space.sectors);
         self.stats.sectors_written.add(space.sectors);
-        Some(Extent::new(wanted.inode, at + space.sectors, space.sectors, space.ptr, wanted.dirty))
+        Some((Extent::new(wanted.inode, at + space.sectors, space.sectors, space.ptr, wanted.dirty), pin))
     }
 
-    fn open_bucket(&self, bucket: BucketNr, wanted: Wanted) {
+    fn open_bucket(&self, taken: TakenBucket<'_>, wanted: Wanted) {
         let geometry = &self.cache.geometry;
+        // As long as it is open it stays pinned.
+        let bucket = taken.used().leave();
         let generation = self.alloc.buckets.borrow().generation(bucket);
         let ptr = Ptr::new(self.cache.this_dev() as u16, geometry.bucket_start(bucket).0, generation);
         let evicted = self.alloc.open.borrow_mut().open(
@@ -117,7 +124,7 @@ impl CacheSet {
             geometry.nbuckets,
         );
         if let Some(evicted) = evicted {
-            self.alloc.unpin(geometry.ptr_bucket(evicted));
+            drop(self.alloc.take_pin(geometry.ptr_bucket(evicted)));
         }
     }
 }

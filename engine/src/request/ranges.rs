@@ -2,6 +2,7 @@
 
 use crate::sync::WaitQueue;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 #[derive(Clone, Copy, Debug)]
 struct Range {
@@ -11,10 +12,12 @@ struct Range {
 }
 
 /// Ranges of one device that are being written. Two writes of overlapping ranges never run at once: the order in which
-/// the backing device does them and that in which the btree learns of them would differ.
+/// the backing device does them and that in which the btree learns of them would differ. Who waits is served in the order
+/// of asking: a large range is not kept waiting for ever by small ones that come and go in it.
 #[derive(Default)]
 pub struct Ranges {
     held: RefCell<Vec<Range>>,
+    waiting: RefCell<Vec<Range>>,
     next: Cell<u64>,
     freed: WaitQueue,
 }
@@ -25,28 +28,65 @@ pub struct RangeGuard<'a> {
     id: u64,
 }
 
+/// A place in the line of those who wait for a range.
+struct InLine<'a> {
+    ranges: &'a Ranges,
+    range: Range,
+}
+
+impl Range {
+    const fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.start < end && start < self.end
+    }
+}
+
 impl Ranges {
     /// Whether any part of `start .. end` is held.
     pub fn overlaps(&self, start: u64, end: u64) -> bool {
-        self.held.borrow().iter().any(|held| held.start < end && start < held.end)
+        self.held.borrow().iter().any(|held| held.overlaps(start, end))
     }
-    /// Holds a range if nobody else holds a part of it.
-    pub fn try_hold(&self, start: u64, end: u64) -> Option<RangeGuard<'_>> {
-        if self.overlaps(start, end) {
-            return None;
-        }
+    /// Whether somebody who asked before `id` waits for a part of the range.
+    fn is_asked_for(&self, start: u64, end: u64, id: u64) -> bool {
+        let waiting = self.waiting.borrow();
+        waiting.iter().any(|other| other.id < id && other.overlaps(start, end)) && !seeded_bug!(RangesUnfair)
+    }
+    fn number(&self) -> u64 {
         let id = self.next.get();
         self.next.set(id + 1);
-        self.held.borrow_mut().push(Range { id, start, end });
+        id
+    }
+    fn take(&self, range: Range) -> Option<RangeGuard<'_>> {
+        let Range { id, start, end } = range;
+        if self.overlaps(start, end) || self.is_asked_for(start, end, id) {
+            return None;
+        }
+        self.held.borrow_mut().push(range);
         Some(RangeGuard { ranges: self, id })
+    }
+    /// Holds a range if nobody else holds a part of it, or waits for one.
+    pub fn try_hold(&self, start: u64, end: u64) -> Option<RangeGuard<'_>> {
+        self.take(Range { id: self.number(), start, end })
     }
     /// Holds a range; waits until nobody else holds a part of it.
     pub async fn hold(&self, start: u64, end: u64) -> RangeGuard<'_> {
-        self.freed.wait_for(|| self.try_hold(start, end)).await
+        let range = Range { id: self.number(), start, end };
+        if let Some(guard) = self.take(range) {
+            return guard;
+        }
+        self.waiting.borrow_mut().push(range);
+        let line = InLine { ranges: self, range };
+        self.freed.wait_for(|| self.take(line.range)).await
     }
     /// Waits until nobody holds a part of a range.
     pub async fn wait_free(&self, start: u64, end: u64) {
         self.freed.wait_until(|| !self.overlaps(start, end)).await;
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.ranges.waiting.borrow_mut().retain(|other| other.id != self.range.id);
+        self.ranges.freed.wake_all();
     }
 }
 
@@ -78,23 +118,26 @@ pub struct Misses {
     sectors: Cell<u64>,
 }
 
+/// A cache miss whose data is on its way, until this is dropped.
+pub struct MissGuard {
+    misses: Rc<Misses>,
+    id: MissId,
+    sectors: u64,
+}
+
 impl Misses {
     /// Notes a miss. It must stand in the same breath as the lookup that missed.
-    pub fn begin(&self, inode: u32, start: u64, end: u64) -> MissId {
+    pub fn begin(self: &Rc<Self>, inode: u32, start: u64, end: u64) -> MissGuard {
         let id = self.next.get();
         self.next.set(id + 1);
         self.list.borrow_mut().push(Miss { id, inode, start, end });
-        self.sectors.set(self.sectors.get() + (end - start));
-        MissId(id)
+        let sectors = end - start;
+        self.sectors.set(self.sectors.get() + sectors);
+        MissGuard { misses: Rc::clone(self), id: MissId(id), sectors }
     }
     /// Whether nothing was inserted over it since.
     pub fn holds(&self, miss: MissId) -> bool {
         self.list.borrow().iter().any(|other| other.id == miss.0)
-    }
-    /// Forgets a miss of `sectors`.
-    pub fn end(&self, miss: MissId, sectors: u64) {
-        self.list.borrow_mut().retain(|other| other.id != miss.0);
-        self.sectors.set(self.sectors.get().saturating_sub(sectors));
     }
     /// Something was inserted: all misses that overlap it end, but not `own`.
     pub fn invalidate(&self, inode: u32, start: u64, end: u64, own: Option<MissId>) {
@@ -112,23 +155,45 @@ impl Misses {
     }
 }
 
+impl MissGuard {
+    /// Its name.
+    pub const fn id(&self) -> MissId {
+        self.id
+    }
+    /// Whether nothing was inserted over it since.
+    pub fn holds(&self) -> bool {
+        self.misses.holds(self.id)
+    }
+}
+
+impl Drop for MissGuard {
+    fn drop(&mut self) {
+        if seeded_bug!(MissLeftBehind) {
+            return;
+        }
+        self.misses.list.borrow_mut().retain(|other| other.id != self.id.0);
+        self.misses.sectors.set(self.misses.sectors.get() - self.sectors);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_insert_ends_the_misses_it_overlaps() {
-        let misses = Misses::default();
+        let misses = Rc::new(Misses::default());
         let a = misses.begin(1, 0, 8);
         let b = misses.begin(1, 8, 16);
         misses.invalidate(1, 7, 8, None);
-        assert!(!misses.holds(a) && misses.holds(b));
+        assert!(!a.holds() && b.holds());
         misses.invalidate(2, 0, 100, None);
-        assert!(misses.holds(b));
-        misses.invalidate(1, 8, 9, Some(b));
-        assert!(misses.holds(b));
-        misses.end(b, 8);
-        assert!(!misses.holds(b));
+        assert!(b.holds());
+        misses.invalidate(1, 8, 9, Some(b.id()));
+        assert!(b.holds());
+        assert_eq!(misses.sectors(), 16);
+        drop((a, b));
+        assert_eq!(misses.sectors(), 0);
     }
 
     #[test]
@@ -139,5 +204,21 @@ mod tests {
         assert!(ranges.try_hold(20, 30).is_some());
         drop(held);
         assert!(ranges.try_hold(19, 30).is_some());
+    }
+
+    #[test]
+    fn who_waits_for_a_large_range_has_its_turn() {
+        let runtime = crate::sim::Runtime::new(1);
+        let ranges = Rc::new(Ranges::default());
+        runtime.block_on(async {
+            let small = ranges.try_hold(10, 20).unwrap();
+            let all = Rc::clone(&ranges);
+            let waits = runtime.env().spawn(async move { drop(all.hold(0, 100).await) });
+            runtime.env().sleep(std::time::Duration::from_secs(1)).await;
+            assert!(ranges.try_hold(50, 60).is_none(), "somebody waits for it");
+            drop(small);
+            waits.await;
+            assert!(ranges.try_hold(50, 60).is_some());
+        });
     }
 }

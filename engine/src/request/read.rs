@@ -1,7 +1,7 @@
 //! Reads.
 
 use super::place::Wanted;
-use super::ranges::MissId;
+use super::ranges::MissGuard;
 use crate::alloc::{Reserve, WritePoint};
 use crate::btree::{Durability, Extent, Piece};
 use crate::dev::{Buf, Io, Shared};
@@ -17,7 +17,7 @@ const MISS_SECTORS_MAX: u64 = 32 << 11;
 /// A part of a read under way.
 enum Part {
     Cached { extent: Extent, io: Io<Buf>, began: u64 },
-    Missing { start: u64, end: u64, io: Option<Io<Buf>>, miss: Option<MissId> },
+    Missing { start: u64, end: u64, io: Option<Io<Buf>>, miss: Option<MissGuard> },
 }
 
 impl CacheSet {
@@ -75,7 +75,8 @@ impl CacheSet {
         let mut held = Vec::new();
         while let Some((stopped, _)) = self.pieces_resident(inode, at, end, &mut pieces) {
             // Something must be read; after that the whole range is looked up again.
-            held.push(self.node_at(Pos::new(inode, stopped), 0).await?);
+            let leaf = self.node_in_hand(Pos::new(inode, stopped), 0, &mut held).await?;
+            held.push(leaf);
             pieces.clear();
         }
         Ok(pieces.into_iter().map(|piece| self.begin_part(device, inode, piece, bypass)).collect())
@@ -144,7 +145,7 @@ impl CacheSet {
         start: u64,
         end: u64,
         io: Option<Io<Buf>>,
-        miss: Option<MissId>,
+        miss: Option<MissGuard>,
     ) -> Result<Shared> {
         let Some(io) = io else { return Ok(Buf::zeroed(((end - start) * SECTOR_SIZE) as usize).freeze()) };
         let data = match io.await {
@@ -152,9 +153,6 @@ impl CacheSet {
             Err(error) => {
                 device.stats.backing_read_errors.add(1);
                 device.count_backing_error();
-                if let Some(miss) = miss {
-                    self.misses.end(miss, end - start);
-                }
                 return Err(error.into());
             }
         };
@@ -163,21 +161,21 @@ impl CacheSet {
             let wanted = Wanted { inode, start, end, dirty: false, stream: WritePoint(u64::from(inode)) };
             // The client does not wait for this.
             self.task(Stage::Device, async move {
-                set.insert_miss(&device, wanted, copy, miss).await;
-                set.misses.end(miss, end - start);
+                set.insert_miss(&device, wanted, copy, &miss).await;
             });
         }
         Ok(data)
     }
 
-    async fn insert_miss(self: &Rc<Self>, device: &Device, wanted: Wanted, data: Shared, miss: MissId) {
-        if self.is_closing() || !self.misses.holds(miss) {
+    async fn insert_miss(self: &Rc<Self>, device: &Device, wanted: Wanted, data: Shared, miss: &MissGuard) {
+        if self.is_closing() || !miss.holds() {
             device.stats.cache_miss_collisions.add(1);
             return;
         }
-        let Some(extents) = self.try_place(wanted, Reserve::None) else { return };
+        let Some(placed) = self.try_place(wanted, Reserve::None) else { return };
+        let extents = &placed.extents;
         let mut wrote = Vec::with_capacity(extents.len());
-        for extent in &extents {
+        for extent in extents {
             // Nothing is written any more, not even where it would do no harm.
             if self.is_failed() {
                 break;
@@ -192,16 +190,15 @@ impl CacheSet {
                 self.stats.cache_write_errors.add(1);
                 continue;
             }
-            if !self.misses.holds(miss) {
+            if !miss.holds() {
                 device.stats.cache_miss_collisions.add(1);
                 break;
             }
-            if let Err(error) = self.insert(*extent, Durability::Miss(miss)).await {
+            if let Err(error) = self.insert(*extent, Durability::Miss(miss.id())).await {
                 self.fail_if_untrusted(&error);
                 break;
             }
         }
-        self.placed(&extents);
     }
 
     /// Reads from below, without the cache.
@@ -243,7 +240,9 @@ impl CacheSet {
                 Piece::Cached(extent) => {
                     let at = extent.ptr().offset() * SECTOR_SIZE;
                     let io = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize));
-                    answer.extend(self.finish_cached(device, extent, io, self.env.now()).await?);
+                    // Nothing is reused any more, but what was on its way to be may be gone.
+                    let data = self.finish_cached(device, extent, io, self.env.now()).await?;
+                    answer.push(data.ok_or_else(|| self.check().err().unwrap_or(Error::Stopping))?);
                 }
             }
         }

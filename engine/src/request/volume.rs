@@ -19,9 +19,9 @@ pub struct DeviceVolume {
 }
 
 /// Counts a request for as long as it runs.
-struct Running<'a>(&'a Device);
+struct Running(Rc<Device>);
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
         self.0.requests.set(self.0.requests.get() - 1);
         if self.0.requests.get() == 0 {
@@ -42,7 +42,7 @@ impl DeviceVolume {
         &self.device
     }
 
-    fn begin(&self) -> Result<Running<'_>, VolumeError> {
+    fn begin(&self) -> Result<Running, VolumeError> {
         if self.device.closed.get() {
             return Err(Error::Stopping.into());
         }
@@ -56,17 +56,34 @@ impl DeviceVolume {
         }
         self.set.request_came();
         self.device.requests.set(self.device.requests.get() + 1);
-        Ok(Running(&self.device))
+        Ok(Running(Rc::clone(&self.device)))
+    }
+
+    /// A request that changes something: once begun it is finished, whoever waits for it.
+    fn finish<F>(&self, request: impl FnOnce(Rc<CacheSet>, Rc<Device>) -> F + 'static) -> VolumeFuture<'_, ()>
+    where
+        F: Future<Output = Result<(), VolumeError>> + 'static,
+    {
+        Box::pin(async move {
+            let running = self.begin()?;
+            let (set, device) = (Rc::clone(&self.set), Rc::clone(&self.device));
+            let request = async move {
+                let _running = running;
+                request(set, device).await
+            };
+            self.set.env.finish(request).await
+        })
     }
 
     /// The range in sectors of the device's keys.
     fn range(&self, at: u64, len: u64) -> Result<(u64, u64), VolumeError> {
         let end = at.checked_add(len).filter(|end| *end <= self.size_bytes());
-        let aligned = at.is_multiple_of(SECTOR_SIZE) && len.is_multiple_of(SECTOR_SIZE);
+        let unit = if seeded_bug!(PartsOfBlocks) { SECTOR_SIZE } else { u64::from(self.block_size()) };
+        let aligned = at.is_multiple_of(unit) && len.is_multiple_of(unit);
         let Some(end) = end.filter(|_| aligned) else {
             return Err(VolumeError::new(
                 libc::EINVAL,
-                format!("{len} bytes at {at} are not a range of this device"),
+                format!("{len} bytes at {at} are not a range of whole blocks of this device"),
             ));
         };
         let first = self.device.first_sector();
@@ -99,47 +116,41 @@ impl Volume for DeviceVolume {
         })
     }
     fn write(&self, at: u64, data: Shared, fua: bool) -> VolumeFuture<'_, ()> {
-        Box::pin(async move {
-            let _running = self.begin()?;
-            let (start, end) = self.range(at, data.len() as u64)?;
+        let range = self.range(at, data.len() as u64);
+        self.finish(move |set, device| async move {
+            let (start, end) = range?;
             if start < end {
-                self.set.write(&self.device, start, data, fua).await?;
+                set.write(&device, start, data, fua).await?;
             }
             Ok(())
         })
     }
     fn flush(&self) -> VolumeFuture<'_, ()> {
-        Box::pin(async move {
-            let _running = self.begin()?;
-            Ok(self.set.flush(&self.device).await?)
-        })
+        self.finish(|set, device| async move { Ok(set.flush(&device).await?) })
     }
     fn discard(&self, at: u64, len: u64) -> VolumeFuture<'_, ()> {
-        Box::pin(async move {
-            let _running = self.begin()?;
-            // Only whole blocks: a discard is a hint.
-            let block = u64::from(self.block_size());
-            let (from, to) = (at.next_multiple_of(block), (at.saturating_add(len)) / block * block);
-            if from < to {
-                let (start, end) = self.range(from, to - from)?;
-                self.set.discard(&self.device, start, end).await?;
+        // Only whole blocks: a discard is a hint.
+        let block = u64::from(self.block_size());
+        let (from, to) = (at.next_multiple_of(block), (at.saturating_add(len)) / block * block);
+        let range = (from < to).then(|| self.range(from, to - from)).transpose();
+        self.finish(move |set, device| async move {
+            if let Some((start, end)) = range? {
+                set.discard(&device, start, end).await?;
             }
             Ok(())
         })
     }
     fn write_zeroes(&self, at: u64, len: u64, fua: bool, _no_hole: bool) -> VolumeFuture<'_, ()> {
-        Box::pin(async move {
-            let _running = self.begin()?;
-            self.range(at, len)?;
-            let failures = self.device.flush_failures();
-            let mut done = 0;
-            while done < len {
-                let now = (len - done).min(ZEROES);
-                let (start, _) = self.range(at + done, now)?;
-                self.set.write(&self.device, start, self.zeroes.slice(0..now as usize), false).await?;
-                done += now;
+        let (range, zeroes) = (self.range(at, len), self.zeroes.clone());
+        self.finish(move |set, device| async move {
+            let (mut at, end) = range?;
+            let failures = device.flush_failures();
+            while at < end {
+                let now = (end - at).min(ZEROES / SECTOR_SIZE);
+                set.write(&device, at, zeroes.slice(0..(now * SECTOR_SIZE) as usize), false).await?;
+                at += now;
             }
-            if fua { Ok(self.set.flush_written(&self.device, failures).await?) } else { Ok(()) }
+            if fua { Ok(set.flush_written(&device, failures).await?) } else { Ok(()) }
         })
     }
 }

@@ -22,11 +22,21 @@ impl CacheSet {
         let end = start + data.len() as u64 / SECTOR_SIZE;
         let failures = device.flush_failures();
         let held = device.writes.hold(start, end).await;
+        if device.inode.get().is_some() {
+            self.journal_admission().await?;
+        }
+        // Looked up when nothing is waited for any more: the device may have been detached meanwhile.
         match device.inode.get() {
             Some(inode) => self.write_cached(device, inode, start, end, data).await?,
             None => write_below(device, start, data).await?,
         }
         drop(held);
+        if let Some(backing) = device.backing()
+            && device.flush_failures() != failures
+        {
+            // Ours may be among what that flush lost, and whoever was told of it did not know of ours.
+            backing.dev.tell_again(failures);
+        }
         if fua { self.flush_written(device, failures).await } else { Ok(()) }
     }
 
@@ -38,7 +48,6 @@ impl CacheSet {
         end: u64,
         data: Shared,
     ) -> Result<()> {
-        self.journal_admission().await?;
         let Some(backing) = device.backing() else {
             return self.write_dirty(device, None, inode, start, end, data).await;
         };
@@ -68,23 +77,27 @@ impl CacheSet {
         end: u64,
         data: Shared,
     ) -> Result<()> {
-        device.dirty_writers.set(device.dirty_writers.get() + 1);
+        let writer = DirtyWriter::begin(device);
         let result = async {
             let mark = !seeded_bug!(DirtyWithoutSuperblock);
             if let Some(backing) = backing.filter(|_| mark) {
                 backing.mark_dirty().await?;
             }
             let stream = WritePoint(u64::from(inode));
-            let extents = self.place(Wanted { inode, start, end, dirty: true, stream }).await?;
-            let result = self.fill_and_insert(&extents, start, &data).await;
-            self.placed(&extents);
-            result
+            let placed = self.place(Wanted { inode, start, end, dirty: true, stream }).await?;
+            self.fill_and_insert(&placed.extents, start, &data).await
         }
         .await;
-        device.dirty_writers.set(device.dirty_writers.get() - 1);
-        device.writeback.wake();
-        device.writeback.progress.wake_all();
-        result
+        match (result, backing) {
+            // What has a backing device need not wait for room in the cache. Older data of this range that is on its way there
+            // must not arrive after ours.
+            (Err(Error::NoSpace(_)), Some(_)) => {
+                device.writeback.active.wait_free(start, end).await;
+                drop(writer);
+                self.write_around(device, inode, start, end, data).await
+            }
+            (result, _) => result,
+        }
     }
 
     /// Data first, then the keys that name it.
@@ -132,9 +145,10 @@ impl CacheSet {
         data: Shared,
     ) -> Result<()> {
         let wanted = Wanted { inode, start, end, dirty: false, stream: WritePoint(u64::from(inode)) };
-        let Some(extents) = self.try_place(wanted, Reserve::None) else {
+        let Some(placed) = self.try_place(wanted, Reserve::None) else {
             return self.write_around(device, inode, start, end, data).await;
         };
+        let extents = &placed.extents;
         let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, &data)).collect();
         let failures = device.flush_failures();
         let below = self.write_around(device, inode, start, end, data).await;
@@ -145,7 +159,6 @@ impl CacheSet {
                 result = self.insert(*extent, Durability::JournalUnlessDoubtful(failures)).await;
             }
         }
-        self.placed(&extents);
         result
     }
 
@@ -175,6 +188,7 @@ impl CacheSet {
                 self.commit_keys().await?;
             }
         }
+        self.commit_doubt(device).await?;
         let failures = device.flush_failures();
         write_below(device, start, data).await?;
         if !dirty.is_empty() {
@@ -186,6 +200,12 @@ impl CacheSet {
             self.forget(&clean).await?;
         }
         Ok(())
+    }
+
+    /// Makes durable that what a failed flush put in doubt is forgotten: in the tree it is not there any more, so that nobody
+    /// would forget it before something newer is written below.
+    async fn commit_doubt(&self, device: &Device) -> Result<()> {
+        self.commit(device.doubt.get()).await
     }
 
     /// Says that sectors are not in the cache.
@@ -243,6 +263,7 @@ impl CacheSet {
                 self.forget(&cached).await?;
                 self.commit_keys().await?;
             }
+            self.commit_doubt(device).await?;
         }
         if let Some(backing) = device.backing().filter(|backing| backing.dev.dev.geometry().discard) {
             let (at, len) = (start * SECTOR_SIZE, (end - start) * SECTOR_SIZE);
@@ -251,6 +272,24 @@ impl CacheSet {
             result?;
         }
         Ok(())
+    }
+}
+
+/// A write that is going to be dirty, and is not in the btree yet.
+struct DirtyWriter<'a>(&'a Device);
+
+impl<'a> DirtyWriter<'a> {
+    fn begin(device: &'a Device) -> Self {
+        device.dirty_writers.set(device.dirty_writers.get() + 1);
+        Self(device)
+    }
+}
+
+impl Drop for DirtyWriter<'_> {
+    fn drop(&mut self) {
+        self.0.dirty_writers.set(self.0.dirty_writers.get() - 1);
+        self.0.writeback.wake();
+        self.0.writeback.progress.wake_all();
     }
 }
 

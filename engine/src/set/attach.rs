@@ -5,10 +5,29 @@ use super::device::{Backing, Device, Kind};
 use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
 use crate::error::{Error, Result};
-use bcache_format::superblock::BackingState;
+use bcache_format::superblock::{BackingState, Superblock};
 use bcache_format::uuid_entry::UuidEntry;
 use std::rc::Rc;
 use uuid::Uuid;
+
+/// A device is being attached: nobody else attaches one with its UUID meanwhile.
+struct Attaching<'a> {
+    set: &'a CacheSet,
+    uuid: Uuid,
+}
+
+impl<'a> Attaching<'a> {
+    fn begin(set: &'a CacheSet, uuid: Uuid) -> Option<Self> {
+        let new = set.attaching.borrow_mut().insert(uuid) || seeded_bug!(AttachTwice);
+        new.then_some(Self { set, uuid })
+    }
+}
+
+impl Drop for Attaching<'_> {
+    fn drop(&mut self) {
+        self.set.attaching.borrow_mut().remove(&self.uuid);
+    }
+}
 
 impl CacheSet {
     /// Attaches a backing device that belongs to this set, or to none yet.
@@ -22,7 +41,15 @@ impl CacheSet {
     ///
     /// # Errors
     /// The device cannot be used with this set; nothing was changed.
-    pub async fn attach(self: &Rc<Self>, dev: Rc<dyn BlockDev>) -> Result<Rc<Device>> {
+    pub fn attach(
+        self: &Rc<Self>,
+        dev: Rc<dyn BlockDev>,
+    ) -> impl Future<Output = Result<Rc<Device>>> + use<> {
+        let set = Rc::clone(self);
+        self.env.finish(async move { set.attach_now(dev).await })
+    }
+
+    async fn attach_now(self: &Rc<Self>, dev: Rc<dyn BlockDev>) -> Result<Rc<Device>> {
         let (sb, block) = settled_superblock(&dev).await?;
         let name = dev.name().to_owned();
         let set_uuid = self.cache.sb.borrow().set_uuid;
@@ -36,6 +63,11 @@ impl CacheSet {
         if self.devices().iter().any(|device| device.uuid == uuid) {
             return Err(Error::refused(format!("{name}: a device with UUID {uuid} is attached already")));
         }
+        let Some(_attaching) = Attaching::begin(self, uuid) else {
+            return Err(Error::refused(format!(
+                "{name}: a device with UUID {uuid} is being attached already"
+            )));
+        };
         let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
         };
@@ -43,7 +75,9 @@ impl CacheSet {
         let outdated = matches!(state, BackingState::None | BackingState::Stale);
         let outdated = outdated && !seeded_bug!(AttachKeepsSlot);
         if known.is_none() && state == BackingState::Dirty {
-            return Err(Error::refused(format!("{name}: has dirty data in a cache that this is not")));
+            return Err(Error::refused(format!(
+                "{name}: its dirty data is in another cache set; attach it to that one first"
+            )));
         }
         let device = Rc::new(Device::new(Kind::Cached(Box::new(backing)), uuid, label));
         let slot = match known {
@@ -110,7 +144,16 @@ impl CacheSet {
     ///
     /// # Errors
     /// The table is full, or the set has failed.
-    pub async fn create_volume(self: &Rc<Self>, uuid: Uuid, entry: UuidEntry) -> Result<Rc<Device>> {
+    pub fn create_volume(
+        self: &Rc<Self>,
+        uuid: Uuid,
+        entry: UuidEntry,
+    ) -> impl Future<Output = Result<Rc<Device>>> + use<> {
+        let set = Rc::clone(self);
+        self.env.finish(async move { set.create_volume_now(uuid, entry).await })
+    }
+
+    async fn create_volume_now(self: &Rc<Self>, uuid: Uuid, entry: UuidEntry) -> Result<Rc<Device>> {
         let mut entry = UuidEntry { uuid, ..entry };
         entry.set_flash_only(true);
         self.take_slot(entry).await?;
@@ -134,7 +177,8 @@ impl CacheSet {
         device.writeback.stuck.set(0);
         let stuck = || (1..=device.writeback.stuck.get()).contains(&self.dirty_sectors(inode));
         let hopeless = || device.is_given_up() || stuck();
-        device.writeback.progress.wait_until(|| clean() || self.is_closing() || hopeless()).await;
+        let ends = || self.is_closing() || device.writeback.is_closed();
+        device.writeback.progress.wait_until(|| clean() || ends() || hopeless()).await;
         if !clean() {
             self.resume_caching(device);
             self.check()?;
@@ -158,42 +202,76 @@ impl CacheSet {
     /// Detaches a backing device: everything dirty is written back first; then its superblock says that it is whole by
     /// itself, and its slot is never used again. Requests that come later go to the backing device.
     ///
+    /// What the superblock says decides: a cache in which the slot is still in use forgets it when the device comes again. So
+    /// where nothing is dirty a cache that cannot be written any more keeps nobody from leaving it.
+    ///
     /// # Errors
-    /// Something could not be written back; the device stays attached.
-    pub async fn detach(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
+    /// Something could not be written back, or may have been lost by a flush that failed; the device stays attached.
+    pub fn detach(self: &Rc<Self>, device: &Rc<Device>) -> impl Future<Output = Result<()>> + use<> {
+        let (set, device) = (Rc::clone(self), Rc::clone(device));
+        self.env.finish(async move { set.detach_now(&device).await })
+    }
+
+    async fn detach_now(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
         self.drain(device).await?;
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else {
             return Err(Error::refused("not an attached backing device"));
         };
-        self.flush_backing(device, backing.dev.epoch()).await?;
-        // Whoever reads the cache from here on, after a crash too, finds nothing dirty of a device that has moved on.
-        self.checkpoint().await?;
-        backing
-            .update(|sb| {
-                sb.set_uuid = Uuid::nil();
-                sb.set_state(BackingState::None);
-            })
-            .await?;
+        let left = self.leave(device, backing).await;
+        if left.is_err() {
+            self.resume_caching(device);
+        }
+        let told = left?;
         device.inode.set(None);
         self.devices.borrow_mut().remove(&inode);
         device.writeback.close();
-        self.invalidate_slot(inode).await?;
         device.detaching.set(false);
+        if let Err(error) = told.and(self.invalidate_slot(inode).await) {
+            let name = backing.dev.dev.name();
+            tracing::warn!(%error, "{name} is detached, but the cache cannot note it; it will when the device comes again");
+        }
         Ok(())
+    }
+
+    /// Makes the superblock of a device with nothing dirty say that it belongs to no cache. Answers how telling the cache went.
+    async fn leave(&self, device: &Rc<Device>, backing: &Backing) -> Result<Result<()>> {
+        // As a client's: of a failure that no client has heard of, whoever detaches the device must.
+        let failures = device.flush_failures();
+        let flushed = backing.dev.client_flush(backing.dev.epoch()).await;
+        self.doubt_if_failed(device, failures);
+        if !seeded_bug!(DetachForgetsFailure) {
+            flushed?;
+        }
+        // Whoever reads the cache from here on, after a crash too, finds nothing dirty of a device that has moved on.
+        let told = self.checkpoint().await;
+        let detached = |sb: &mut Superblock| {
+            sb.set_uuid = Uuid::nil();
+            sb.set_state(BackingState::None);
+        };
+        backing.update(detached).await?;
+        Ok(told)
     }
 
     /// Removes a flash-only volume and everything in it. Requests that come later are refused.
     ///
     /// # Errors
     /// The set has failed.
-    pub async fn remove_volume(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
+    pub fn remove_volume(self: &Rc<Self>, device: &Rc<Device>) -> impl Future<Output = Result<()>> + use<> {
+        let (set, device) = (Rc::clone(self), Rc::clone(device));
+        self.env.finish(async move { set.remove_volume_now(&device).await })
+    }
+
+    async fn remove_volume_now(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
         let Some(inode) = device.inode.get().filter(|_| device.backing().is_none()) else {
             return Err(Error::refused("not a flash-only volume of this set"));
         };
         device.close().await;
         // Its keys are dirty: without this they would keep their buckets for ever.
-        self.discard(device, 0, device.bytes() / bcache_format::SECTOR_SIZE).await?;
-        self.flush(device).await?;
+        let emptied = match self.discard(device, 0, device.bytes() / bcache_format::SECTOR_SIZE).await {
+            Ok(()) => self.flush(device).await,
+            Err(error) => Err(error),
+        };
+        emptied.inspect_err(|_| device.closed.set(false))?;
         device.inode.set(None);
         self.devices.borrow_mut().remove(&inode);
         self.invalidate_slot(inode).await

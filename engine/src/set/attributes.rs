@@ -180,7 +180,16 @@ impl CacheSet {
     ///
     /// # Errors
     /// There is no such setting, it does not take the value, or the superblock could not be written.
-    pub async fn set_attribute(self: &Rc<Self>, name: &str, value: &str) -> Result<()> {
+    pub fn set_attribute(
+        self: &Rc<Self>,
+        name: &str,
+        value: &str,
+    ) -> impl Future<Output = Result<()>> + use<> {
+        let (set, name, value) = (Rc::clone(self), name.to_owned(), value.to_owned());
+        self.env.finish(async move { set.set_attribute_now(&name, &value).await })
+    }
+
+    async fn set_attribute_now(self: &Rc<Self>, name: &str, value: &str) -> Result<()> {
         match name {
             "trigger_gc" => {
                 self.collect_garbage().await;
@@ -221,7 +230,18 @@ impl CacheSet {
     ///
     /// # Errors
     /// As for the set.
-    pub async fn set_device_attribute(
+    pub fn set_device_attribute(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        name: &str,
+        value: &str,
+    ) -> impl Future<Output = Result<()>> + use<> {
+        let (set, device) = (Rc::clone(self), Rc::clone(device));
+        let (name, value) = (name.to_owned(), value.to_owned());
+        self.env.finish(async move { set.set_device_attribute_now(&device, &name, &value).await })
+    }
+
+    async fn set_device_attribute_now(
         self: &Rc<Self>,
         device: &Rc<Device>,
         name: &str,
@@ -233,14 +253,17 @@ impl CacheSet {
                 return Ok(());
             }
             "label" => return self.set_label(device, value).await,
-            _ => device.settings.assign(name, value).map_err(refused)?,
+            _ => {}
         }
+        let before = device.settings.cache_mode.get();
+        device.settings.assign(name, value).map_err(refused)?;
         device.writeback.wake();
         if name == "cache_mode"
             && let Some(backing) = device.backing()
         {
             let mode = device.settings.cache_mode.get();
-            backing.update(|sb| sb.set_cache_mode(mode)).await?;
+            let kept = backing.update(|sb| sb.set_cache_mode(mode)).await;
+            return kept.inspect_err(|_| device.settings.cache_mode.set(before));
         }
         Ok(())
     }
@@ -254,10 +277,13 @@ impl CacheSet {
         }
         device.label.set(label);
         let Some(inode) = device.inode.get() else { return Ok(()) };
-        if let Some(entry) = self.uuids.borrow_mut().entries.get_mut(inode as usize) {
-            entry.label = label;
-        }
-        self.write_uuids().await
+        self.change_uuids(|entries| {
+            if let Some(entry) = entries.get_mut(inode as usize) {
+                entry.label = label;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Names that [`Self::set_attribute`] takes besides settings.

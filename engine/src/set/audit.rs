@@ -79,10 +79,11 @@ impl CacheSet {
                 || (pending.is_empty() && state.write.pin.is_some())
             {
                 wrong.push(format!(
-                    "leaf {} has {} keys to write but {:?}",
+                    "leaf {} has {} keys to write since {}, pinned: {}",
                     node.ptr,
                     pending.len(),
-                    state.write
+                    state.write.since,
+                    state.write.pin.is_some()
                 ));
             }
             for extent in map.iter() {
@@ -91,7 +92,7 @@ impl CacheSet {
                         .push(format!("{extent:?} overlaps others or leaves its node {}..{}", min, node.max));
                 }
                 from = extent.pos();
-                if extent.dirty() {
+                if self.counts_as_dirty(extent) {
                     *dirty.entry(extent.inode()).or_default() += extent.size() as i64;
                 }
                 let buckets = self.alloc.buckets.borrow();

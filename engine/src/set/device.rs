@@ -1,14 +1,15 @@
 //! A backing device or flash-only volume.
 
-use super::cache_dev::{Tracked, write_superblock};
+use super::cache_dev::Tracked;
+use super::superblock::StoredSuperblock;
 use crate::error::Result;
 use crate::request::{Ranges, Streams};
 use crate::settings::DeviceSettings;
 use crate::stats::{DeviceStats, Windows};
-use crate::sync::{Mutex, WaitQueue};
+use crate::sync::WaitQueue;
 use crate::writeback::Writeback;
 use bcache_format::superblock::{BackingState, Label, Superblock};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use uuid::Uuid;
 
 /// The slow device below a cached device.
@@ -16,11 +17,7 @@ pub struct Backing {
     /// The device.
     pub dev: Tracked,
     /// Its superblock.
-    pub sb: RefCell<Superblock>,
-    block: RefCell<Vec<u8>>,
-    sb_io: Mutex<()>,
-    /// The superblock on disk says dirty, and nobody is changing that.
-    dirty: Cell<bool>,
+    pub sb: StoredSuperblock,
     /// First sector of the data.
     pub data_offset: u64,
 }
@@ -60,6 +57,8 @@ pub struct Device {
     pub(crate) streams: Streams,
     /// Being detached: everything bypasses the cache.
     pub(crate) detaching: Cell<bool>,
+    /// The journal entry with the last of the holes that stand for what a failed flush put in doubt.
+    pub(crate) doubt: Cell<u64>,
     /// Dirty writes that are not in the btree yet.
     pub(crate) dirty_writers: Cell<u32>,
     /// The set stops: no more requests.
@@ -73,45 +72,34 @@ impl Backing {
     #[must_use]
     pub fn new(dev: Tracked, sb: Superblock, block: Vec<u8>) -> Option<Self> {
         let data_offset = sb.backing()?.data_offset.0;
-        let dirty = Cell::new(sb.state() == BackingState::Dirty);
-        let (sb, block) = (RefCell::new(sb), RefCell::new(block));
-        Some(Self { dev, sb, block, sb_io: Mutex::new(()), dirty, data_offset })
+        Some(Self { dev, sb: StoredSuperblock::new(sb, block), data_offset })
     }
-    /// Changes the superblock and makes it durable.
+    /// Changes the superblock. It is durable when this returns, and only then it counts.
     pub(crate) async fn update(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
-        let _one = self.sb_io.lock().await;
-        change(&mut self.sb.borrow_mut());
-        self.dirty.set(self.sb.borrow().state() == BackingState::Dirty);
-        write_superblock(&self.dev, &self.sb, &self.block).await
+        self.sb.writer(&self.dev).await.write(change).await
     }
     /// Sees to it that the superblock on disk says dirty before anything dirty is acknowledged.
     pub(crate) async fn mark_dirty(&self) -> Result<()> {
-        if self.dirty.get() {
+        if self.says_dirty() {
             return Ok(());
         }
-        let _one = self.sb_io.lock().await;
-        if !self.dirty.get() {
-            self.sb.borrow_mut().set_state(BackingState::Dirty);
-            write_superblock(&self.dev, &self.sb, &self.block).await?;
-            self.dirty.set(true);
-        }
-        Ok(())
+        let writer = self.sb.writer(&self.dev).await;
+        if self.says_dirty() { Ok(()) } else { writer.write(|sb| sb.set_state(BackingState::Dirty)).await }
     }
     /// Whether the superblock on disk says dirty.
     pub(crate) fn says_dirty(&self) -> bool {
-        self.dirty.get()
+        self.sb.says_dirty()
     }
-    /// Says clean, if `still_clean` says so when nobody else can change it any more. Everything written back is flushed.
+    /// Marks the superblock clean if `still_clean` is true when nobody else can change it any more. Everything written back
+    /// is flushed.
     pub(crate) async fn mark_clean(&self, still_clean: impl Fn() -> bool) -> Result<()> {
-        let _one = self.sb_io.lock().await;
-        if !self.dirty.get() || !(still_clean() || seeded_bug!(CleanTooEarly)) {
+        let writer = self.sb.writer(&self.dev).await;
+        if !self.says_dirty() || !(still_clean() || seeded_bug!(CleanTooEarly)) {
             return Ok(());
         }
-        // Who wants to write dirty data from here on waits for us, and then says dirty again.
-        self.dirty.set(false);
-        self.dev.ensure_flushed(self.dev.epoch()).await.inspect_err(|_| self.dirty.set(true))?;
-        self.sb.borrow_mut().set_state(BackingState::Clean);
-        write_superblock(&self.dev, &self.sb, &self.block).await
+        writer.doubt_dirty();
+        self.dev.ensure_flushed(self.dev.epoch()).await.inspect_err(|_| writer.still_dirty())?;
+        writer.write(|sb| sb.set_state(BackingState::Clean)).await
     }
     /// Bytes of data.
     pub fn data_bytes(&self) -> u64 {
@@ -142,6 +130,7 @@ impl Device {
             writeback: Writeback::default(),
             streams: Streams::default(),
             detaching: Cell::new(false),
+            doubt: Cell::new(0),
             dirty_writers: Cell::new(0),
             closed: Cell::new(false),
             requests: Cell::new(0),

@@ -7,6 +7,7 @@ mod cache_dev;
 mod device;
 mod recover;
 mod stop;
+mod superblock;
 #[cfg(test)]
 mod tests;
 mod uuids;
@@ -14,10 +15,11 @@ mod uuids;
 pub use attributes::{Attribute, LEFT_OUT};
 pub use cache_dev::{CacheDev, Tracked, read_superblock, settled_superblock};
 pub use device::{Backing, Device, Kind};
+pub use superblock::{NewestInCache, StoredSuperblock, leave_cache};
 pub use uuids::UuidTable;
 
 use crate::alloc::Alloc;
-use crate::btree::{Node, Tree};
+use crate::btree::{Extent, Node, Tree};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gc::Gc;
@@ -27,8 +29,9 @@ use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
 use crate::sync::{Mutex, WaitQueue};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use uuid::Uuid;
 
 /// When a task stops: those of a stage need all later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +57,14 @@ pub struct CacheSet {
     /// The btree.
     pub tree: Tree,
     pub(crate) gc: Gc,
-    pub(crate) misses: Misses,
+    pub(crate) misses: Rc<Misses>,
     pub(crate) congestion: Congestion,
     pub(crate) uuids: RefCell<UuidTable>,
     pub(crate) uuids_io: Mutex<()>,
     /// Dirty sectors of each inode.
     dirty: RefCell<BTreeMap<u32, i64>>,
+    /// UUIDs of backing devices that are being attached.
+    attaching: RefCell<BTreeSet<Uuid>>,
     /// Attached devices by inode.
     pub(crate) devices: RefCell<BTreeMap<u32, Rc<Device>>>,
     /// Settings.
@@ -75,6 +80,8 @@ pub struct CacheSet {
     /// Writing back goes as fast as it can, because nothing else is asked for.
     at_max_rate: Cell<bool>,
     failure: RefCell<Option<Rc<str>>>,
+    /// Dirty extents whose buckets had moved on when the tree was walked at the start.
+    stale_dirty: RefCell<Vec<Extent>>,
     /// See [`CacheSet::outlive`].
     pub(crate) outlived: Cell<bool>,
     closing: Cell<bool>,
@@ -87,6 +94,12 @@ impl CacheSet {
     /// Dirty sectors of `inode`.
     pub fn dirty_sectors(&self, inode: u32) -> u64 {
         u64::try_from(self.dirty.borrow().get(&inode).copied().unwrap_or(0)).unwrap_or(0)
+    }
+    /// Whether an extent is data that only the cache has. One whose bucket was given to others was written back, or written
+    /// anew, before.
+    pub(crate) fn counts_as_dirty(&self, extent: &Extent) -> bool {
+        extent.dirty()
+            && (self.alloc.buckets.borrow().staleness(extent.ptr()) == 0 || seeded_bug!(StaleDirtyCounts))
     }
     pub(crate) fn account_dirty(&self, inode: u32, change: i64) {
         if change == 0 {
@@ -147,15 +160,24 @@ impl CacheSet {
     }
     /// Ends all writing because of `error`. The first one counts.
     pub(crate) fn fail(&self, error: Error) {
-        if matches!(error, Error::Stopping | Error::Failed(_) | Error::Refused(_)) {
+        if matches!(error, Error::Stopping | Error::Failed(_) | Error::Refused(_) | Error::NoSpace(_)) {
             return;
         }
         if self.failure.borrow().is_none() {
             tracing::error!(%error, "the cache set stops writing");
-            *self.failure.borrow_mut() = Some(error.to_string().into());
-            self.journal.close();
-            self.alloc.close();
-            self.gc.close();
+            self.give_up(&error.to_string());
+        }
+    }
+    /// Ends all writing, and all waiting for it, if nothing did before.
+    pub(crate) fn give_up(&self, why: &str) {
+        self.failure.borrow_mut().get_or_insert_with(|| why.into());
+        self.journal.close();
+        self.alloc.close();
+        self.gc.close();
+        // Whoever waits for what a failed set will not do any more looks again.
+        for device in self.devices() {
+            device.writeback.wake();
+            device.writeback.progress.wake_all();
         }
     }
     pub(crate) fn fail_if_untrusted(&self, error: &Error) {

@@ -2,25 +2,29 @@
 //!
 //! | superblock | journal | then |
 //! |---|---|---|
-//! | SYNC not set | whatever | a new set: everything on the device is meaningless |
-//! | SYNC set | an entry | read prios, uuids, root as the newest entry names them; walk the btree; mark; replay |
+//! | SYNC not set | never laid out | a new set: everything on the device is meaningless |
+//! | SYNC not set | laid out, or entries in it | refused: the flag is lost, and a new set would be the end of what was dirty |
+//! | SYNC set | an entry | read prios, uuids, root as the newest entry names them; walk the btree; mark; replay; write all that |
 //! | SYNC set | empty | refused: the metadata is gone, and with it what was dirty |
+//! | SYNC set | entries behind a damaged one | refused: they were durable once, so that the damage is no torn end |
 
 use super::cache_dev::{CacheDev, read_superblock};
 use super::uuids::UuidTable;
 use super::{CacheSet, Mutex, Stage};
-use crate::alloc::Alloc;
-use crate::btree::{Extent, NodeRef, Tree, children_of};
+use crate::alloc::{Alloc, BucketPin};
+use crate::btree::{Extent, ExtentMap, NodeRef, Tree, children_of};
 use crate::dev::{BlockDev, Buf};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gc::Gc;
 use crate::journal::{Found, Journal, read_journal};
-use crate::request::{Congestion, IoErrors, Misses};
+use crate::request::{Congestion, IoErrors};
 use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
 use crate::sync::WaitQueue;
 use bcache_format::bkey::Bkey;
+use bcache_format::geometry::JSET_MAX_BYTES;
+use bcache_format::jset::Jset;
 use bcache_format::prio::{INITIAL_PRIO, PrioSet};
 use bcache_format::superblock::{NBUCKETS_TOO_FEW, Version};
 use bcache_format::uuid_entry::{UuidEntry, parse_table};
@@ -32,6 +36,67 @@ use std::rc::Rc;
 /// Journal buckets of a new set: one in 128, 2 to 256.
 fn journal_buckets(nbuckets: u64) -> u16 {
     (nbuckets / 128).clamp(2, 256) as u16
+}
+
+/// Stale dirty extents that are kept to be looked at again. Of what is wrong one is enough, and more than these are not legal
+/// in any number that would matter.
+const STALE_DIRTY_MAX: usize = 1 << 16;
+
+/// A set that is being started. If that is given up, for an error or because nobody waits for it any more, its tasks end
+/// and nothing more is written.
+struct Starting(Rc<CacheSet>, bool);
+
+impl Starting {
+    fn begin(set: Rc<CacheSet>) -> Self {
+        Self(set, false)
+    }
+    fn done(mut self) -> Rc<CacheSet> {
+        self.1 = true;
+        Rc::clone(&self.0)
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if !self.1 {
+            self.0.give_up("it was not started to the end");
+        }
+    }
+}
+
+/// Refuses to make a new set of a device whose superblock lost its SYNC flag: nothing lays a journal out before the write
+/// that sets the flag.
+async fn refuse_lost_sync(cache: &CacheDev) -> Result<()> {
+    let (laid_out, used) = {
+        let sb = cache.sb.borrow();
+        (sb.cache().is_some_and(|fields| fields.njournal_buckets > 0), sb.seq > 0)
+    };
+    let lost = "the superblock says that the set was never used (SYNC is not set)";
+    if laid_out {
+        return Err(cache.untrusted(format!("{lost}, but it has a journal")));
+    }
+    let geometry = cache.geometry;
+    for i in (0..u64::from(journal_buckets(geometry.nbuckets))).filter(|_| used) {
+        let at = geometry.bucket_start_byte(BucketNr(geometry.first_bucket + i));
+        let largest = JSET_MAX_BYTES.min(geometry.bucket_bytes());
+        let bytes = cache.dev.read(at, Buf::recycled(largest as usize)).await?;
+        if let Ok(entry) = Jset::parse(&bytes, cache.magic) {
+            return Err(cache.untrusted(format!("{lost}, but journal entry {} is at byte {at}", entry.seq)));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `newer` has something else for all of `extent`.
+fn covers(newer: &ExtentMap, extent: &Extent) -> bool {
+    let mut at = extent.start();
+    for over in newer.iter_from(extent.start_pos()) {
+        if over.inode() != extent.inode() || over.start() > at {
+            break;
+        }
+        at = over.end();
+    }
+    at >= extent.end()
 }
 
 impl CacheSet {
@@ -68,6 +133,9 @@ impl CacheSet {
         };
         settings.cache_replacement_policy.set(replacement);
         if !sb.sync() {
+            if !seeded_bug!(SyncLost) {
+                refuse_lost_sync(&cache).await?;
+            }
             return Self::start_new(env, cache, settings).await;
         }
         match read_journal(&cache, sb.discard()).await? {
@@ -93,11 +161,12 @@ impl CacheSet {
             journal,
             tree: Tree::new(settings.btree_cache_bytes.get()),
             gc: Gc::new(&geometry),
-            misses: Misses::default(),
+            misses: Rc::default(),
             congestion: Congestion::default(),
             uuids: RefCell::new(uuids),
             uuids_io: Mutex::new(()),
             dirty: RefCell::default(),
+            attaching: RefCell::default(),
             devices: RefCell::default(),
             settings,
             stats: SetStats::default(),
@@ -106,6 +175,7 @@ impl CacheSet {
             idle_rounds: Cell::new(0),
             at_max_rate: Cell::new(false),
             failure: RefCell::default(),
+            stale_dirty: RefCell::default(),
             outlived: Cell::new(false),
             closing: Cell::new(false),
             tasks: Default::default(),
@@ -128,7 +198,9 @@ impl CacheSet {
         let newest_in = vec![0; count.into()];
         let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, 0, 0);
         let entries = vec![UuidEntry::EMPTY; geometry.nr_uuids()];
-        let set = Self::build(env, cache, settings, journal, UuidTable { entries, key: Bkey::ZERO });
+        let uuids = UuidTable { entries, key: Bkey::ZERO };
+        let starting = Starting::begin(Self::build(env, cache, settings, journal, uuids));
+        let set = Rc::clone(&starting.0);
         set.mark_reserved(count);
         set.alloc.count_available();
         set.hand_out_unused();
@@ -138,11 +210,11 @@ impl CacheSet {
         }
         set.create_first_root().await?;
         set.start_tasks();
-        set.write_uuids().await?;
+        set.change_uuids(|_| Ok(())).await?;
         set.write_prios().await?;
         set.cache.announce_journal(count).await?;
         set.say_sync(count).await?;
-        Ok(set)
+        Ok(starting.done())
     }
 
     /// From now on the superblock says that there is a set to be found.
@@ -173,29 +245,40 @@ impl CacheSet {
         let first = replay.first().map_or(newest.seq, |(seq, _)| *seq);
         let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, newest.seq, first);
         let entries = read_uuids(&cache, &newest.uuid_bucket, newest.version).await?;
-        let set = Self::build(env, cache, settings, journal, UuidTable { entries, key: newest.uuid_bucket });
+        let uuids = UuidTable { entries, key: newest.uuid_bucket };
+        let starting = Starting::begin(Self::build(env, cache, settings, journal, uuids));
+        let set = Rc::clone(&starting.0);
         set.read_prios(newest.prio_bucket.get(set.cache.this_dev()).copied().unwrap_or_default()).await?;
         set.read_root(&newest.btree_root, newest.btree_level).await?;
+        let journal_pins = set.mark_journal(&replay)?;
         set.walk_tree().await?;
-        set.mark_journal(&replay)?;
+        set.mark_journal_data(&replay)?;
         set.mark_reserved(count);
         set.mark_roots();
+        if !seeded_bug!(StaleDirtyUnseen) {
+            set.refuse_stale_dirty(&replay).await?;
+        }
         set.alloc.count_available();
         set.hand_out_unused();
         set.start_tasks();
-        for (seq, keys) in replay {
+        let entry_pins = set.journal.replay_pins();
+        for ((seq, keys), pin) in replay.into_iter().zip(entry_pins) {
             let mut extents = Vec::with_capacity(keys.len());
             for key in keys {
                 extents.extend(set.replayed(&key)?);
             }
             set.insert_replayed(&extents, seq).await?;
-            for extent in extents.iter().filter(|extent| !extent.is_hole()) {
-                set.alloc.unpin(geometry.ptr_bucket(extent.ptr()));
-            }
-            set.journal.unpin(seq);
+            drop(pin);
+        }
+        drop(journal_pins);
+        // What was concluded is durable before anybody relies on it. After another crash all who read the set, by whatever
+        // rules, would replay the same entries, and take for good a clean key that is a hole here, though something newer
+        // has been written below since.
+        if !seeded_bug!(ReplayNotDurable) {
+            set.checkpoint().await?;
         }
         set.check()?;
-        Ok(set)
+        Ok(starting.done())
     }
 
     /// The chain of prio sets: counted, because its end points into the chain before.
@@ -247,8 +330,22 @@ impl CacheSet {
         Ok(())
     }
 
-    /// Visits every node in order: generations from all pointers, marks, and how much is dirty.
+    /// Visits every node in order: generations from all pointers, marks, and how much is dirty. Once more if a pointer was
+    /// newer than its bucket: what was seen before it may have been stale.
     async fn walk_tree(&self) -> Result<()> {
+        loop {
+            let raised = self.alloc.buckets.borrow().raised();
+            self.alloc.buckets.borrow_mut().clear_marks();
+            self.dirty.borrow_mut().clear();
+            self.stale_dirty.borrow_mut().clear();
+            self.walk_tree_once().await?;
+            if self.alloc.buckets.borrow().raised() == raised {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn walk_tree_once(&self) -> Result<()> {
         let root = self.tree.root();
         self.alloc.buckets.borrow_mut().mark_metadata(root.bucket);
         let mut todo = vec![root];
@@ -287,13 +384,44 @@ impl CacheSet {
             let mut buckets = self.alloc.buckets.borrow_mut();
             buckets.raise(extent.ptr());
             buckets.note_oldest(extent.ptr());
+            if extent.dirty() && buckets.staleness(extent.ptr()) > 0 {
+                let mut stale = self.stale_dirty.borrow_mut();
+                if stale.len() < STALE_DIRTY_MAX {
+                    stale.push(*extent);
+                }
+            }
             if buckets.staleness(extent.ptr()) == 0 {
                 buckets.mark_data(extent.ptr(), extent.size(), extent.dirty());
             }
-            if extent.dirty() {
+            drop(buckets);
+            if self.counts_as_dirty(extent) {
                 self.account_dirty(extent.inode(), extent.size() as i64);
             }
         });
+    }
+
+    /// Refuses a set of which a bucket's generation is ahead of dirty data in it, though nothing else is there that it could
+    /// have been given to. A leaf says that data is clean, durably, before its bucket is given up, so that generation is
+    /// wrong. (Of what only the journal says dirty this is no sign: that data was written back is not journaled.)
+    async fn refuse_stale_dirty(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<()> {
+        let suspects = std::mem::take(&mut *self.stale_dirty.borrow_mut());
+        let mut newer = ExtentMap::new();
+        for key in replay.iter().flat_map(|(_, keys)| keys) {
+            if let Some(extent) = self.replayed(key)? {
+                newer.overlay(extent, true, u64::from(self.cache.geometry.bucket_sectors), |_| ());
+            }
+        }
+        for extent in suspects {
+            let bucket = self.cache.geometry.ptr_bucket(extent.ptr());
+            let unused = self.alloc.buckets.borrow().get(bucket).mark == crate::alloc::Mark::Free;
+            if unused && !covers(&newer, &extent) {
+                let what = format!(
+                    "{extent:?} is dirty, but the generation of bucket {bucket}, in which nothing else is, is ahead of it"
+                );
+                return Err(self.cache.untrusted(what));
+            }
+        }
+        Ok(())
     }
 
     /// An extent of the journal; nothing for keys that say nothing.
@@ -307,17 +435,24 @@ impl CacheSet {
         }
     }
 
-    /// What the journal names is in use until it is replayed.
-    fn mark_journal(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<()> {
+    /// What the journal names is in use until it is replayed: the pins. Generations from its pointers.
+    fn mark_journal(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<Vec<BucketPin<'_>>> {
+        let mut pins = Vec::new();
+        for key in replay.iter().flat_map(|(_, keys)| keys) {
+            let Some(extent) = self.replayed(key)?.filter(|extent| !extent.is_hole()) else { continue };
+            self.alloc.buckets.borrow_mut().raise(extent.ptr());
+            pins.push(self.alloc.pin(self.cache.geometry.ptr_bucket(extent.ptr())));
+        }
+        Ok(pins)
+    }
+
+    fn mark_journal_data(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<()> {
         for key in replay.iter().flat_map(|(_, keys)| keys) {
             let Some(extent) = self.replayed(key)?.filter(|extent| !extent.is_hole()) else { continue };
             let mut buckets = self.alloc.buckets.borrow_mut();
-            buckets.raise(extent.ptr());
             if buckets.staleness(extent.ptr()) == 0 {
                 buckets.mark_data(extent.ptr(), extent.size(), extent.dirty());
             }
-            drop(buckets);
-            self.alloc.pin(self.cache.geometry.ptr_bucket(extent.ptr()));
         }
         Ok(())
     }

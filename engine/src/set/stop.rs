@@ -23,7 +23,9 @@ impl CacheSet {
             let before = self.env.now().saturating_sub(LEAF_DELAY.as_nanos() as u64);
             for node in self.tree.dirty_nodes() {
                 let since = node.state().write.since;
-                if since != 0 && since <= before && self.node_write(&node).await.is_err() {
+                // A failure ends the set, and with it this task.
+                if since != 0 && since <= before && self.node_write(&node).await.is_err() && self.is_closing()
+                {
                     return;
                 }
             }
@@ -44,8 +46,18 @@ impl CacheSet {
     ///
     /// # Errors
     /// Something could not be written; recovery will replay the journal.
-    pub async fn stop(self: &Rc<Self>) -> Result<()> {
+    pub fn stop(self: &Rc<Self>) -> impl Future<Output = Result<()>> + use<> {
+        let set = Rc::clone(self);
+        self.env.finish(async move { set.stop_now().await })
+    }
+
+    async fn stop_now(self: &Rc<Self>) -> Result<()> {
         let devices = self.devices();
+        for device in &devices {
+            device.closed.set(true);
+        }
+        // Requests under way end: those that wait for buckets do it now, with an error, for what makes some ends first.
+        self.alloc.refuse_to_wait();
         for device in &devices {
             device.close().await;
         }

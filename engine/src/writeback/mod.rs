@@ -37,9 +37,13 @@ pub struct Writeback {
     pub(crate) progress: WaitQueue,
     woken: WaitQueue,
     closed: Cell<bool>,
-    /// Dirty sectors that this pass could not read from the cache, and those of the last whole one.
+    /// Dirty sectors that this pass could not read from the cache, and that have no place on the backing device.
     unreadable: Cell<u64>,
+    unwritable: Cell<u64>,
+    /// Both, of the last whole pass: sectors that stay dirty whatever is tried.
     pub(crate) stuck: Cell<u64>,
+    /// Those of them that lie behind the end of the backing device.
+    pub(crate) behind_end: Cell<u64>,
     pub(crate) controller: rate::Controller,
 }
 
@@ -56,6 +60,14 @@ impl Writeback {
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
     }
+}
+
+/// Dirty extents that are being written back, and where to look next.
+struct Batch<'a> {
+    taken: Vec<Extent>,
+    /// Writes to these sectors go to the cache while this lives.
+    held: Vec<RangeGuard<'a>>,
+    next: u64,
 }
 
 /// Where an extent's data is in memory while it is written back.
@@ -89,7 +101,15 @@ impl CacheSet {
                     self.writeback_pause(&device, sectors).await;
                 }
                 Ok(None) => {
-                    writeback.stuck.set(writeback.unreadable.take());
+                    let behind_end = writeback.unwritable.take();
+                    writeback.stuck.set(writeback.unreadable.take() + behind_end);
+                    if writeback.behind_end.replace(behind_end) != behind_end {
+                        tracing::warn!(
+                            uuid = %device.uuid,
+                            sectors = behind_end,
+                            "dirty data lies behind the end of the backing device, which was larger: it stays in the cache"
+                        );
+                    }
                     if writeback.stuck.get() > 0 {
                         writeback.progress.wake_all();
                         self.pause_unless(RETRY, ended).await;
@@ -105,7 +125,7 @@ impl CacheSet {
         }
     }
 
-    fn may_write_back(&self, device: &Device) -> bool {
+    pub(crate) fn may_write_back(&self, device: &Device) -> bool {
         // The last dirty data may have been overwritten instead; then all there is to do is to say clean.
         let says = device.backing().is_some_and(crate::set::Backing::says_dirty);
         let dirty = device.inode.get().is_some_and(|inode| says || self.dirty_sectors(inode) > 0);
@@ -116,6 +136,11 @@ impl CacheSet {
     /// The cache is to hold nothing dirty of the device any more.
     fn writes_back_all(&self, device: &Device) -> bool {
         device.detaching.get() || self.io_errors.is_retired()
+    }
+
+    /// Writing back goes as fast as it can: nothing dirty is to be left, or somebody waits for the space.
+    fn hurries(&self, device: &Device) -> bool {
+        self.writes_back_all(device) || self.alloc.is_starving()
     }
 
     /// Nothing is left behind where the pass began, or the pass begins anew.
@@ -133,14 +158,14 @@ impl CacheSet {
             }
         } else if whole {
             self.env.sleep(BUSY).await;
-        } else if !self.writes_back_all(device) {
+        } else if !self.hurries(device) {
             self.pause(device, Duration::from_secs(device.settings.writeback_delay.get())).await;
         }
     }
 
     /// Waits, but not when the device stops or is detached.
     async fn pause(&self, device: &Device, duration: Duration) {
-        let hurry = || device.writeback.is_closed() || self.is_closing() || self.writes_back_all(device);
+        let hurry = || device.writeback.is_closed() || self.is_closing() || self.hurries(device);
         self.pause_unless(duration, hurry).await;
     }
 
@@ -159,7 +184,7 @@ impl CacheSet {
     async fn writeback_pause(&self, device: &Device, sectors: u64) {
         // Requests that wait go first, also where devices answer at once.
         self.env.yield_now().await;
-        if self.writes_back_all(device) || device.settings.writeback_percent.get() == 0 {
+        if self.hurries(device) || device.settings.writeback_percent.get() == 0 {
             return;
         }
         let rate = device.settings.writeback_rate.get();
@@ -171,17 +196,9 @@ impl CacheSet {
     /// sectors it was; nothing at the end.
     async fn writeback_step(self: &Rc<Self>, device: &Rc<Device>, at: u64) -> Result<Option<(u64, u64)>> {
         let Some(inode) = device.inode.get() else { return Ok(None) };
-        let Some((extents, next)) = self.dirty_from(inode, at).await? else { return Ok(None) };
-        let mut held: Vec<RangeGuard<'_>> = Vec::new();
-        let mut taken = Vec::new();
-        for extent in extents {
-            // A write to the backing device is under way there; this extent's turn comes again.
-            if device.writes.overlaps(extent.start(), extent.end()) {
-                continue;
-            }
-            held.extend(device.writeback.active.try_hold(extent.start(), extent.end()));
-            taken.push(extent);
-        }
+        let Some(Batch { taken, held, next }) = self.take_dirty(device, inode, at).await? else {
+            return Ok(None);
+        };
         let sectors: u64 = taken.iter().map(Extent::size).sum();
         // The keys first: after a crash an older, clean key would stand in for one that only memory had, and what is below
         // would be newer than what the cache calls clean.
@@ -203,30 +220,56 @@ impl CacheSet {
         Ok(Some((next, sectors)))
     }
 
-    /// Dirty extents from sector `at` of `inode` on, and where to look next. Nothing when there are none.
-    async fn dirty_from(&self, inode: u32, at: u64) -> Result<Option<(Vec<Extent>, u64)>> {
+    /// Takes dirty extents from sector `at` of `inode` on. Nothing when there are none.
+    ///
+    /// An extent is looked up and held in one breath: from then on a write to its sectors goes to the cache. Where one was
+    /// only seen, something newer could be below by the time that the next leaf is read.
+    async fn take_dirty<'a>(&self, device: &'a Device, inode: u32, at: u64) -> Result<Option<Batch<'a>>> {
         let mut pos = Pos::new(inode, at);
-        let mut found: Vec<Extent> = Vec::new();
-        let mut sectors = 0;
+        let mut batch = Batch { taken: Vec::new(), held: Vec::new(), next: at };
+        let (mut sectors, mut seen) = (0, false);
+        let end_of_device = device.first_sector() + device.bytes() / SECTOR_SIZE;
         loop {
             let leaf = self.node_at(pos, 0).await?;
             let mut full = false;
             let from = pos.offset;
             leaf.for_each_extent(|extent| {
-                let wanted = extent.inode() == inode && extent.end() > from && extent.dirty();
-                if full || !wanted || self.alloc.buckets.borrow().staleness(extent.ptr()) > 0 {
+                let wanted = extent.inode() == inode && extent.end() > from && self.counts_as_dirty(extent);
+                if full || !wanted {
                     return;
                 }
                 let part = extent.part(from, u64::MAX);
+                (seen, batch.next) = (true, part.end());
+                if part.end() > end_of_device && !seeded_bug!(WritesBehindTheEnd) {
+                    // The device is shorter than it was. This data has no place below, and stays.
+                    let stays = &device.writeback.unwritable;
+                    stays.set(stays.get() + part.size());
+                    return;
+                }
+                // A write to the backing device is under way there; this extent's turn comes again.
+                if device.writes.overlaps(part.start(), part.end()) {
+                    return;
+                }
+                let late = seeded_bug!(WritebackHoldsLate);
+                if !late {
+                    let Some(guard) = device.writeback.active.try_hold(part.start(), part.end()) else {
+                        return;
+                    };
+                    batch.held.push(guard);
+                }
                 sectors += part.size();
-                found.push(part);
-                full = sectors >= BATCH_SECTORS || found.len() >= BATCH_EXTENTS;
+                batch.taken.push(part);
+                full = sectors >= BATCH_SECTORS || batch.taken.len() >= BATCH_EXTENTS;
             });
             let end = leaf.max;
             drop(leaf);
             if full || end.inode != inode {
-                let next = found.last().map(Extent::end);
-                return Ok(next.map(|next| (found, next)));
+                if seeded_bug!(WritebackHoldsLate) {
+                    let hold =
+                        |extent: &Extent| device.writeback.active.try_hold(extent.start(), extent.end());
+                    batch.held = batch.taken.iter().filter_map(hold).collect();
+                }
+                return Ok(seen.then_some(batch));
             }
             pos = end;
         }

@@ -61,7 +61,12 @@ fn next_rate(integral: &Cell<i64>, inputs: &Inputs) -> i64 {
     if (error < 0 && integral.get() > 0) || (error > 0 && inputs.keeps_up) {
         integral.set(integral.get().saturating_add(error.saturating_mul(inputs.seconds)));
     }
-    (proportional + integral.get() / inputs.i_inverse.max(1)).clamp(inputs.minimum, RATE_MAX)
+    let wanted = proportional.saturating_add(integral.get() / inputs.i_inverse.max(1));
+    if seeded_bug!(RateClampPanics) {
+        return wanted.clamp(inputs.minimum, RATE_MAX);
+    }
+    // Not `clamp`, which panics where the least is more than the most.
+    wanted.max(inputs.minimum).min(RATE_MAX)
 }
 
 /// The proportional term that little dirty data in many buckets asks for: without it the cache could be full of dirty
@@ -83,7 +88,7 @@ impl CacheSet {
         let mut last = self.env.now();
         loop {
             let seconds = settings.writeback_rate_update_seconds.get().max(1);
-            while self.env.now().saturating_sub(last) < seconds * 1_000_000_000 {
+            while self.env.now().saturating_sub(last) / 1_000_000_000 < seconds {
                 if device.writeback.is_closed() || self.is_closing() {
                     return;
                 }
