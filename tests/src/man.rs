@@ -59,16 +59,20 @@ fn settings() -> String {
     let mut page = String::from(
         ".TH bcache-settings 7 \"\" ubcache\n.SH NAME\nbcache\\-settings \\- settings of cache sets and devices, by the \
          kernel\\(aqs sysfs names\n.SH DESCRIPTION\nThey are changed with bcache\\-set(8), read with bcache\\-get(8), and given \
-         to bcache\\-serve(8)\nwith \\-\\-set. Defaults are the kernel\\(aqs. Sizes may end in k, M or G.\n",
+         to bcache\\-serve(8)\nwith \\-\\-set. Defaults are the kernel\\(aqs. Sizes may end in k, M or G.\nA number \
+         beyond the bounds of its setting, which are the kernel\\(aqs, becomes the bound, and the log says so.\n",
     );
     let (set, device) = (SetSettings::default(), DeviceSettings::default());
-    for (title, help, defaults) in [
-        ("SETTINGS OF A SET", SetSettings::HELP, set.list()),
-        ("SETTINGS OF A DEVICE", DeviceSettings::HELP, device.list()),
+    for (title, help, bounds, defaults) in [
+        ("SETTINGS OF A SET", SetSettings::HELP, SetSettings::BOUNDS, set.list()),
+        ("SETTINGS OF A DEVICE", DeviceSettings::HELP, DeviceSettings::BOUNDS, device.list()),
     ] {
         page += &format!(".SH {title}\n");
         for ((name, means), shown) in help.iter().zip(defaults) {
-            page += &format!(".TP\n\\fB{name}\\fR (default {})\n{}\n", text(&shown.value), text(means));
+            let bounds = bounds.iter().find(|(bounded, ..)| bounded == name);
+            let bounds = bounds.map_or_else(String::new, |(_, least, most)| format!(", {least} to {most}"));
+            page +=
+                &format!(".TP\n\\fB{name}\\fR (default {}{bounds})\n{}\n", text(&shown.value), text(means));
         }
     }
     page += ".SH LEFT OUT\nNames of the kernel\\(aqs documentation that are not there:\n";

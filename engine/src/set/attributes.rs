@@ -3,7 +3,7 @@
 use super::{CacheSet, Device};
 use crate::btree::Body;
 use crate::error::{Error, Result};
-use crate::settings::{BadSetting, Shown};
+use crate::settings::{BadSetting, Clamped, Shown};
 use crate::stats::{Accounted, Timing, Window};
 use bcache_format::superblock::{BackingState, Label};
 use bcache_format::{Geometry, SECTOR_SIZE};
@@ -206,7 +206,7 @@ impl CacheSet {
             }
             _ => {}
         }
-        self.settings.assign(name, value).map_err(refused)?;
+        say_clamped(self.settings.assign(name, value))?;
         let settings = &self.settings;
         match name {
             "cache_replacement_policy" | "discard" => {
@@ -256,7 +256,7 @@ impl CacheSet {
             _ => {}
         }
         let before = device.settings.cache_mode.get();
-        device.settings.assign(name, value).map_err(refused)?;
+        say_clamped(device.settings.assign(name, value))?;
         device.writeback.wake();
         if name == "cache_mode"
             && let Some(backing) = device.backing()
@@ -300,8 +300,12 @@ impl Device {
     }
 }
 
-fn refused(error: BadSetting) -> Error {
-    Error::refused(error.to_string())
+fn say_clamped(assigned: std::result::Result<Option<Clamped>, BadSetting>) -> Result<()> {
+    let clamped = assigned.map_err(|error| Error::refused(error.to_string()))?;
+    if let Some(clamped) = clamped {
+        tracing::warn!("{clamped}");
+    }
+    Ok(())
 }
 
 /// In the kernel's words.

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::Result;
-use bcache_engine::settings::{BadSetting, DeviceSettings, SetSettings};
+use bcache_engine::settings::{BadSetting, Clamped, DeviceSettings, SetSettings};
 
 /// A setting and the value it is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +37,14 @@ impl Assignment {
     }
 }
 
-fn known(assigned: Result<(), BadSetting>) -> Result<bool> {
+fn known(assigned: Result<Option<Clamped>, BadSetting>) -> Result<bool> {
     match assigned {
-        Ok(()) => Ok(true),
+        Ok(clamped) => {
+            if let Some(clamped) = clamped {
+                tracing::warn!("{clamped}");
+            }
+            Ok(true)
+        }
         Err(BadSetting::Unknown(_)) => Ok(false),
         Err(bad) => Err(bad.into()),
     }
