@@ -147,10 +147,15 @@ impl ExtentMap {
     pub fn push(&mut self, extent: Extent) {
         debug_assert!(self.runs.last().is_none_or(|run| run.end() <= extent.start_pos()));
         match self.runs.last_mut().filter(|run| run.len() < RUN_MAX) {
-            Some(run) => run.extend(&[extent]),
-            None => self.runs.push(Run::new(&[extent])),
+            Some(run) => {
+                run.extend(&[extent]);
+                self.fix_top(self.runs.len() - 1);
+            }
+            None => {
+                self.runs.push(Run::new(&[extent]));
+                self.index_from(self.runs.len() - 1);
+            }
         }
-        self.index_from(self.runs.len() - 1);
         self.len += 1;
         self.words += extent.words();
     }

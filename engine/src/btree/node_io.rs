@@ -2,6 +2,7 @@
 
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
+use super::merge::{Merge, Sets};
 use super::node::{Body, Child, Node, PendingWrite, State};
 use crate::dev::Buf;
 use crate::error::{Error, Result};
@@ -70,6 +71,14 @@ impl CacheSet {
         Ok(count)
     }
 
+    /// Where the leaf of `pos` is. For benchmarks.
+    ///
+    /// # Errors
+    /// A node cannot be read or trusted.
+    pub async fn leaf_ptr(&self, pos: Pos) -> Result<Ptr> {
+        Ok(self.node_at(pos, 0).await?.ptr)
+    }
+
     /// Reads a node and checks all that can be checked of it.
     async fn read_node(&self, wanted: NodeRef) -> Result<Rc<Node>> {
         let geometry = self.cache.geometry;
@@ -89,7 +98,8 @@ impl CacheSet {
             .map_err(|bad| broken(bad.error.to_string()))?;
         let Some((_, first)) = parsed.sets.first() else { return Err(broken("empty".to_owned())) };
         let body = if wanted.level == 0 {
-            self.fold_leaf(&parsed.sets, wanted.max)
+            let merge = self.tree.merges.take(parsed.sets.len()).await;
+            self.merge_leaf(merge, &parsed.sets, wanted.max)
         } else {
             self.fold_interior(&parsed.sets, wanted.max)
         };
@@ -99,42 +109,31 @@ impl CacheSet {
         Ok(Rc::new(node))
     }
 
-    /// Lays the bsets of a leaf over each other, oldest first.
-    fn fold_leaf(&self, sets: &[(u64, Bset<'_>)], max: Pos) -> Result<Body, String> {
+    /// Lays the bsets of a leaf over each other. From here to the return nothing is awaited: the cursors are back in their
+    /// pool before anybody else can want them.
+    fn merge_leaf(&self, mut merge: Merge<'_>, sets: &[(u64, Bset<'_>)], max: Pos) -> Result<Body, String> {
         let geometry = &self.cache.geometry;
         let bucket_sectors = u64::from(geometry.bucket_sectors);
-        let (mut map, mut hides_holes) = (ExtentMap::new(), false);
-        for (i, (byte, set)) in sets.iter().enumerate() {
-            let mut last = Pos::ZERO;
-            for key in set.keys() {
-                let key = key.map_err(|error| error.at(*byte).to_string())?;
-                if key.size() == 0 {
-                    continue;
-                }
-                let Some(extent) = Extent::from_key(&key) else {
-                    return Err(format!("bset at byte {byte}: key {key} starts before the first sector"));
-                };
-                if extent.start_pos() < last || extent.pos() > max {
-                    return Err(format!("bset at byte {byte}: key {key} is out of order"));
-                }
-                last = extent.pos();
-                hides_holes |= extent.is_hole();
-                if i == 0 {
-                    if !extent.is_hole() {
-                        map.push(extent);
-                    }
-                } else {
-                    map.overlay(extent, false, bucket_sectors, |_| ());
-                }
+        let mut sets = Sets { sets, max, has_holes: false };
+        let mut map = ExtentMap::new();
+        let mut last: Option<Extent> = None;
+        merge.run(&mut sets, |extent| {
+            if extent.is_hole() {
+                return Ok(());
             }
-        }
-        // A bad pointer may have been covered by a newer key; only what is left counts.
-        for extent in map.iter() {
-            if let Some(problem) = geometry.ptr_problem(&extent.key()) {
+            // A bad pointer may have been covered by a newer key; only what is left counts.
+            if let Some(problem) = geometry.place_problem(extent.ptr(), extent.size()) {
                 return Err(format!("key {extent:?}: {problem}"));
             }
-        }
-        Ok(Body::Leaf { map, pending: ExtentMap::new(), hides_holes })
+            let joined = last.and_then(|last| last.joined(&extent, bucket_sectors));
+            if joined.is_none() {
+                last.into_iter().for_each(|last| map.push(last));
+            }
+            last = joined.or(Some(extent));
+            Ok(())
+        })?;
+        last.into_iter().for_each(|last| map.push(last));
+        Ok(Body::Leaf { map, pending: ExtentMap::new(), hides_holes: sets.has_holes })
     }
 
     /// The live children of an interior node: those whose bucket has not moved on.

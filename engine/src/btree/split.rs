@@ -242,7 +242,9 @@ impl CacheSet {
     /// The new root is durable, and its journal entry need not be waited for, as Linux does: until an entry names it, the
     /// newest durable one names the old root, which is whole on disk. Its bucket is released after this, but before anybody
     /// can write to it its new generation must be durable, and `write_prios` says so with a journal entry of its own
-    /// (`commit_roots`), which names the roots of that moment.
+    /// (`commit_roots`), which names the roots of that moment. Keys that only the new leaves have are in the journal, from
+    /// the entry on that the old leaves pinned; those pins count no more only once a newer entry says so, which again names
+    /// the new root.
     async fn new_root(&self, news: &[Rc<Node>], buckets: &mut Vec<TakenBucket<'_>>) -> Result<()> {
         let mut above = None;
         let root = match news {

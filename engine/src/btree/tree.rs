@@ -1,5 +1,6 @@
 //! The nodes in memory.
 
+use super::merge::MergePool;
 use super::node::{Body, Node};
 use crate::journal::JournalPin;
 use crate::sync::{Mutex, WaitQueue};
@@ -14,6 +15,8 @@ pub struct Tree {
     root: RefCell<Option<Rc<Node>>>,
     /// Nodes that are being read, with who waits for them: the write lock of a node that is not there yet.
     reading: RefCell<HashMap<BucketNr, Rc<WaitQueue>>>,
+    /// What reads of leaves merge their bsets with.
+    pub(super) merges: MergePool,
     /// Held by whoever changes which nodes there are.
     pub structure: Mutex<()>,
     /// Order in which eviction looks.
@@ -42,13 +45,14 @@ impl Drop for Reading<'_> {
 }
 
 impl Tree {
-    /// No nodes, and room for `limit` bytes of them.
+    /// No nodes, and room for `limit` bytes of them, each of `blocks` blocks at most.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub fn new(limit: usize, blocks: u64) -> Self {
         Self {
             nodes: RefCell::default(),
             root: RefCell::default(),
             reading: RefCell::default(),
+            merges: MergePool::new(blocks as usize + 1),
             structure: Mutex::new(()),
             clock: RefCell::default(),
             bytes: Cell::new(0),
@@ -182,6 +186,11 @@ impl Tree {
         self.recount();
         self.evict();
         self.limit.set(limit);
+    }
+    /// Nobody merges bsets just now, and the cursors for that are in their pool.
+    #[cfg(test)]
+    pub(crate) fn merges_are_whole(&self) -> bool {
+        self.merges.is_whole()
     }
     fn is_root(&self, node: &Rc<Node>) -> bool {
         self.root.borrow().as_ref().is_some_and(|root| Rc::ptr_eq(root, node))

@@ -88,6 +88,7 @@ fn btree_io_nobody_sees_a_node_that_is_broken() {
         it.cache.dev().write(at, crate::dev::Buf::zeroed(512).freeze(), false).await.expect("a write");
         for _ in 0..2 {
             let error = it.set.node_at(pos(&it, 0), 0).await.err().expect("it is refused").to_string();
+            assert!(it.set.tree.merges_are_whole(), "the cursors are back in their pool");
             assert!(error.contains("btree node in bucket"), "{error}");
             assert_eq!(it.set.tree.len(), 1);
         }
@@ -130,8 +131,7 @@ fn btree_io_a_dirty_leaf_is_noted_and_written_when_somebody_says_so() {
     });
 }
 
-/// The kernel merges a node's bsets with an iterator that has to have room for all of them. Here they are laid over each
-/// other one by one: as many as there are blocks need no more than two do.
+/// The iterator that merges a node's bsets has room for all of them, and is back in its pool after each read.
 #[test]
 fn btree_io_a_node_of_as_many_bsets_as_blocks_is_read() {
     Rig::new(&USUAL).run(|it| async move {
@@ -148,6 +148,7 @@ fn btree_io_a_node_of_as_many_bsets_as_blocks_is_read() {
             it.set.node_write(&leaf).await.expect("the node is written");
             let extents = it.set.reread_leaf(pos(&it, 0)).await.expect("it is read");
             assert_eq!(extents as u64, i + 1);
+            assert!(it.set.tree.merges_are_whole(), "the cursors are back in their pool");
         }
         assert!(!leaf.is_dead());
     });

@@ -159,7 +159,7 @@ impl CacheSet {
             env,
             alloc: Alloc::new(geometry),
             journal,
-            tree: Tree::new(settings.btree_cache_bytes.get()),
+            tree: Tree::new(settings.btree_cache_bytes.get(), geometry.btree_node_blocks()),
             gc: Gc::new(&geometry),
             misses: Rc::default(),
             congestion: Congestion::default(),
