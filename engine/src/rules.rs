@@ -24,7 +24,7 @@ const WITHIN: u64 = 6000;
 /// Cuts without a mistake, of each rule's runs.
 const HEALTHY: u64 = 200;
 
-const CALM: Focus = Focus { mode: None, full: false, spoilt: Some(0), moving: false };
+const CALM: Focus = Focus { mode: None, full: false, spoilt: Some(0), moving: false, wild: false };
 const MOVING: Focus = Focus { moving: true, ..CALM };
 const FULL: Focus = Focus { full: true, ..CALM };
 const WRITEBACK: Focus = Focus { mode: Some(CacheMode::Writeback), ..CALM };

@@ -1,6 +1,7 @@
 //! Power cuts by the thousand, and proof that the judge of them can say no.
 
 mod faults;
+mod wild;
 
 use bcache_tests::crash::{CachedSet, Campaign, Failure, Passthrough, Subject, Summary};
 

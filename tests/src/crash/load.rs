@@ -1,6 +1,7 @@
 //! Several clients of some volumes at once.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +22,23 @@ pub struct Judged {
     pub model: Rc<RefCell<Model>>,
     /// Whether requests may fail: something is wrong with the disks. What is answered has to be right all the same.
     pub may_fail: bool,
+}
+
+/// Says what happens, where `SIM_TRACE` is set.
+pub(super) fn trace(what: impl FnOnce() -> String) {
+    thread_local!(static ON: bool = std::env::var_os("SIM_TRACE").is_some());
+    if ON.with(|on| *on) {
+        eprintln!("{}", what());
+    }
+}
+
+/// Simulated time within which whatever was begun has to end, however slow the disks are.
+pub(super) const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+
+/// What `future` gives, unless it takes longer than anything may.
+pub(super) async fn ends<T>(env: &Env, what: &str, future: impl Future<Output = T>) -> Result<T, String> {
+    let ended = env.timeout(PATIENCE, future).await;
+    ended.map_err(|_| format!("{what} does not end within {PATIENCE:?}: a deadlock"))
 }
 
 /// What clients do, and how much of it.
@@ -44,6 +62,8 @@ pub struct Load {
     pub hot: u64,
     /// Requests begin at multiples of this many sectors, and are multiples of it.
     pub align: u64,
+    /// Some requests are about the whole volume.
+    pub whole: bool,
 }
 
 impl Load {
@@ -59,6 +79,31 @@ impl Load {
             fua: [0, 5, 50][rng.below(3) as usize],
             hot: [20, 80, 95][rng.below(3) as usize],
             align,
+            whole: false,
+        }
+    }
+
+    /// Fills volumes with many small extents.
+    pub async fn fill(align: u64, env: &Env, volumes: &[Judged], rng: &mut Rng) -> Result<(), String> {
+        let load = Load { align, ..Load::draw_wild(rng, align) };
+        let hot = volumes.iter().map(|_| (0, 1)).collect();
+        let client = Client { env: env.clone(), volumes: volumes.to_vec(), rng: rng.fork(), load, hot };
+        client.fill(2).await
+    }
+
+    /// More of everything.
+    pub fn draw_wild(rng: &mut Rng, align: u64) -> Load {
+        Load {
+            clients: rng.between(1, 10) as u32,
+            operations: rng.between(10, 120) as u32,
+            max_sectors: [8, 32, 128, 512][rng.below(4) as usize],
+            writes: rng.between(20, 90),
+            flushes: [0, 3, 10][rng.below(3) as usize],
+            discards: [0, 3, 10, 30][rng.below(4) as usize],
+            fua: [0, 5, 50][rng.below(3) as usize],
+            hot: [5, 20, 80, 95][rng.below(4) as usize],
+            align,
+            whole: rng.chance(1, 4),
         }
     }
 
@@ -110,15 +155,33 @@ impl Client {
         for _ in 0..self.load.operations {
             let place = self.place();
             let Load { writes, flushes, discards, .. } = self.load;
+            let env = self.env.clone();
             match self.rng.below(100) {
-                n if n < writes => self.write(place).await?,
-                n if n < writes + flushes => flush(place).await?,
-                n if n < writes + flushes + discards => self.discard(place).await?,
-                _ => read(&place.on, place.sector, place.count).await?,
+                n if n < writes => ends(&env, "a write", self.write(place)).await??,
+                n if n < writes + flushes => ends(&env, "a flush", flush(place)).await??,
+                n if n < writes + flushes + discards => {
+                    ends(&env, "a discard", self.discard(place)).await??
+                }
+                _ => ends(&env, "a read", read(&place.on, place.sector, place.count)).await??,
             }
             if self.rng.chance(1, 4) {
                 let pause = 1 << self.rng.below(25);
                 self.env.sleep(Duration::from_nanos(pause)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// One sector in every `step`, so that there are many extents.
+    async fn fill(self, step: u64) -> Result<(), String> {
+        for on in &self.volumes {
+            let sectors = on.model.borrow().sectors();
+            let mut sector = 0;
+            while sector + self.load.align <= sectors {
+                let (number, bytes) = on.model.borrow_mut().begin_write(sector, self.load.align);
+                let result = on.volume.write(sector * SECTOR as u64, bytes.freeze(), false).await;
+                on.ended(number, false, result.map_err(|error| format!("write at {sector}: {error}")))?;
+                sector += step * self.load.align;
             }
         }
         Ok(())
@@ -139,7 +202,15 @@ impl Client {
     async fn write(&mut self, Place { on, sector, count }: Place) -> Result<(), String> {
         let fua = self.rng.chance(self.load.fua, 100);
         let (number, bytes) = on.model.borrow_mut().begin_write(sector, count);
+        trace(|| format!("{} write {number} of {sector}+{count} fua {fua}", on.volume.id().name));
         let result = on.volume.write(sector * SECTOR as u64, bytes.freeze(), fua).await;
+        trace(|| {
+            format!(
+                "{} write {number} ended {:?}",
+                on.volume.id().name,
+                result.as_ref().err().map(ToString::to_string)
+            )
+        });
         on.ended(
             number,
             fua,
@@ -148,13 +219,19 @@ impl Client {
     }
 
     async fn discard(&mut self, Place { on, sector, count }: Place) -> Result<(), String> {
+        // All of it, now and then.
+        let all = on.model.borrow().sectors();
+        let whole = self.load.whole && self.rng.chance(1, 8);
+        let (sector, count) = if whole { (0, all) } else { (sector, count) };
         let (at, len) = (sector * SECTOR as u64, count * SECTOR as u64);
         let (number, fua, result) = if self.rng.chance(1, 2) {
             let number = on.model.borrow_mut().begin_discard(sector, count);
+            trace(|| format!("{} discard {number} of {sector}+{count}", on.volume.id().name));
             (number, false, on.volume.discard(at, len).await)
         } else {
             let fua = self.rng.chance(self.load.fua, 100);
             let number = on.model.borrow_mut().begin_zeroes(sector, count);
+            trace(|| format!("{} zeroes {number} of {sector}+{count} fua {fua}", on.volume.id().name));
             (number, fua, on.volume.write_zeroes(at, len, fua, self.rng.chance(1, 2)).await)
         };
         on.ended(
@@ -167,6 +244,7 @@ impl Client {
 
 impl Judged {
     fn ended(&self, number: u32, fua: bool, result: Result<(), String>) -> Result<(), String> {
+        trace(|| format!("  {number}: {result:?}"));
         match result {
             Ok(()) => self.model.borrow_mut().end_write(number, fua),
             Err(_) if self.may_fail => self.model.borrow_mut().fail_write(number),
@@ -178,7 +256,16 @@ impl Judged {
 
 async fn flush(Place { on, .. }: Place) -> Result<(), String> {
     let start = on.model.borrow_mut().tick();
-    match on.volume.flush().await {
+    trace(|| format!("{} flush begins at {start}", on.volume.id().name));
+    let flushed = on.volume.flush().await;
+    trace(|| {
+        format!(
+            "{} flush of {start} ended {:?}",
+            on.volume.id().name,
+            flushed.as_ref().err().map(ToString::to_string)
+        )
+    });
+    match flushed {
         Ok(()) => on.model.borrow_mut().end_flush(start),
         Err(_) if on.may_fail => on.model.borrow_mut().fail_flush(),
         Err(error) => return Err(format!("flush: {error}")),
@@ -206,13 +293,15 @@ async fn read(on: &Judged, sector: u64, count: u64) -> Result<(), String> {
 }
 
 /// Reads and judges all of some volumes.
-pub(super) async fn read_all(volumes: &[Judged]) -> Result<(), String> {
+pub(super) async fn read_all(env: &Env, volumes: &[Judged]) -> Result<(), String> {
     for (index, on) in volumes.iter().enumerate() {
         let sectors = on.model.borrow().sectors();
         let mut sector = 0;
         while sector < sectors {
             let count = CHUNK.min(sectors - sector);
-            read(on, sector, count).await.map_err(|error| format!("volume {index}: {error}"))?;
+            trace(|| format!("volume {index}: read back {sector}"));
+            let read = ends(env, "a read", read(on, sector, count)).await?;
+            read.map_err(|error| format!("volume {index}: {error}"))?;
             sector += count;
         }
     }

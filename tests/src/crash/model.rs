@@ -118,6 +118,11 @@ impl Model {
         }
     }
 
+    /// Nothing was ever written.
+    pub fn is_untouched(&self) -> bool {
+        self.writes.len() == 1
+    }
+
     /// Sectors of the volume.
     pub fn sectors(&self) -> u64 {
         self.sectors.len() as u64
@@ -212,6 +217,12 @@ impl Model {
         self.next_epoch();
     }
 
+    /// The subject was killed, and nothing else happened: what it acknowledged is there.
+    pub fn kill(&mut self) {
+        let now = self.tick();
+        self.end_flush(now);
+    }
+
     /// The subject stopped cleanly: all it acknowledged is durable.
     pub fn stopped(&mut self) {
         let now = self.tick();
@@ -223,6 +234,15 @@ impl Model {
         self.volatile.clear();
         self.epoch += 1;
         self.sectors.iter_mut().for_each(|sector| sector.seen = None);
+    }
+
+    /// Judges all of the volume as somebody reads it who is not the subject, between two epochs. What is not durable may
+    /// be seen or not: it binds nobody who reads later.
+    pub fn judge_at_rest(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        let start = self.tick();
+        let judged = self.judge(0, bytes, start);
+        self.sectors.iter_mut().for_each(|sector| sector.seen = None);
+        judged
     }
 
     /// Judges `bytes`, read from `sector` on by a read that began at `start`.

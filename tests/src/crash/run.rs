@@ -13,7 +13,7 @@ use bcache_engine::env::{Env, Rng};
 use bcache_engine::sim::{Config, Disk, Image, Outcome, Power, Runtime, Survival};
 use bcache_engine::volume::Volume;
 
-use super::load::{Judged, Load, read_all};
+use super::load::{Judged, Load, ends, read_all};
 use super::model::Model;
 use super::set::Focus;
 
@@ -40,6 +40,21 @@ pub trait Subject: Sized + fmt::Debug {
         1
     }
 
+    /// Whether a process that ends may lose nothing that it acknowledged: then some of the cuts end only that.
+    fn kills(&self) -> bool {
+        false
+    }
+
+    /// Whether volumes are filled with small extents at first.
+    fn deep(&self) -> bool {
+        false
+    }
+
+    /// Whether several disturbances go on at once.
+    fn wild(&self) -> bool {
+        false
+    }
+
     /// Changes a load to what this subject's runs are about.
     fn load(&self, load: Load) -> Load {
         load
@@ -61,8 +76,8 @@ pub trait Subject: Sized + fmt::Debug {
         false
     }
 
-    /// Looks at disks at rest, after a clean stop or after a cut.
-    fn look(&self, _disks: &[Image], _clean: bool) -> Result<(), String> {
+    /// Looks at disks at rest, after a clean stop or after a cut; with what the volumes may hold.
+    fn look(&self, _disks: &[Image], _models: &mut [Model], _clean: bool) -> Result<(), String> {
         Ok(())
     }
 }
@@ -77,6 +92,11 @@ pub trait Running {
         async { Ok(()) }
     }
 
+    /// Says what is known inside, for whoever looks for a mistake.
+    fn tell(&self) -> impl Future<Output = ()> {
+        async {}
+    }
+
     /// Does something on its own while clients are busy. Called again and again until they are done.
     fn disturb(&self, env: &Env, rng: &mut Rng) -> impl Future<Output = Result<(), String>> {
         let pause = env.sleep(Duration::from_micros(rng.between(1, 20_000)));
@@ -89,6 +109,16 @@ pub trait Running {
     /// Changes what can only be changed with no request under way.
     fn between(&self, _rng: &mut Rng) -> impl Future<Output = Result<(), String>> {
         async { Ok(()) }
+    }
+
+    /// Makes durable what a stop does not: clients were still busy when it was called.
+    fn settle(&self) -> impl Future<Output = Result<(), String>> {
+        async { Ok(()) }
+    }
+
+    /// What is still there after the stop that should not be: waiters, counts, memory.
+    fn left_behind(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Stops cleanly. False when some of the disks were not in use, and are as the last cut has left them.
@@ -215,9 +245,11 @@ impl<S: Subject> Run<S> {
     /// Runs one epoch. What is left at its end is the world from then on; what cuts at the looks would have left is
     /// answered. False when it was not cut.
     fn epoch(&mut self, world: &mut World, rng: &mut Rng, plan: Plan) -> Result<(bool, Vec<World>), String> {
-        self.subject.look(&world.disks, world.clean).map_err(|error| format!("at rest: {error}"))?;
+        self.subject
+            .look(&world.disks, &mut world.models, world.clean)
+            .map_err(|error| format!("at rest: {error}"))?;
         let mut runtime = Runtime::new(rng.bits());
-        runtime.set_max_steps(self.options.steps);
+        runtime.set_max_steps(self.options.steps * if self.subject.deep() { 20 } else { 1 });
         let power = Power::new();
         let disks = self.plug(&world.disks, &runtime, &power);
         let models: Vec<_> =
@@ -230,11 +262,15 @@ impl<S: Subject> Run<S> {
         if !plan.looks.is_empty() {
             let (disks, models, stage) = (disks.clone(), models.clone(), Rc::clone(&stage));
             let (left, mut rng) = (Rc::clone(&left), rng.fork());
+            let kills = self.subject.kills();
             power.look_at(plan.looks.iter().copied(), move || {
-                left.borrow_mut().push(cut(&disks, &models, stage.get(), &mut rng));
+                left.borrow_mut().push(cut(&disks, &models, stage.get(), &mut rng, kills));
             });
         }
         let may_fail = plan.load && self.subject.spoil(&disks, rng);
+        super::load::trace(|| {
+            format!("=== epoch: load {} cut {:?} may fail {may_fail}", plan.load, plan.cut)
+        });
         let mut inner = rng.fork();
         let outcome = runtime
             .run(&power, self.live(&runtime.env(), &disks, &models, &stage, &mut inner, plan.load, may_fail));
@@ -260,7 +296,7 @@ impl<S: Subject> Run<S> {
         };
         if was_cut || !plan.load {
             // Who only looked did not stop either.
-            *world = cut(&disks, &models, stage.get(), rng);
+            *world = cut(&disks, &models, stage.get(), rng, self.subject.kills());
             if was_cut {
                 self.count(world);
             }
@@ -295,7 +331,8 @@ impl<S: Subject> Run<S> {
         load: bool,
         may_fail: bool,
     ) -> Result<bool, Wrong> {
-        let running = Rc::new(self.subject.start(env, disks, rng).await.map_err(Wrong::Failed)?);
+        let start = ends(env, "the start", self.subject.start(env, disks, rng)).await;
+        let running = Rc::new(start.map_err(Wrong::Violation)?.map_err(Wrong::Failed)?);
         let judged = || -> Vec<Judged> {
             let volumes = running.volumes().into_iter().zip(models);
             let judge = |(volume, model): (Option<_>, &Rc<RefCell<Model>>)| {
@@ -304,28 +341,80 @@ impl<S: Subject> Run<S> {
             volumes.filter_map(judge).collect()
         };
         stage.set(Stage::Check);
-        running.check().await.map_err(Wrong::Violation)?;
+        ends(env, "a check", running.check()).await.and_then(|checked| checked).map_err(Wrong::Violation)?;
+        let sudden = load && self.subject.wild() && rng.chance(1, 6);
+        if sudden {
+            stage.set(Stage::Load);
+            return self.stopped_in_the_middle(env, &running, models, rng).await;
+        }
         // Half of the time the load meets volumes that nobody has looked at since the cut.
         stage.set(Stage::ReadBack);
         if !load || rng.chance(1, 2) {
-            read_all(&judged()).await.map_err(Wrong::Violation)?;
+            read_all(env, &judged()).await.map_err(Wrong::Violation)?;
         }
         if !load {
             return Ok(false);
         }
+        if self.subject.deep() && models.iter().all(|model| model.borrow().is_untouched()) {
+            Load::fill(self.subject.align(), env, &judged(), rng).await.map_err(Wrong::Violation)?;
+            super::load::trace(|| "=== filled".to_owned());
+        }
         for round in 0..rng.between(1, 2) {
             if round > 0 {
-                running.between(rng).await.map_err(Wrong::Failed)?;
+                let between = ends(env, "an attach", running.between(rng)).await;
+                between.map_err(Wrong::Violation)?.map_err(Wrong::Failed)?;
             }
             stage.set(Stage::Load);
             self.round(env, &running, &judged(), rng).await.map_err(Wrong::Violation)?;
         }
         stage.set(Stage::ReadBack);
-        read_all(&judged()).await.map_err(Wrong::Violation)?;
+        if let Err(what) = read_all(env, &judged()).await {
+            super::load::trace(|| format!("=== {what}"));
+            running.tell().await;
+            return Err(Wrong::Violation(what));
+        }
         stage.set(Stage::Check);
-        running.check().await.map_err(Wrong::Violation)?;
+        ends(env, "a check", running.check()).await.and_then(|checked| checked).map_err(Wrong::Violation)?;
         stage.set(Stage::Stop);
-        running.stop().await.map_err(Wrong::Failed)
+        self.stop(env, &running).await
+    }
+
+    /// Stops the subject. Whatever fails, it comes to an end and leaves nothing behind.
+    async fn stop(&self, env: &Env, running: &S::Running) -> Result<bool, Wrong> {
+        let stopped = ends(env, "the stop", running.stop()).await.map_err(Wrong::Violation)?;
+        let left = running.left_behind();
+        if !left.is_empty() {
+            return Err(Wrong::Violation(format!("the stop leaves behind: {}", left.join("; "))));
+        }
+        stopped.map_err(Wrong::Failed)
+    }
+
+    /// The subject is stopped while clients are busy: they are told no from then on, and what they were told before is
+    /// there.
+    async fn stopped_in_the_middle(
+        &self,
+        env: &Env,
+        running: &Rc<S::Running>,
+        models: &[Rc<RefCell<Model>>],
+        rng: &mut Rng,
+    ) -> Result<bool, Wrong> {
+        let volumes = running.volumes().into_iter().zip(models);
+        let judge = |(volume, model): (Option<_>, &Rc<RefCell<Model>>)| {
+            Some(Judged { volume: volume?, model: Rc::clone(model), may_fail: true })
+        };
+        let volumes: Vec<Judged> = volumes.filter_map(judge).collect();
+        let mut stop_rng = rng.fork();
+        let stopping = async {
+            env.sleep(Duration::from_nanos(1 << stop_rng.between(14, 32))).await;
+            super::load::trace(|| "=== stop in the middle".to_owned());
+            self.stop(env, running).await
+        };
+        let (round, stopped) = both(self.round(env, running, &volumes, rng), stopping).await;
+        round.map_err(Wrong::Violation)?;
+        let settled = ends(env, "a flush", running.settle()).await.map_err(Wrong::Violation)?;
+        let stopped = stopped?;
+        settled.map_err(Wrong::Failed)?;
+        Ok(stopped)
     }
 
     /// Clients and disturbances side by side.
@@ -337,21 +426,38 @@ impl<S: Subject> Run<S> {
         rng: &mut Rng,
     ) -> Result<(), String> {
         let busy = Rc::new(Cell::new(true));
-        let load = self.subject.load(Load::draw(rng, self.subject.align()));
+        let load = if self.subject.wild() {
+            Load::draw_wild(rng, self.subject.align())
+        } else {
+            self.subject.load(Load::draw(rng, self.subject.align()))
+        };
         let mut clients_rng = rng.fork();
         let clients = async {
             let result = load.run(env, volumes, &mut clients_rng).await;
             busy.set(false);
             result
         };
+        let mut others = [rng.fork(), rng.fork()];
+        let wild = self.subject.wild();
         let disturbances = async {
             while busy.get() {
-                running.disturb(env, rng).await?;
+                ends(env, "a disturbance", running.disturb(env, rng)).await??;
             }
             Ok(())
         };
-        let (clients, disturbances) = both(clients, disturbances).await;
-        clients.and(disturbances)
+        let more = async {
+            let [one, two] = &mut others;
+            let disturb = async |rng: &mut Rng| -> Result<(), String> {
+                while wild && busy.get() {
+                    ends(env, "a disturbance", running.disturb(env, rng)).await??;
+                }
+                Ok(())
+            };
+            let (one, two) = both(disturb(one), disturb(two)).await;
+            one.and(two)
+        };
+        let (clients, (disturbances, more)) = both(clients, both(disturbances, more)).await;
+        clients.and(disturbances).and(more)
     }
 
     /// Recovers what a cut has left and reads everything, perhaps after another cut during the recovery.
@@ -397,15 +503,21 @@ enum Wrong {
     Violation(String),
 }
 
-/// What a cut at this moment leaves.
-fn cut(disks: &[Disk], models: &[Rc<RefCell<Model>>], stage: Stage, rng: &mut Rng) -> World {
+/// What a cut at this moment leaves; or what the end of the process alone does, if it `kills`: all that was completed.
+fn cut(disks: &[Disk], models: &[Rc<RefCell<Model>>], stage: Stage, rng: &mut Rng, kills: bool) -> World {
+    let kill = kills && rng.chance(1, 2);
     let cut = |model: &Rc<RefCell<Model>>| {
         let mut model = model.borrow().clone();
+        if kill {
+            model.kill();
+        }
         model.cut();
         model
     };
+    super::load::trace(|| format!("=== cut at {stage:?}, kill {kill}"));
+    let left = |disk: &Disk| if kill { disk.snapshot() } else { disk.crash(survival(rng)) };
     World {
-        disks: disks.iter().map(|disk| disk.crash(survival(rng))).collect(),
+        disks: disks.iter().map(left).collect(),
         models: models.iter().map(cut).collect(),
         clean: false,
         in_recovery: stage == Stage::Start,
@@ -515,7 +627,12 @@ impl Campaign {
                 let mut result = result.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 match outcome {
                     Ok(summary) => {
-                        cuts.fetch_add(summary.cuts, Ordering::Relaxed);
+                        let before = cuts.fetch_add(summary.cuts, Ordering::Relaxed);
+                        if std::env::var_os("SIM_PROGRESS").is_some()
+                            && before / 10_000 != (before + summary.cuts) / 10_000
+                        {
+                            eprintln!("{} cuts after {} s", before + summary.cuts, start.elapsed().as_secs());
+                        }
                         result.0.add(summary);
                         result.1 += 1;
                     }

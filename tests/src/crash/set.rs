@@ -1,6 +1,8 @@
 //! The engine as a subject: a cache set with backing devices and perhaps a volume, its shape drawn from the run's seed.
 
+mod offline;
 mod running;
+mod switch;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -19,11 +21,17 @@ use bcache_format::superblock::{
 use uuid::Uuid;
 
 use super::load::Load;
+use super::model::Model;
 use super::run::Subject;
 use running::RunningSet;
 
+/// UUID of the flash-only volume.
+const VOLUME_UUID: Uuid = Uuid::from_u128(0xf1a5);
 /// Sectors of a backing device before its data.
 pub const DATA_OFFSET: u64 = 16;
+
+/// How often what is at rest is also written back offline.
+const FLUSH_EVERY: u64 = 4;
 
 /// What runs are about. The default is a bit of everything.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +44,8 @@ pub struct Focus {
     pub spoilt: Option<u64>,
     /// Devices are detached, attached and served without their cache.
     pub moving: bool,
+    /// Everything at once, at the worst time: see `RunningSet::disturb_wildly`.
+    pub wild: bool,
 }
 
 /// A cache set and what is changed in its settings.
@@ -57,8 +67,18 @@ pub struct CachedSet {
     btree_cache_bytes: usize,
     journal_delay_ms: u64,
     focus: Focus,
+    /// Clients outlive the process: what is acknowledged survives its end.
+    outlive: bool,
+    /// Requests need not be whole blocks.
+    unaligned: bool,
+    /// Many small extents from the start: a tree of three levels.
+    deep: bool,
+    /// Nanoseconds a read of the cache takes, and anything of a backing device, at most.
+    slow: (u64, u64),
     /// Something is wrong with the disks in this epoch.
     spoilt: Cell<bool>,
+    /// Times that disks at rest were looked at.
+    looks: Cell<u64>,
 }
 
 /// Bytes of a disk for the check.
@@ -125,6 +145,45 @@ impl CachedSet {
     }
 }
 
+impl CachedSet {
+    /// Many devices, sparse data, little memory, everything slow that may be.
+    fn draw_wild(rng: &mut Rng, focus: &Focus) -> Self {
+        let deep = rng.chance(1, 40);
+        let bucket_sectors = if deep { 8 } else { [8, 8, 16, 64][rng.below(4) as usize] };
+        let nbuckets = if deep { 4096 } else { [513, 600, 1024, 1500][rng.below(4) as usize] };
+        let block_sectors = if rng.chance(1, 4) && !deep { 8 } else { 1 };
+        let logical_block = if block_sectors == 8 && rng.chance(1, 2) { 4096 } else { 512 };
+        let count = if deep { 1 } else { rng.between(1, 3) };
+        let sizes: Vec<u64> = (0..count)
+            .map(|_| if deep { 27_000 } else { [256, 1024, 4096, 8192][rng.below(4) as usize] })
+            .collect();
+        CachedSet {
+            block_sectors,
+            logical_block,
+            bucket_sectors: bucket_sectors as u32,
+            nbuckets,
+            backings: sizes.into_iter().map(|size| (draw_mode(rng, focus), size)).collect(),
+            volume: rng.chance(1, 2).then_some(512),
+            replacement: Replacement::ALL[rng.below(3) as usize],
+            discard: rng.chance(1, 4),
+            copy_gc: rng.chance(1, 3),
+            always_rewrite: rng.chance(1, 8),
+            btree_cache_bytes: [1, 16 << 10, 64 << 10, 1 << 30][rng.below(4) as usize],
+            journal_delay_ms: [1, 10, 100, 5000][rng.below(4) as usize],
+            focus: *focus,
+            outlive: rng.chance(1, 2),
+            unaligned: block_sectors == 8 && logical_block == 512 && rng.chance(1, 2),
+            deep,
+            slow: (
+                [200_000, 3_000_000, 30_000_000][rng.below(3) as usize],
+                [300_000, 3_000_000, 30_000_000][rng.below(3) as usize],
+            ),
+            spoilt: Cell::new(false),
+            looks: Cell::new(0),
+        }
+    }
+}
+
 async fn put(disk: &Disk, superblock: &Superblock) -> Result<(), String> {
     let mut block = Buf::zeroed(SB_BYTES);
     superblock.write_to(&mut block).map_err(|error| error.to_string())?;
@@ -141,6 +200,9 @@ impl Subject for CachedSet {
     type Running = RunningSet;
 
     fn draw(rng: &mut Rng, focus: &Focus) -> Self {
+        if focus.wild {
+            return CachedSet::draw_wild(rng, focus);
+        }
         let bucket_sectors = 1 << [3, 3, 4, 5, 6][rng.below(5) as usize];
         let nbuckets = if rng.chance(1, 2) { 513 } else { rng.between(513, 700) };
         let full = focus.full || rng.chance(1, 8);
@@ -167,7 +229,12 @@ impl Subject for CachedSet {
             btree_cache_bytes: [16 << 10, 64 << 10, 1 << 30][rng.below(3) as usize],
             journal_delay_ms: [1, 10, 100][rng.below(3) as usize],
             focus: Focus { full, ..*focus },
+            outlive: false,
+            unaligned: false,
+            deep: false,
+            slow: (0, 0),
             spoilt: Cell::new(false),
+            looks: Cell::new(0),
         }
     }
 
@@ -182,8 +249,19 @@ impl Subject for CachedSet {
             // Long enough for a bucket to be reused while it is read.
             cache.read_ns = 20_000..=3_000_000;
         }
+        if self.slow.0 > 0 {
+            cache.read_ns = 20_000..=self.slow.0;
+        }
         let backings = self.backings.iter().enumerate();
-        let backings = backings.map(|(i, (_, sectors))| disk(format!("backing{i}"), DATA_OFFSET + sectors));
+        let backings = backings.map(|(i, (_, sectors))| {
+            let mut backing = disk(format!("backing{i}"), DATA_OFFSET + sectors);
+            if self.slow.1 > 0 {
+                backing.read_ns = 20_000..=self.slow.1;
+                backing.write_ns = 20_000..=self.slow.1;
+                backing.flush_ns = 50_000..=self.slow.1 * 2;
+            }
+            backing
+        });
         std::iter::once(cache).chain(backings).collect()
     }
 
@@ -192,10 +270,25 @@ impl Subject for CachedSet {
     }
 
     fn align(&self) -> u64 {
-        self.block_sectors.into()
+        if self.unaligned { 1 } else { self.block_sectors.into() }
+    }
+
+    fn kills(&self) -> bool {
+        self.outlive
+    }
+
+    fn deep(&self) -> bool {
+        self.deep
+    }
+
+    fn wild(&self) -> bool {
+        self.focus.wild
     }
 
     fn load(&self, load: Load) -> Load {
+        if self.focus.wild {
+            return load;
+        }
         if self.focus.full {
             return Load { hot: 10, max_sectors: 256, operations: load.operations * 2, ..load };
         }
@@ -237,7 +330,7 @@ impl Subject for CachedSet {
         self.spoilt.get()
     }
 
-    fn look(&self, disks: &[Image], clean: bool) -> Result<(), String> {
+    fn look(&self, disks: &[Image], models: &mut [Model], clean: bool) -> Result<(), String> {
         // A detached device is none of the set's, and a stale one has every right to differ.
         let state = |image: &Image| {
             let mut block = vec![0; SB_BYTES];
@@ -262,6 +355,15 @@ impl Subject for CachedSet {
             .take(5)
             .map(|f| format!("{}: {} at byte {}: {}", f.kind, f.device, f.byte, f.detail))
             .collect();
-        if wrong.is_empty() { Ok(()) } else { Err(format!("fsck finds {}", wrong.join("; "))) }
+        if !wrong.is_empty() {
+            return Err(format!("fsck finds {}", wrong.join("; ")));
+        }
+        if !self.focus.wild {
+            return Ok(());
+        }
+        let at_rest = offline::AtRest { shape: self, disks, states: &states, checked: &checked };
+        at_rest.judge(models)?;
+        self.looks.set(self.looks.get() + 1);
+        if self.looks.get().is_multiple_of(FLUSH_EVERY) { at_rest.judge_flushed(models) } else { Ok(()) }
     }
 }
