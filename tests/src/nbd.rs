@@ -75,6 +75,11 @@ impl Client {
         self.request(1, u16::from(fua), offset, data.len() as u32, data)
     }
 
+    /// Discards.
+    pub fn discard(&mut self, offset: u64, len: u32) -> io::Result<()> {
+        self.request(4, 0, offset, len, &[])
+    }
+
     /// All of the export, as a stream of its bytes.
     pub fn content(&mut self) -> impl Read {
         BufReader::with_capacity(1 << 20, Content { client: self, at: 0 })
