@@ -10,6 +10,7 @@ mod arranged;
 mod crash;
 mod lost;
 mod recovery;
+mod scenes_media;
 mod stuck;
 mod tree;
 mod world;

@@ -1,7 +1,7 @@
 //! A simulated disk.
 
 use std::cell::RefCell;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use slab::Slab;
 
 use super::runtime::World;
 use super::store::{Change, Content, Store};
-use super::{Fault, Image, Power, Runtime, Survival};
+use super::{Fault, Image, Lie, Power, Runtime, Survival};
 use crate::dev::{self, BlockDev, Buf, Completer, DevError, DevOp, Geometry, Io, SECTOR, Shared};
 use crate::env::Env;
 use crate::sync::WaitQueue;
@@ -126,6 +126,15 @@ struct Flight {
     /// For a flush, what it promised to make durable.
     mark: u64,
     errno: Option<i32>,
+    lie: Option<(Lie, Range<u64>)>,
+}
+
+/// What becomes of an operation.
+struct Fate {
+    delay: Duration,
+    errno: Option<i32>,
+    /// With the range of the disk that it is about.
+    lie: Option<(Lie, Range<u64>)>,
 }
 
 impl Disk {
@@ -237,8 +246,8 @@ impl Inner {
         }
     }
 
-    /// The time an operation takes and the error it ends with, faults included.
-    fn fate(&self, op: DevOp, at: u64, len: u64) -> (Duration, Option<i32>) {
+    /// The time an operation takes, the error it ends with, and what it does wrong, faults included.
+    fn fate(&self, op: DevOp, at: u64, len: u64) -> Fate {
         let range = match op {
             DevOp::Read => &self.config.read_ns,
             DevOp::Flush => &self.config.flush_ns,
@@ -248,16 +257,28 @@ impl Inner {
         let mut delay = Duration::from_nanos(nanos);
         let state = &mut *self.state.borrow_mut();
         let mut errno = state.unplugged.then_some(libc::ENODEV);
+        let mut lie = None;
         for fault in state.faults.iter_mut().filter(|fault| fault.strikes(op, at, len)) {
             delay += fault.delay;
             errno = errno.or(fault.errno);
+            lie = lie.or_else(|| Some((fault.lie?, fault.range.clone())));
             if let Some(times) = &mut fault.times {
                 *times = times.saturating_sub(1);
             }
         }
         state.faults.retain(|fault| fault.times != Some(0));
         state.stats.failed += u64::from(errno.is_some());
-        (delay, errno)
+        Fate { delay, errno, lie }
+    }
+
+    /// Where an operation goes on the disk.
+    fn place(&self, lie: &Option<(Lie, Range<u64>)>, at: u64, len: u64) -> u64 {
+        match lie {
+            Some((Lie::Elsewhere(further), _)) => {
+                (at + further) % (self.config.geometry.bytes - len + 1) / 4096 * 4096
+            }
+            _ => at,
+        }
     }
 }
 
@@ -290,15 +311,17 @@ impl Disk {
             return io;
         }
         inner.count(op, len, fua);
-        let (delay, errno) = inner.fate(op, at, len);
+        let Fate { delay, errno, lie } = inner.fate(op, at, len);
         inner.world.trace(at ^ len.rotate_left(40) ^ (op as u64) << 60 ^ u64::from(fua) << 59);
         if let Some(Content::Data(data)) = &content {
             inner.world.trace(digest(data));
         }
-        let change = content.map(|content| Change { at, len, content });
+        let place = inner.place(&lie, at, len);
+        let content = content.filter(|_| !matches!(lie, Some((Lie::Lost, _))));
+        let change = content.map(|content| Change { at: place, len, content });
         let mut state = inner.state.borrow_mut();
         let mark = state.store.mark();
-        let key = state.in_flight.insert(Flight { op, at, len, change, fua, mark, errno });
+        let key = state.in_flight.insert(Flight { op, at, len, change, fua, mark, errno, lie });
         drop(state);
         let disk = self.clone();
         let task = async move {
@@ -352,7 +375,12 @@ impl BlockDev for Disk {
     fn read(&self, at: u64, mut buf: Buf) -> Io<Buf> {
         let len = buf.len() as u64;
         self.start((DevOp::Read, at, len), None, false, move |inner, flight| {
-            inner.state.borrow().store.current().read(flight.at, &mut buf);
+            let place = inner.place(&flight.lie, flight.at, flight.len);
+            inner.state.borrow().store.current().read(place, &mut buf);
+            if let Some((Lie::Flipped(bit), range)) = &flight.lie {
+                let byte = range.start.saturating_sub(flight.at).min(flight.len - 1);
+                buf[byte as usize] ^= 1 << (bit % 8);
+            }
             buf
         })
     }

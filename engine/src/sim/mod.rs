@@ -20,7 +20,22 @@
 //! * **Errors.** [`Fault`]s make chosen ranges fail, for ever or a number of times. A failed write leaves each of
 //!   its sectors old or new; a failed flush makes nothing durable.
 //! * **Delays.** Latency is drawn from a range for each kind of operation; a fault may add more.
+//! * **Lies.** The medium of a chosen range loses writes, puts them elsewhere, gives back the bytes of another place, or
+//!   has a bit flipped, and says that all is well ([`Lie`]).
 //! * **Discards** leave a range undefined: zeroes, the old bytes or garbage, as the disk was made.
+
+//! # What must hold when a medium lies
+//!
+//! Metadata has checksums that are seeded with its place or its number, data has none. So, with runs in
+//! `rules/scenes_media.rs`:
+//!
+//! * Nothing that fails a check is used: a flipped bit in metadata, or metadata of another place, is said with its place,
+//!   ends all writing, and what cannot be known any more is EIO.
+//! * Whatever the medium did, nothing panics, and everything that is begun comes to an end.
+//! * What a volume answers is an error, or for each sector a version that this sector had: never what belongs to another
+//!   sector, unless it was data itself that was put there.
+//! * A write that is lost cannot be told from one that was never made where nothing else speaks of it: of the last bset of
+//!   a node the keys are gone without a trace, once the journal that had them is. This format can do no better.
 
 mod disk;
 mod fault;
@@ -34,7 +49,7 @@ mod tests;
 
 pub use crate::env::Rng;
 pub use disk::{AfterDiscard, Config, Disk, Stats};
-pub use fault::{Fault, FaultOn};
+pub use fault::{Fault, FaultOn, Lie};
 pub use image::Image;
 pub use power::{Power, Survival};
 pub use runtime::{Outcome, Runtime};
