@@ -213,6 +213,9 @@ impl CacheSet {
     }
 
     async fn detach_now(self: &Rc<Self>, device: &Rc<Device>) -> Result<()> {
+        if self.closing.get() {
+            return Err(Error::Stopping);
+        }
         self.drain(device).await?;
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else {
             return Err(Error::refused("not an attached backing device"));
