@@ -21,6 +21,9 @@ use multiversion::multiversion;
 /// The initial value of every checksum that is not seeded by a pointer.
 pub const SEED_ONES: u64 = u64::MAX;
 
+/// The polynomial without its highest term.
+pub(crate) const POLYNOMIAL: u64 = 0x42F0_E1EB_A9EA_3693;
+
 /// Bytes mirrored at a time: a multiple of what the carry-less multiplication takes in one round of its wide loop, and
 /// so few that the processor still fetches ahead of the next ones.
 const CHUNK: usize = 4096;
@@ -61,7 +64,6 @@ fn mirror(from: &[u8], to: &mut [u8]) {
 
 /// The same checksum, a bit at a time: for inputs too short to carry a seed.
 fn crc64_bitwise(seed: u64, data: &[u8]) -> u64 {
-    const POLYNOMIAL: u64 = 0x42F0_E1EB_A9EA_3693;
     let mut crc = seed;
     for &byte in data {
         crc ^= u64::from(byte) << 56;

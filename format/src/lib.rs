@@ -43,6 +43,7 @@ pub mod feature;
 pub mod geometry;
 pub mod jset;
 pub mod magic;
+pub mod mend;
 pub mod node;
 pub mod prio;
 pub mod superblock;

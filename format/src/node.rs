@@ -5,7 +5,7 @@
 //! record their level.
 
 use crate::bkey::Ptr;
-use crate::bset::{Bset, BsetHeader};
+use crate::bset::{self, Bset, BsetHeader};
 use crate::error::{Error, Problem, Structure, field};
 use crate::magic::SetMagic;
 
@@ -18,11 +18,14 @@ pub struct Node<'a> {
     pub written: u64,
 }
 
-/// A node that cannot be taken whole: the bsets before the bad one, and what is wrong.
+/// A node that cannot be taken whole: the bsets on both sides of the bad one, and what is wrong.
 #[derive(Clone, Debug)]
 pub struct Broken<'a> {
-    /// What could be read. Not the node's content: newer keys may be missing.
+    /// What comes before the bad one. Not the node's content: newer keys are missing.
     pub readable: Node<'a>,
+    /// The bsets of this life behind the bad one, oldest first. Their checksums are seeded with the pointer, so that
+    /// nothing else passes for one.
+    pub behind: Vec<(u64, Bset<'a>)>,
     /// What is wrong, with the byte of the node.
     pub error: Error,
 }
@@ -36,7 +39,10 @@ pub fn parse(bytes: &[u8], ptr: Ptr, magic: SetMagic, block_bytes: u64) -> Resul
     let mut node = Node { sets: Vec::new(), written: 0 };
     match collect(&mut node, bytes, ptr, magic, block_bytes.max(1)) {
         Ok(()) => Ok(node),
-        Err(error) => Err(Box::new(Broken { readable: node, error })),
+        Err(error) => {
+            let behind = behind(&node, bytes, ptr, magic, block_bytes.max(1));
+            Err(Box::new(Broken { readable: node, behind, error }))
+        }
     }
 }
 
@@ -75,6 +81,31 @@ fn collect<'a>(
     Ok(())
 }
 
+/// The bsets behind a bad one, wherever they start: how long the bad one was nobody knows.
+fn behind<'a>(
+    node: &Node<'a>,
+    bytes: &'a [u8],
+    ptr: Ptr,
+    magic: SetMagic,
+    block_bytes: u64,
+) -> Vec<(u64, Bset<'a>)> {
+    let life = node.sets.first().map(|(_, set)| set.seq());
+    let mut sets: Vec<(u64, Bset<'a>)> = Vec::new();
+    let mut at = node.written;
+    while let Some(rest) = from(bytes, at) {
+        let set = Bset::parse(rest, ptr, magic).ok().filter(|set| {
+            let life = life.or_else(|| sets.first().map(|(_, first)| first.seq()));
+            set.header().version.get() == bset::VERSION
+                && set.header().keys.get() > 0
+                && life.is_none_or(|life| life == set.seq())
+        });
+        let bytes = set.map_or(1, |set| set.header().bytes());
+        sets.extend(set.map(|set| (at, set)));
+        at = at.saturating_add(bytes.next_multiple_of(block_bytes));
+    }
+    sets
+}
+
 fn from(bytes: &[u8], at: u64) -> Option<&[u8]> {
     bytes.get(usize::try_from(at).ok()?..).filter(|rest| !rest.is_empty())
 }
@@ -87,7 +118,6 @@ fn seq_at(bytes: &[u8], at: u64) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::bkey::Bkey;
-    use crate::bset;
     use uuid::Uuid;
 
     fn magic() -> SetMagic {
@@ -121,6 +151,22 @@ mod tests {
         let broken = parse(&bytes, Ptr(77), magic(), 512).unwrap_err();
         assert_eq!(broken.error.byte, 1024 + 0x10);
         assert_eq!(broken.readable.sets.len(), 1);
+        assert_eq!(broken.behind.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [1024]);
+    }
+
+    #[test]
+    fn a_bad_bset_hides_none_behind_it() {
+        let mut bytes = node(&[set(8, 5), set(16, 5), set(24, 5), set(32, 5)]);
+        for bad in [512, 1024] {
+            bytes[bad + 40] ^= 1;
+        }
+        let broken = parse(&bytes, Ptr(77), magic(), 512).unwrap_err();
+        let places = |sets: &[(u64, Bset<'_>)]| sets.iter().map(|(at, _)| *at).collect::<Vec<_>>();
+        assert_eq!((places(&broken.readable.sets), places(&broken.behind)), (vec![0], vec![1536]));
+        // Also where the life's own name is gone with the first one.
+        bytes[..512].fill(0);
+        let broken = parse(&bytes, Ptr(77), magic(), 512).unwrap_err();
+        assert_eq!((broken.readable.sets.len(), places(&broken.behind)), (0, vec![1536]));
     }
 
     #[test]

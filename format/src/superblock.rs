@@ -81,7 +81,7 @@ pub struct RawSuperblock {
     pub d: [le::U64; JOURNAL_BUCKETS_MAX],
     pub obso_bucket_size_hi: le::U16,
 }
-const D_OFFSET: usize = 0xd0;
+pub(crate) const D_OFFSET: usize = 0xd0;
 const _: () = assert!(std::mem::offset_of!(RawSuperblock, nbuckets_or_data_offset) == 0xb8);
 const _: () = assert!(std::mem::offset_of!(RawSuperblock, d) == D_OFFSET);
 const _: () = assert!(size_of::<RawSuperblock>() == 0x8d2);

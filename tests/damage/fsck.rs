@@ -275,7 +275,7 @@ fn a_full_cache_is_repaired_by_giving_up_clean_data() {
         let planned = plan(&devices, &checked);
         assert_eq!(planned.is_ok(), repaired, "{:?}", planned.err());
         let Ok(made) = planned else { continue };
-        assert_eq!(made.steps.len(), 4, "room first, then the repair");
+        assert_eq!(made.steps.len(), 5, "room first, then the repair");
         for stop in 0..=made.writes().count() {
             let now = made.simulate(&devices, stop).unwrap();
             let again = run(&now);

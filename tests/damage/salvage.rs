@@ -61,7 +61,7 @@ fn comes_back(set: &str, with_root: bool) {
         return;
     }
     destroy(&mut device, &whole, with_root);
-    let found = Salvage::scan(&device.cache(), &mut |_, _| {});
+    let found = Salvage::scan(&device.cache(), &|_, _| {}).unwrap();
     let all = found.slots.values().flatten();
     let got: BTreeMap<_, _> = all.clone().flat_map(|(key, _)| sectors(key)).collect();
     let right = want.iter().filter(|(place, at)| got.get(place) == Some(at)).count();

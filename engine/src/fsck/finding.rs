@@ -41,29 +41,50 @@ impl Finding {
 /// Pieces that a lost range is cut into at most.
 const PIECES_MAX: usize = 256;
 
-/// A finding about the btree without what the journal holds of its lost ranges: that is newer, and still there.
+/// What is known beyond doubt, whatever is wrong with the btree.
+#[derive(Clone, Debug, Default)]
+pub struct Sure {
+    /// The journal's extents: newer than the btree's.
+    pub journal: ExtentMap,
+    /// Ranges of leaves that nothing leads to any more, but that were found, and are whole.
+    pub ranges: Vec<(Pos, Pos)>,
+}
+
+/// A finding about the btree without what is known of its lost ranges all the same.
 #[must_use]
-pub fn narrowed(journal: &ExtentMap, mut finding: Finding) -> Finding {
-    if finding.kind == Kind::JournalKey {
+pub fn narrowed(sure: &Sure, mut finding: Finding) -> Finding {
+    if matches!(finding.kind, Kind::JournalKey | Kind::JournalEmpty) {
         return finding;
     }
-    let mut left = Vec::new();
-    for (from, to) in &finding.lost {
+    let mut left = std::mem::take(&mut finding.lost);
+    let whole = left.clone();
+    for known in &sure.ranges {
+        left = left.into_iter().flat_map(|range| without(range, *known)).collect();
+    }
+    let mut pieces = Vec::new();
+    for (from, to) in &left {
         let mut at = *from;
-        for key in journal.from(*from).take_while(|key| key.start_pos() < *to) {
+        for key in sure.journal.from(*from).take_while(|key| key.start_pos() < *to) {
             if at < key.start_pos() {
-                left.push((at, key.start_pos()));
+                pieces.push((at, key.start_pos()));
             }
             at = at.max(key.pos());
         }
         if at < *to {
-            left.push((at, *to));
+            pieces.push((at, *to));
         }
     }
-    if left.len() <= PIECES_MAX {
-        finding.lost = left;
-    }
+    finding.lost = [pieces, left].into_iter().find(|ranges| ranges.len() <= PIECES_MAX).unwrap_or(whole);
     finding
+}
+
+/// What `known` leaves of a range.
+fn without((from, to): (Pos, Pos), known: (Pos, Pos)) -> impl Iterator<Item = (Pos, Pos)> {
+    let front = (from, to.min(known.0));
+    let back = (from.max(known.1), to);
+    let apart = known.1 <= from || to <= known.0 || known.0 >= known.1;
+    let parts = if apart { [(from, to), (to, to)] } else { [front, back] };
+    parts.into_iter().filter(|(from, to)| from < to)
 }
 
 /// Findings of one kind that are kept; more are only counted.
@@ -116,8 +137,8 @@ impl Findings {
     }
     /// The finding of a fault that hides keys of which none tells yet: it was not there a moment ago.
     #[must_use]
-    pub fn untold(&self, journal: &ExtentMap, fault: Fault) -> Option<Finding> {
-        let finding = narrowed(journal, fault.into());
+    pub fn untold(&self, sure: &Sure, fault: Fault) -> Option<Finding> {
+        let finding = narrowed(sure, fault.into());
         let told = |(from, to): &(Pos, Pos)| {
             self.lost.range(..=*from).next_back().is_some_and(|(_, told_to)| to <= told_to)
         };
@@ -227,7 +248,10 @@ mod tests {
         let mut finding = Finding::new(Kind::BsetChecksum, &"cache".into(), 0, String::new());
         finding.lost.push((Pos::new(0, 15), Pos::new(0, 150)));
         let want = [(20, 35), (40, 100)].map(|(from, to)| (Pos::new(0, from), Pos::new(0, to)));
-        assert_eq!(narrowed(&journal, finding).lost, want);
+        let mut sure = Sure { journal, ranges: Vec::new() };
+        assert_eq!(narrowed(&sure, finding.clone()).lost, want);
+        sure.ranges.push((Pos::new(0, 10), Pos::new(0, 30)));
+        assert_eq!(narrowed(&sure, finding).lost, [(30, 35), (40, 100)].map(|(a, b)| (Pos::new(0, a), Pos::new(0, b))));
     }
 
     #[test]

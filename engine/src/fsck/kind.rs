@@ -71,13 +71,16 @@ macro_rules! kinds {
 }
 
 kinds! {
+    BitFlipped "bit-flipped" Lossless
+        "One bit of a structure is not what it was when it was written: its checksum says which."
+        "The bit is put back, and all else looked at as it is then.";
     SbUnreadable "superblock-unreadable" Fatal
         "The device is too small for a superblock, or cannot be read there."
         "None; nothing says how the device is laid out. `bcache salvage` may find dirty data.";
     SbMagic "superblock-magic" Fatal
         "There is no bcache superblock on the device."
         "None; check that the right device was named.";
-    SbChecksum "superblock-checksum" Lossless
+    SbChecksum "superblock-checksum" Loss
         "The superblock was changed by something that did not know its checksum. What it says fits the device."
         "The checksum is put right once the journal and the btree it leads to have been read.";
     SbField "superblock-field" Fatal
@@ -101,9 +104,9 @@ kinds! {
     JournalUnreadable "journal-unreadable" Loss
         "The device cannot be read in a journal bucket; entries there are lost."
         "What can be read is kept, and a new entry makes the old ones unnecessary.";
-    JournalEmpty "journal-empty" Fatal
-        "No journal entry is valid: nothing says where the btree, the uuid table and the prio sets are."
-        "None in place; `bcache salvage` finds the btree's nodes without it.";
+    JournalEmpty "journal-empty" Loss
+        "No journal entry is valid: nothing says where the btree, the uuid table and the prio sets are, and the newest writes are lost, wherever they went."
+        "The whole cache is searched for nodes, uuid tables and prio sets. What the nodes in use say is dirty is kept, and new metadata written for it; clean data is dropped.";
     JournalMissing "journal-missing" Loss
         "Entries that must be replayed are not there: the last writes before the stop may be lost."
         "The others are replayed, and a new entry makes the old ones unnecessary.";
@@ -145,7 +148,7 @@ kinds! {
         "A new table is written; backing devices that were named are linked to their keys again.";
     UuidLost "uuid-lost" Lossless
         "A backing device of this set is not in the uuid table: Linux refuses it when it is dirty, and would give it a new slot when it is not."
-        "It is linked to the slot whose keys are its, when that is beyond doubt. Slots that stay without a device are marked as detached, so that no other device gets their keys.";
+        "It is linked to the slot whose keys are its, when that is beyond doubt. A slot that stays without one is kept for its device under a UUID of its own, so that no other device gets its keys: name that device later.";
     UuidDuplicate "uuid-duplicate" Lossless
         "Two slots have one UUID; only the first is ever used."
         "The slot without keys is marked as detached.";
@@ -157,61 +160,61 @@ kinds! {
         "The volume is made as large as its data.";
     RootPointer "root-pointer" Loss
         "The newest journal entry does not point at a root that can be followed."
-        "What the journal still holds is kept, all else of the cache is dropped. Try `bcache salvage` first.";
+        "The whole cache is searched for nodes. What those in use say is dirty is kept, and what the journal holds; clean data is dropped.";
     RootLevel "root-level" Loss
         "The newest journal entry names more levels than a btree has."
-        "What the journal still holds is kept, all else of the cache is dropped. Try `bcache salvage` first.";
+        "The whole cache is searched for nodes. What those in use say is dirty is kept, and what the journal holds; clean data is dropped.";
     NodeUnreadable "node-unreadable" Loss
         "The device cannot be read in a btree node."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodePointer "node-pointer" Loss
         "A key of an interior node cannot be followed."
-        "The range below it is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodeEmpty "node-empty" Loss
         "There is no btree node where one should be."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodeTwice "node-twice" Loss
         "A node is reached twice: the tree goes in a circle, or two parents share a child."
-        "It is used once; the other range is dropped.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodeMisplaced "node-misplaced" Loss
         "Most keys of a node are outside the range its parent gives it: the parent points at another's child."
-        "The range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodeLevel "node-level" Loss
         "There is an interior node where a leaf should be: the level is wrong."
-        "The node's range is dropped from the cache; what was dirty in it is lost. Try `bcache salvage` first.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodeNoChild "node-no-child" Loss
         "An interior node has no live child: Linux crashes on it when it is the root."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodeEnd "node-end" Loss
         "The children of an interior node end before it does: the last one is lost."
-        "The range behind the last child is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     NodeOrder "node-order" Loss
         "A child ends where the one before it does."
-        "The child is left out.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     ChildLost "child-lost" Lossless
         "A child looks stale though it was never freed: its bucket's generation is ahead. Linux would silently drop its whole range."
         "The generation is taken from the btree again.";
     BsetVersion "bset-version" Loss
         "A bset has a version that nobody knows."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     BsetSize "bset-size" Loss
         "A bset says that it is larger than what is left of its node."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     BsetMagic "bset-magic" Loss
         "A bset does not have this set's magic."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     BsetChecksum "bset-checksum" Loss
         "A bset was changed by something that did not know its checksum."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     BsetEmpty "bset-empty" Loss
         "A bset that is not the first of its node has no keys."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     BsetLost "bset-lost" Loss
         "A bset in the middle of a node is gone: those behind it are still there."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     BsetKeys "bset-keys" Loss
         "The keys of a bset do not fill it: one claims more pointers than there are bytes."
-        "The node's range is dropped from the cache; what was dirty in it is lost.";
+        "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     KeyOrder "key-order" Lossless
         "Keys of a bset are out of order: Linux would serve wrong content and say nothing."
         "They are sorted.";
@@ -245,11 +248,11 @@ kinds! {
     BucketTwice "bucket-twice" Lossless
         "A bucket is used for two kinds of metadata."
         "All metadata is written anew elsewhere.";
-    BackingState "backing-state" Lossless
+    BackingState "backing-state" Loss
         "A backing device says that it is not attached, though the cache has dirty data for it: Linux would forget that data."
         "Its state is set to dirty.";
     BackingSetUuid "backing-set-uuid" Lossless
-        "A backing device that is in the cache's uuid table says that it belongs to another set."
+        "A backing device that is in the cache's uuid table has no UUID of a set, or one that differs from the cache's in a few bits."
         "The set's UUID is put right.";
     BackingTwice "backing-twice" Fatal
         "Two backing devices have one UUID: one is a copy of the other."
@@ -260,7 +263,7 @@ kinds! {
     DataUnreadable "data-unreadable" Loss
         "The data of an extent cannot be read from the cache."
         "The key is left out; when it is dirty its data is lost.";
-    DataDiffers "data-differs" Lossless
+    DataDiffers "data-differs" Loss
         "Clean data in the cache differs from the backing device: one of the two rotted."
         "The cache's copy is dropped, and the backing device counts.";
 }

@@ -1,6 +1,8 @@
 //! Checking and reading cache sets offline: nothing here needs a running engine, and nothing writes unless it says so.
 
+pub mod bits;
 pub mod check;
+pub mod evidence;
 pub mod finding;
 pub mod flush;
 pub mod image;

@@ -66,7 +66,10 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         bail!("name one backing device, {} were named", devices.backings.len());
     };
     let bar = progress(&cache.name, cache.geometry.nbuckets);
-    let found = Salvage::scan(cache, &mut |done, _| bar.set_position(done));
+    let found = Salvage::scan(cache, &|done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+    })?;
     bar.finish_and_clear();
     if found.slots.is_empty() {
         bail!("{}: no dirty data was found", cache.name);

@@ -1,25 +1,29 @@
 //! `bcache undo`: puts back what a repair overwrote.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
-use bcache_engine::fsck::repair::{WriteAt, apply, undo};
+use anyhow::{Context, Result, bail};
+use bcache_engine::fsck::repair::undo::{self, Undo};
+use bcache_engine::fsck::repair::{WriteAt, apply};
 
 use super::devices::{Access, InUse, open_for};
 use super::{Out, Outcome};
 
 /// Put back, byte for byte, what a repair overwrote
 ///
-/// The devices must not have been used since: if they have, nothing is written.
+/// The set must not have been used since: if any of its superblocks or journal buckets, or a sector that the repair
+/// wrote, is not as the repair left it, nothing is written. An undo that was cut off is done again. Devices are known
+/// by the UUIDs in their superblocks.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  bcache undo /var/log/bcache-undo-1795352324")]
 pub struct Args {
     /// The file that the repair wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The devices, if they go by other names now: in the order of the names in the file
+    /// The devices, if they go by other names now, in any order
     #[arg(value_name = "DEV")]
     devices: Vec<PathBuf>,
 }
@@ -27,29 +31,33 @@ pub struct Args {
 /// Puts back.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
     let name = || args.file.display().to_string();
-    let mut saved = undo::load(&std::fs::read(&args.file).with_context(name)?).with_context(name)?;
-    let mut names: Vec<String> = Vec::new();
-    for one in &saved {
-        if !names.iter().any(|name| **name == *one.device) {
-            names.push(one.device.to_string());
-        }
-    }
-    for one in &mut saved {
-        let index = names.iter().position(|name| **name == *one.device).unwrap_or(0);
-        if let Some(path) = args.devices.get(index) {
-            one.device = path.display().to_string().into();
-        }
-    }
+    let undo = load(&args.file).with_context(name)?;
+    let named = undo.devices.iter().map(|device| PathBuf::from(&*device.name));
+    let paths: Vec<PathBuf> = if args.devices.is_empty() { named.collect() } else { args.devices };
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
-    for (index, name) in names.iter().enumerate() {
-        let path = args.devices.get(index).cloned().unwrap_or_else(|| PathBuf::from(name));
-        let (device, writes) = open_for(&path, InUse::Refuse, Access::Write)?;
+    for path in &paths {
+        let (device, writes) = open_for(path, InUse::Refuse, Access::Write)?;
         devices.push(device);
         writable.extend(writes);
     }
-    let plan = undo::plan(&saved, &devices)?;
+    let plan = undo::plan(&undo, &devices)?;
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     apply(&plan, &targets)?;
-    writeln!(out, "{} places put back as they were", saved.len())?;
+    for write in plan.writes() {
+        writeln!(out, "{} byte {}, {} bytes", write.device, write.byte, write.bytes.len())?;
+    }
+    writeln!(out, "{} places put back as they were", plan.writes().count())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the file, no further than its first bytes when those are not an undo file's.
+fn load(path: &Path) -> Result<Undo> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    Read::by_ref(&mut file).take(undo::MAGIC.len() as u64).read_to_end(&mut bytes)?;
+    if bytes != undo::MAGIC {
+        bail!("not an undo file");
+    }
+    file.read_to_end(&mut bytes)?;
+    Ok(undo::load(&bytes)?)
 }

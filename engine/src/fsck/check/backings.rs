@@ -2,7 +2,8 @@
 
 use super::super::finding::Finding;
 use super::super::kind::Kind;
-use super::super::view::Backing;
+use super::super::repair::{Link, Proof, links};
+use super::super::view::{Backing, Cache};
 use super::Checked;
 use bcache_format::superblock::{BackingState, SB_OFFSET};
 use bcache_format::{Pos, Sectors};
@@ -41,6 +42,14 @@ fn against_cache(checked: &mut Checked, backing: &Backing) {
     match slot {
         Some(slot) => {
             let dirty = checked.slots.get(&slot).map_or(0, |used| used.dirty);
+            if !ours && !rotted(backing, &cache) {
+                let detail = format!(
+                    "set {} is what it belongs to now, though slot {slot} of set {} was its",
+                    backing.sb.set_uuid, cache.sb.set_uuid
+                );
+                checked.found(Finding::new(Kind::BackingOtherSet, &name, SET_UUID_AT, detail));
+                return;
+            }
             if !ours && state != BackingState::Stale {
                 let detail = format!(
                     "set {}, but slot {slot} of set {} is its",
@@ -51,7 +60,10 @@ fn against_cache(checked: &mut Checked, backing: &Backing) {
             // STALE is what a device says that ran without its cache: then the keys are what is out of date.
             if state == BackingState::None && dirty > 0 {
                 let detail = format!("not attached, but slot {slot} has {dirty} dirty sectors for it");
-                checked.found(Finding::new(Kind::BackingState, &name, FLAGS_AT, detail));
+                let mut finding = Finding::new(Kind::BackingState, &name, FLAGS_AT, detail);
+                // Until now a reader sees the backing device alone.
+                finding.lost.extend(dirty_range(checked, slot));
+                checked.found(finding);
             }
             beyond(checked, backing, slot);
         }
@@ -65,10 +77,37 @@ fn against_cache(checked: &mut Checked, backing: &Backing) {
         }
         None if readable && state == BackingState::Dirty => {
             let detail = format!("{state:?}, but no slot has its UUID {}", backing.sb.uuid).to_lowercase();
-            checked.found(Finding::new(Kind::UuidLost, &name, UUID_AT, detail));
+            let mut finding = Finding::new(Kind::UuidLost, &name, UUID_AT, detail);
+            let index = checked.backings.iter().position(|other| other.name == name);
+            let link = links(checked, view).into_iter().find(|link| Some(link.backing) == index);
+            match link {
+                Some(Link { slot, proof, .. }) => {
+                    finding.detail.push_str(&format!("; {} slot {slot} is its", proof.words()));
+                    if proof == Proof::Guess {
+                        finding.lost.extend(dirty_range(checked, slot));
+                    }
+                }
+                None => finding.detail.push_str("; which is its nothing tells, and none is given to it"),
+            }
+            checked.found(finding);
         }
         None => {}
     }
+}
+
+/// Bits in which a rotted UUID may differ.
+const ROTTED_BITS: u32 = 8;
+
+/// Whether the UUID of the set in a superblock is the cache's, but for what rotted of it, or is no UUID.
+fn rotted(backing: &Backing, cache: &Cache) -> bool {
+    let (theirs, ours) = (backing.sb.set_uuid.as_u128(), cache.sb.set_uuid.as_u128());
+    theirs == 0 || (theirs ^ ours).count_ones() <= ROTTED_BITS
+}
+
+/// Where a slot has dirty data.
+fn dirty_range(checked: &Checked, slot: u32) -> Option<(Pos, Pos)> {
+    let used = checked.slots.get(&slot).filter(|used| used.dirty > 0)?;
+    Some((Pos::new(slot, used.dirty_start), Pos::new(slot, used.dirty_end)))
 }
 
 /// Dirty data outside a backing device.
@@ -101,22 +140,12 @@ fn slots_without_uuid(checked: &mut Checked) {
         .map(|(s, u)| (*s, *u))
         .collect();
     let (name, geometry) = (Arc::clone(&view.cache.name), view.cache.geometry);
-    // A backing device of this set without a slot is there to be linked.
-    let relinkable = checked.backings.iter().any(|backing| {
-        backing.sb.set_uuid == view.cache.sb.set_uuid
-            && matches!(backing.sb.state(), BackingState::Dirty | BackingState::Clean)
-            && !view.uuids.iter().any(|entry| entry.uuid == backing.sb.uuid)
-    });
     let bucket = view.journal.newest().and_then(|newest| newest.jset.uuid_bucket.ptr());
     let byte = bucket.map_or(0, |ptr| geometry.bucket_start_byte(geometry.ptr_bucket(ptr)));
     for (slot, used) in lost {
         let detail =
             format!("slot {slot} is free, but has {} sectors, {} of them dirty", used.all, used.dirty);
-        let mut finding = Finding::new(Kind::UuidLost, &name, byte, detail);
-        if !relinkable {
-            finding.lost.push((Pos::new(slot, used.start), Pos::new(slot, used.end)));
-        }
-        checked.found(finding);
+        checked.found(Finding::new(Kind::UuidLost, &name, byte, detail));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Extents, and the buckets they use.
 
+use super::super::evidence::Evidence;
 use super::super::finding::{Finding, Findings, narrowed};
 use super::super::kind::Kind;
 use super::super::usage::{Gather, SectorMap, SlotUse, Use};
@@ -13,7 +14,7 @@ use super::{Checked, Options};
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Stale dirty extents remembered until all buckets' users are known.
 const SUSPECTS_KEPT: usize = 1 << 20;
@@ -23,10 +24,10 @@ const CHUNK: usize = 1 << 20;
 pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
     let Some(mut view) = checked.set.take() else { return };
     let mut faults = Findings::default();
-    let journal = view.replayed.clone();
+    let sure = view.sure.clone();
     let (mut tally, mut shared_buckets) = (Tally::default(), BTreeSet::new());
     // Repeated when generations have to be raised, which then are known. What is wrong was told the first time.
-    for first in [true, false] {
+    for first in [true, false, false] {
         checked.forget_usage();
         tally = Tally::default();
         let gens = view.gens.clone();
@@ -39,12 +40,14 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
             shared: Mutex::default(),
         };
         let (mut done, of) = (0, view.leaves.len() as u64);
+        let mut lost = Vec::new();
         let settled = view.sweep(
             &account,
             checked.metadata.keys().copied(),
             &mut |fault| {
                 if first {
-                    faults.add(checked.placed(narrowed(&journal, fault.into())));
+                    lost.extend(fault.range.as_deref().copied().filter(|(from, to)| from < to));
+                    faults.add(checked.placed(narrowed(&sure, fault.into())));
                 }
             },
             &mut |out| {
@@ -63,6 +66,10 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
         account.finish(gather);
         tally.add(out, checked);
         shared_buckets = account.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if first && !lost.is_empty() {
+            recover(checked, &mut view, lost, options);
+            continue;
+        }
         if settled {
             break;
         }
@@ -79,6 +86,16 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
         data(checked, &view, options);
     }
     checked.set = Some(view);
+}
+
+/// Adds what other leaves have of the ranges of those that are damaged.
+fn recover(checked: &mut Checked, view: &mut SetView, lost: Vec<(Pos, Pos)>, options: Options<'_>) {
+    let evidence = Evidence::gather(view, lost, &mut |done, of| options.tell(5, done, of));
+    evidence.recover(view);
+    checked.found_leaves = evidence.leaves();
+    for bucket in &view.nodes {
+        checked.metadata.entry(*bucket).or_insert(Use::Node);
+    }
 }
 
 /// What is found of extents.
@@ -244,7 +261,7 @@ fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey, shared: &mut BTree
 /// Tells of leaves that cannot be read any more.
 fn tell_news(checked: &mut Checked, view: &SetView, faults: Vec<Fault>) {
     for fault in faults {
-        if let Some(finding) = checked.findings.untold(&view.replayed, fault) {
+        if let Some(finding) = checked.findings.untold(&view.sure, fault) {
             checked.found(finding);
         }
     }
@@ -336,7 +353,10 @@ fn data(checked: &mut Checked, view: &SetView, options: Options<'_>) {
                 let from = key.start() * SECTOR_SIZE + done;
                 if backing.device.read_at(from, theirs).is_ok() && ours != theirs {
                     let detail = format!("{key}: differs from {} at byte {from}", backing.name);
-                    checked.found(Finding::new(Kind::DataDiffers, &Arc::clone(&view.cache.name), at, detail));
+                    let mut finding = Finding::new(Kind::DataDiffers, &view.cache.name, at, detail);
+                    // Which of the two is right nobody can tell, and until now a reader sees the cache's.
+                    finding.lost.push((key.start_pos(), key.pos()));
+                    checked.found(finding);
                     checked.dropped.insert(key.pos());
                     break;
                 }

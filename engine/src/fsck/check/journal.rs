@@ -3,16 +3,22 @@
 use super::super::finding::{Finding, narrowed};
 use super::super::kind::Kind;
 use super::super::view::journal::{Journal, Stop};
+use super::super::view::node::NodeView;
 use super::super::view::{Fault, SetView, What};
-use super::Checked;
+use super::super::evidence::Evidence;
+use super::{Checked, Options};
 use bcache_format::superblock::SB_OFFSET;
-use bcache_format::{BucketNr, Structure};
+use bcache_format::uuid_entry::UuidEntry;
+use bcache_format::{BucketNr, Pos, Sectors, Structure};
 use std::sync::Arc;
 
 /// Reads the journal and everything its newest entry names. False when there is no set to look at.
-pub(super) fn pass(checked: &mut Checked) -> bool {
+pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     let Some(cache) = checked.cache.clone() else { return false };
-    let journal = Journal::read(&cache);
+    let mut journal = Journal::read(&cache);
+    if cache.sb.sync() && (journal.newest().is_none() || journal.missing(cache.sb.discard()).is_some()) {
+        journal = Journal::read_all(&cache);
+    }
     let unused = !cache.sb.sync() && journal.newest().is_none();
     checked.journal = journal.clone();
     if unused {
@@ -30,11 +36,7 @@ pub(super) fn pass(checked: &mut Checked) -> bool {
     }
     let hole = journal.overlooked();
     let full = if hole.is_some() { journal.with_hidden() } else { journal.clone() };
-    let Some(newest) = full.newest() else {
-        let byte = cache.geometry.bucket_start_byte(BucketNr(cache.geometry.first_bucket));
-        checked.found(cache.fault(Structure::Jset, byte, What::JournalEmpty).into());
-        return false;
-    };
+    let Some(newest) = full.newest() else { return lost(checked, full, options) };
     if let Some((byte, seq)) = hole {
         let reached = journal.newest().map_or(0, |newest| newest.jset.seq);
         checked.found(cache.fault(Structure::Jset, byte, What::JournalHole { newest: reached, seq }).into());
@@ -53,8 +55,23 @@ pub(super) fn pass(checked: &mut Checked) -> bool {
         };
         checked.found(Finding::new(Kind::JournalHidden, &name, found.byte, detail));
     }
+    let newest_table = newest.jset.uuid_bucket.ptr();
     let mut faults = Vec::new();
-    let view = SetView::above_leaves(cache, full, &mut |fault| faults.push(fault));
+    let mut view = SetView::above_leaves(cache, full, &mut |fault| faults.push(fault));
+    let table_lost = view.uuids.iter().all(UuidEntry::is_free) && has_keys(&view);
+    let lost: Vec<_> = faults.iter().filter_map(lost_nodes).collect();
+    if !lost.is_empty() || table_lost {
+        let evidence = Evidence::gather(&view, lost, &mut |done, of| options.tell(4, done, of));
+        evidence.complete(&mut view);
+        evidence.recover(&mut view);
+        checked.found_leaves = evidence.leaves();
+        if table_lost && faults.iter().all(|fault| fault.structure != Structure::UuidTable) && !view.uuids.is_empty() {
+            let ptr = newest_table.unwrap_or_default();
+            let used = view.uuids.iter().filter(|entry| !entry.is_free()).count();
+            let detail = format!("the table is empty, though there is data; an older one has {used} slots");
+            checked.found(Finding::new(Kind::UuidLost, &name, Sectors(ptr.offset()).bytes(), detail));
+        }
+    }
     for fault in faults {
         let finding = place(&view, fault);
         checked.found(finding);
@@ -63,10 +80,40 @@ pub(super) fn pass(checked: &mut Checked) -> bool {
     true
 }
 
+/// Whether there are extents at all: a new set has none, and no slots either.
+fn has_keys(view: &SetView) -> bool {
+    let Some(root) = view.root else { return true };
+    let empty = |node: &NodeView| root.level == 0 && node.keys.is_empty();
+    !view.replayed.is_empty() || !NodeView::read(&view.cache, root).is_ok_and(|node| empty(&node))
+}
+
+/// Puts a set together without its journal. False when nothing of one is there.
+fn lost(checked: &mut Checked, journal: Journal, options: Options<'_>) -> bool {
+    let Some(cache) = checked.cache.clone() else { return false };
+    let byte = cache.geometry.bucket_start_byte(BucketNr(cache.geometry.first_bucket));
+    let everything = (Pos::ZERO, Pos::MAX);
+    let fault = cache.fault(Structure::Jset, byte, What::JournalEmpty).hiding(everything.0, everything.1);
+    let mut view = SetView::above_leaves(cache, journal, &mut |_| {});
+    let evidence = Evidence::gather(&view, vec![everything], &mut |done, of| options.tell(4, done, of));
+    evidence.complete(&mut view);
+    evidence.recover(&mut view);
+    checked.found_leaves = evidence.leaves();
+    let found = checked.found_leaves > 0;
+    checked.found(fault.into());
+    checked.set = found.then_some(view);
+    found
+}
+
+/// The range of keys that a fault above the leaves hides.
+fn lost_nodes(fault: &Fault) -> Option<(Pos, Pos)> {
+    let of_a_node = !matches!(fault.structure, Structure::Jset | Structure::UuidTable | Structure::PrioSet);
+    fault.range.as_deref().copied().filter(|(from, to)| of_a_node && from < to)
+}
+
 /// A fault as a finding; one at the root's own key is of the root.
 fn place(view: &SetView, fault: Fault) -> Finding {
     let at_root = view.root.is_some_and(|root| root.named_at == fault.byte);
-    let mut finding = narrowed(&view.replayed, fault.into());
+    let mut finding = narrowed(&view.sure, fault.into());
     if at_root && finding.kind == Kind::NodePointer {
         finding.kind = Kind::RootPointer;
     }

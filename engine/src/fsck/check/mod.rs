@@ -10,8 +10,10 @@ mod table;
 
 pub(super) use journal::kernel_finds;
 
+use super::bits;
 use super::finding::{Finding, Findings};
 use super::kind::{Kind, Severity};
+use super::repair::{Plan, Step};
 use super::usage::{SectorMap, SlotUse, Use};
 use super::view::journal::Journal;
 use super::view::{Backing, Cache, Device, SetView};
@@ -81,6 +83,10 @@ pub struct Checked {
     pub dropped: HashSet<Pos>,
     /// Buckets of metadata.
     pub metadata: HashMap<BucketNr, Use>,
+    /// Writes that put flipped bits back; everything else is as it is after them.
+    pub bits: Plan,
+    /// Leaves that a scan of the whole cache found, where something could not be reached.
+    pub found_leaves: usize,
     /// Buckets whose generation is ahead of dirty data that nobody replaced: by the check, the data is live.
     pub revived: HashSet<BucketNr>,
 }
@@ -136,13 +142,43 @@ impl Checked {
     }
 }
 
+/// Times that bits are looked for: each may lead to places that could not be reached before.
+const ROUNDS: usize = 8;
+
 /// Checks devices: a cache, its backing devices, or some of them, in any order.
 pub fn check(devices: impl IntoIterator<Item = Device>, options: Options<'_>) -> Checked {
+    let devices: Vec<Device> = devices.into_iter().collect();
+    let mut checked = passes(&devices, options);
+    let mut bits = Plan::default();
+    let mut findings = Findings::default();
+    let mut now = devices.clone();
+    for _ in 0..ROUNDS {
+        let fixes = if checked.findings.is_empty() { Vec::new() } else { bits::find(&checked, &now) };
+        if fixes.is_empty() {
+            break;
+        }
+        let mut writes = Vec::new();
+        for fix in fixes {
+            findings.add(checked.placed(fix.finding));
+            writes.push(fix.write);
+        }
+        let step = Plan { steps: vec![Step { why: "put flipped bits back", writes }] };
+        let Ok(better) = step.simulate(&now, usize::MAX) else { break };
+        now = better;
+        bits.steps.extend(step.steps);
+        checked = passes(&now, options);
+    }
+    findings.append(std::mem::take(&mut checked.findings));
+    (checked.findings, checked.bits) = (findings, bits);
+    checked
+}
+
+fn passes(devices: &[Device], options: Options<'_>) -> Checked {
     let mut checked = Checked::default();
     options.tell(0, 0, 1);
-    superblocks::pass(&mut checked, devices);
+    superblocks::pass(&mut checked, devices.iter().cloned());
     options.tell(1, 0, 1);
-    if journal::pass(&mut checked) {
+    if journal::pass(&mut checked, options) {
         options.tell(4, 0, 1);
         table::pass(&mut checked);
         options.tell(5, 0, 1);

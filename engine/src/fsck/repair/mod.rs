@@ -16,7 +16,9 @@ mod uuids;
 
 pub use apply::{Failed, WriteAt, apply};
 pub use plan::{Plan, Step, Write};
+pub(super) use uuids::{Link, Proof, links};
 pub use rebuild::{Content, Rebuilt, Sink, rebuild};
+use rebuild::PRIO_SET;
 pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
 
@@ -76,6 +78,23 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     if let Some(fatal) = checked.findings.iter().find(|finding| finding.kind.severity() == Severity::Fatal) {
         return Err(Refused::Fatal(fatal.kind, fatal.detail.clone()));
     }
+    if let Some(gone) = checked.findings.iter().find(|finding| finding.kind == Kind::JournalEmpty)
+        && checked.set.is_none()
+    {
+        let detail = format!("{}, and there is no btree node to begin from", gone.detail);
+        return Err(Refused::Fatal(gone.kind, detail));
+    }
+    if !checked.bits.is_empty() {
+        let better = simulate(devices, &checked.bits)?;
+        let mut plan = checked.bits.clone();
+        plan.steps.extend(rest(&better, checked, random)?.steps);
+        return Ok(plan);
+    }
+    rest(devices, checked, random)
+}
+
+/// The repair of all but flipped bits, which are as they should be on these devices.
+fn rest(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u64) -> Result<Plan, Refused> {
     let mut plan = Plan::default();
     let mut expected = None;
     if checked.findings.iter().any(needs_rebuild)
@@ -141,7 +160,7 @@ fn simulate(devices: &[Device], plan: &Plan) -> Result<Vec<Device>, Refused> {
 fn needs_rebuild(finding: &Finding) -> bool {
     !matches!(
         finding.kind,
-        Kind::SbChecksum | Kind::SbSync | Kind::JournalTailTorn | Kind::BackingState | Kind::BackingSetUuid
+        Kind::BitFlipped | Kind::SbChecksum | Kind::SbSync | Kind::JournalTailTorn | Kind::BackingState | Kind::BackingSetUuid
     )
 }
 
@@ -163,18 +182,30 @@ pub(super) fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) 
     expected.next().map_or(Ok(()), |key| Err(Refused::Content(key.to_string())))
 }
 
+/// Findings that mean that journal entries are lost.
+const ENTRIES_LOST: [Kind; 6] = [
+    Kind::JournalEmpty,
+    Kind::JournalHole,
+    Kind::JournalMissing,
+    Kind::JournalUnreadable,
+    Kind::JournalKey,
+    Kind::JournalOrder,
+];
+
 /// The extents that the repaired set has.
 fn keys_to_keep(checked: &Checked, view: &SetView) -> Result<Vec<Bkey>, Refused> {
     let known = view.prios.entries.len() as u64;
     let all_known = known >= view.cache.geometry.nbuckets;
     let dirty = if all_known { HashSet::new() } else { dirty_buckets(checked, view)? };
+    // An entry that is lost may have said that an older copy is out of date; the backing device has what is clean.
+    let entries_lost = ENTRIES_LOST.iter().any(|kind| checked.has(*kind));
     let keep = |key: &Bkey, ptr: Ptr, stale: bool| {
         let bucket = view.cache.geometry.ptr_bucket(ptr);
         let revived = checked.revived.contains(&bucket);
         let in_table = view.uuids.is_empty() || (key.inode() as usize) < view.uuids.len();
         // Where the stored generation is lost, a clean extent may be stale, and is only a copy. But a bucket with dirty
         // data is never used again, so that what else is in it is not stale either.
-        let sure = key.dirty() || bucket.0 < known || dirty.contains(&bucket);
+        let sure = key.dirty() || !entries_lost && (bucket.0 < known || dirty.contains(&bucket));
         (!stale || (revived && key.dirty()))
             && in_table
             && sure
@@ -203,7 +234,7 @@ pub(super) fn each_extent(
     tell: &mut dyn FnMut(Extent),
 ) -> Result<(), Refused> {
     for extent in view.trusted_extents(Pos::ZERO, Pos::MAX) {
-        match extent.map_err(|fault| checked.findings.untold(&view.replayed, fault)) {
+        match extent.map_err(|fault| checked.findings.untold(&view.sure, fault)) {
             Ok(extent) => tell(extent),
             Err(None) => {}
             Err(Some(Finding { device, byte, detail, .. })) => {
@@ -272,7 +303,9 @@ pub(super) fn rewrite(
     let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
     let jset = new_entry(view, &rebuilt).ok_or_else(no_journal)?;
     let placed = place_entry(checked, cache, view, &jset)?;
-    plan.push("write new metadata where nothing is", writes);
+    let (prios, nodes) = writes.into_iter().partition(|write: &Write| write.what.starts_with(PRIO_SET));
+    plan.push("write new metadata where nothing is", nodes);
+    plan.push("write the generations with which it counts", prios);
     let unreadable = unreadable_buckets(checked);
     let (there, elsewhere): (Vec<_>, Vec<_>) =
         unreadable.into_iter().partition(|bucket| *bucket == placed.bucket);
@@ -339,8 +372,9 @@ fn bucket_entries(cache: &Cache, view: &SetView, keys: &[Bkey]) -> Vec<BucketDis
 
 /// The entry that makes new metadata the set's: nothing has to be replayed with it.
 fn new_entry(view: &SetView, rebuilt: &Rebuilt) -> Option<Jset> {
-    let newest = view.journal.newest()?;
-    let seq = newest.jset.seq.checked_add(1)?;
+    // With the journal gone numbers begin anew: there is no entry any more that they could be taken for.
+    let newest = view.journal.newest();
+    let seq = newest.map_or(0, |newest| newest.jset.seq).checked_add(1)?;
     let mut jset = Jset {
         seq,
         last_seq: seq,
@@ -348,7 +382,7 @@ fn new_entry(view: &SetView, rebuilt: &Rebuilt) -> Option<Jset> {
         uuid_bucket: rebuilt.uuids,
         btree_root: rebuilt.root.0,
         btree_level: rebuilt.root.1,
-        prio_bucket: newest.jset.prio_bucket,
+        prio_bucket: newest.map(|newest| newest.jset.prio_bucket).unwrap_or_default(),
         keys: Vec::new(),
     };
     name_prios(&mut jset, &view.cache, rebuilt.prio_bucket)?;
@@ -372,21 +406,25 @@ struct Placed {
 /// Finds a place for the entry after the newest one, where it overwrites none that is needed.
 fn place_entry(checked: &Checked, cache: &Cache, view: &SetView, jset: &Jset) -> Result<Placed, Refused> {
     let no_journal = || Refused::NoJournal { cache: Arc::clone(&cache.name) };
-    let newest = view.journal.newest().ok_or_else(no_journal)?;
     let bytes = jset.write(cache.magic, cache.geometry.block_bytes()).map_err(|_| no_journal())?;
     let (first, count) = (cache.geometry.first_bucket, cache.njournal_buckets());
-    let next = BucketNr(first + (newest.bucket.0 - first + 1) % count.max(1));
+    let newest = view.journal.newest();
+    let next = newest.map_or(0, |newest| newest.bucket.0.saturating_sub(first) + 1) % count.max(1);
+    let next = BucketNr(first + next);
     let needed = view.journal.entries.values().any(|entry| entry.bucket == next);
-    let readable = !unreadable_buckets(checked).contains(&newest.bucket);
-    let end = cache.geometry.bucket_start_byte(newest.bucket) + cache.geometry.bucket_bytes();
-    let behind = newest.byte + newest.bytes;
     // The next bucket of the ring, as Linux would after a start; if it is still needed, behind the newest entry.
-    let (bucket, byte) = if !needed {
-        (next, cache.geometry.bucket_start_byte(next))
-    } else if readable && behind + bytes.len() as u64 <= end {
-        (newest.bucket, behind)
-    } else {
-        return Err(no_journal());
+    let (bucket, byte) = match newest {
+        _ if count == 0 => return Err(no_journal()),
+        Some(newest) if needed => {
+            let readable = !unreadable_buckets(checked).contains(&newest.bucket);
+            let end = cache.geometry.bucket_start_byte(newest.bucket) + cache.geometry.bucket_bytes();
+            let behind = newest.byte + newest.bytes;
+            if !readable || behind + bytes.len() as u64 > end {
+                return Err(no_journal());
+            }
+            (newest.bucket, behind)
+        }
+        _ => (next, cache.geometry.bucket_start_byte(next)),
     };
     let mut after = checked.journal.clone();
     for scan in after.scans.iter_mut().filter(|scan| scan.bucket == bucket) {

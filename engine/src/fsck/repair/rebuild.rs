@@ -9,6 +9,9 @@ use bcache_format::uuid_entry::{UuidEntry, write_table};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE, bset};
 use std::sync::Arc;
 
+/// What writes of prio sets are called.
+pub(super) const PRIO_SET: &str = "prio set";
+
 /// What is written of a set.
 pub struct Content<'c> {
     /// Extents in order, without overlaps, all with data.
@@ -38,7 +41,8 @@ pub struct Sink<'s> {
     pub free: &'s mut dyn FnMut() -> Option<BucketNr>,
     /// Names of nodes' lives: one that a bucket's old content has would make that content part of the node.
     pub random: &'s mut dyn FnMut() -> u64,
-    /// Takes the writes. Their order does not matter.
+    /// Takes the writes. Until all others are durable those of prio sets must wait: only with them do new nodes count
+    /// where a search has to find them.
     pub write: &'s mut dyn FnMut(Write),
 }
 
@@ -143,7 +147,7 @@ impl Builder<'_, '_> {
             let next_bucket = taken.get(i + 1).or(taken.first()).copied()?;
             let set = PrioSet { seq, version: 0, next_bucket, entries: part.to_vec() };
             let bytes = set.write(self.cache.magic, geometry.meta_bucket_bytes());
-            self.write(*bucket, bytes, format!("prio set {} of {count}", i + 1));
+            self.write(*bucket, bytes, format!("{PRIO_SET} {} of {count}", i + 1));
         }
         taken.first().copied()
     }

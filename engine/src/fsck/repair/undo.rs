@@ -1,32 +1,82 @@
 //! What a repair overwrites, kept in a file so that it can be put back.
 //!
 //! ```text
-//! "ubcache undo 1\n"  count u64  { name length u32, name, byte u64, length u64, checksum of the new bytes u64,
-//! old bytes } * count  checksum u64 over everything before
+//! "ubcache undo 2\n"
+//! devices u32  { name length u32, name, UUID before 16 bytes, UUID after 16 bytes } * devices
+//! guards u32   { device u32, byte u64, length u64, checksum u64 } * guards
+//! writes u32   { device u32, byte u64, sectors u32, checksum of the new bytes u64 * sectors, old bytes } * writes
+//! checksum u64 over everything before
 //! ```
 //! All numbers are little-endian, checksums CRC-64.
+//!
+//! A **guard** is a place that every use of a set changes: superblocks and journal buckets, without the sectors that
+//! the repair writes. Of those each is by itself as before the repair or as after it, so that an undo of a repair, or
+//! of an undo, that was cut off goes on where that stopped; anything else there means that the set was used since.
 
 use super::super::view::Device;
 use super::super::view::devices::read_sectors;
 use super::plan::{Plan, Step, Write};
 use bcache_format::csum::{SEED_ONES, crc64};
+use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
+use bcache_format::{SECTOR_SIZE, Superblock};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use thiserror::Error;
+use uuid::Uuid;
 
-const MAGIC: &[u8] = b"ubcache undo 1\n";
+/// What an undo file begins with.
+pub const MAGIC: &[u8] = b"ubcache undo 2\n";
+const SECTOR: usize = SECTOR_SIZE as usize;
+/// Where a superblock has its UUID.
+const UUID_AT: u64 = SB_OFFSET + 0x28;
+/// Bytes of a guard that are read at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// A device that a repair wrote to, or that belongs to the set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name then.
+    pub name: Arc<str>,
+    /// The UUID in its superblock before the repair, and after it.
+    pub uuids: [Uuid; 2],
+}
+
+impl Named {
+    /// Whether this is the device, by what its superblock says now.
+    #[must_use]
+    pub fn is(&self, device: &Device) -> bool {
+        self.uuids.contains(&uuid_of(device))
+    }
+}
 
 /// Bytes that were overwritten.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Saved {
-    /// Name of the device.
-    pub device: Arc<str>,
-    /// Where.
-    pub byte: u64,
-    /// What was there.
-    pub old: Vec<u8>,
-    /// Checksum of what was written.
-    pub new_csum: u64,
+struct Saved {
+    device: usize,
+    byte: u64,
+    /// What was there before the repair.
+    old: Vec<u8>,
+    /// Checksums of what was written, a sector each.
+    new: Vec<u64>,
+}
+
+/// A place that a use of the set would have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Guard {
+    device: usize,
+    byte: u64,
+    bytes: u64,
+    csum: u64,
+}
+
+/// What an undo file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undo {
+    /// The devices.
+    pub devices: Vec<Named>,
+    guards: Vec<Guard>,
+    saved: Vec<Saved>,
 }
 
 /// Why an undo file is not used.
@@ -45,6 +95,14 @@ pub enum UndoError {
         /// Where.
         byte: u64,
     },
+    /// A device that the file speaks of is not there.
+    #[error("the repair was of {name}, superblock UUID {uuid}: no device that was named is that")]
+    Missing {
+        /// Its name then.
+        name: Arc<str>,
+        /// Its UUID.
+        uuid: Uuid,
+    },
     /// The device cannot be read.
     #[error("{device} at byte {byte}: {error}")]
     Read {
@@ -62,32 +120,58 @@ pub enum UndoError {
 /// # Errors
 /// A device cannot be read where the plan writes.
 pub fn save(plan: &Plan, devices: &[Device]) -> Result<Vec<u8>, UndoError> {
-    let mut out = MAGIC.to_vec();
-    out.extend_from_slice(&(plan.writes().count() as u64).to_le_bytes());
-    // A place may be written twice: each write's old bytes are those that it finds.
-    for (count, write) in plan.writes().enumerate() {
-        let failed = |error| UndoError::Read { device: Arc::clone(&write.device), byte: write.byte, error };
-        let overlaps = |other: &&Write| {
-            other.device == write.device
-                && other.byte < write.byte + write.bytes.len() as u64
-                && write.byte < other.byte + other.bytes.len() as u64
-        };
-        let written_before = plan.writes().take(count).any(|other| overlaps(&other));
-        let now =
-            if written_before { plan.simulate(devices, count).map_err(failed)? } else { devices.to_vec() };
-        let device = now.iter().find(|device| device.name() == &*write.device);
-        let device = device.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let old = bytes_now(device, write.byte, write.bytes.len());
-        out.extend_from_slice(&(write.device.len() as u32).to_le_bytes());
-        out.extend_from_slice(write.device.as_bytes());
-        out.extend_from_slice(&write.byte.to_le_bytes());
-        out.extend_from_slice(&(old.len() as u64).to_le_bytes());
-        out.extend_from_slice(&crc64(SEED_ONES, &write.bytes).to_le_bytes());
-        out.extend_from_slice(&old);
+    let after = plan.simulate(devices, usize::MAX).map_err(|error| UndoError::Read {
+        device: devices.first().map_or("", |device| device.name()).into(),
+        byte: 0,
+        error,
+    })?;
+    let named = devices.iter().zip(&after).map(|(before, after)| Named {
+        name: before.name().into(),
+        uuids: [uuid_of(before), uuid_of(after)],
+    });
+    let mut undo = Undo { devices: named.collect(), guards: Vec::new(), saved: Vec::new() };
+    for write in plan.writes() {
+        let device = devices.iter().position(|device| device.name() == &*write.device);
+        let device = device.ok_or_else(|| UndoError::Read {
+            device: Arc::clone(&write.device),
+            byte: write.byte,
+            error: io::ErrorKind::NotFound.into(),
+        })?;
+        // Of a place that is written twice the bytes before the first time are those that count.
+        let old = devices.get(device).map(|device| bytes_now(device, write.byte, write.bytes.len()));
+        let new = write.bytes.chunks(SECTOR).map(csum).collect();
+        undo.saved.push(Saved { device, byte: write.byte, old: old.unwrap_or_default(), new });
     }
-    let csum = crc64(SEED_ONES, &out);
-    out.extend_from_slice(&csum.to_le_bytes());
-    Ok(out)
+    undo.guards = guards(&undo, &after);
+    Ok(undo.to_bytes())
+}
+
+/// Superblocks and journal buckets, as they are without what a repair writes.
+fn guards(undo: &Undo, after: &[Device]) -> Vec<Guard> {
+    let mut guards = Vec::new();
+    for (device, content) in after.iter().enumerate() {
+        let mut places = vec![(SB_OFFSET, SB_BYTES as u64)];
+        let sb = Superblock::parse(&bytes_now(content, SB_OFFSET, SB_BYTES)).ok();
+        if let Some((geometry, cache)) = sb.as_ref().and_then(|sb| Some((sb.geometry()?, sb.cache()?))) {
+            let first = geometry.first_bucket.saturating_mul(geometry.bucket_bytes());
+            let bytes = u64::from(cache.njournal_buckets).saturating_mul(geometry.bucket_bytes());
+            places.push((first, bytes.min(content.size().saturating_sub(first))));
+        }
+        for (byte, bytes) in places {
+            let csum = undo.guarded(device, content, byte, bytes);
+            guards.push(Guard { device, byte, bytes, csum });
+        }
+    }
+    guards
+}
+
+fn csum(bytes: &[u8]) -> u64 {
+    crc64(SEED_ONES, bytes)
+}
+
+fn uuid_of(device: &Device) -> Uuid {
+    let bytes = bytes_now(device, UUID_AT, 16);
+    Uuid::from_bytes(bytes.try_into().unwrap_or_default())
 }
 
 /// What is there. What cannot be read is gone whoever overwrites it, and is kept as zeros.
@@ -99,25 +183,95 @@ fn bytes_now(device: &Device, byte: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// What an undo file holds, in the order it was overwritten.
+impl Undo {
+    /// The checksum of a guarded place: over the checksums of its chunks, the repair's sectors taken for zeros.
+    fn guarded(&self, device: usize, content: &Device, byte: u64, bytes: u64) -> u64 {
+        let written: BTreeSet<u64> = self.sectors(device).map(|(at, _, _)| at).collect();
+        let mut sums = Vec::new();
+        let mut at = byte;
+        let end = byte.saturating_add(bytes);
+        while at < end {
+            let len = CHUNK.min(end - at);
+            let mut chunk = bytes_now(content, at, usize::try_from(len).unwrap_or(0));
+            for sector in written.range(at..at + len) {
+                let skip = usize::try_from(sector - at).unwrap_or(usize::MAX);
+                chunk.iter_mut().skip(skip).take(SECTOR).for_each(|byte| *byte = 0);
+            }
+            sums.extend_from_slice(&csum(&chunk).to_le_bytes());
+            at += len;
+        }
+        csum(&sums)
+    }
+
+    /// The sectors that were written on a device: where, what was there, and the checksum of what was written.
+    fn sectors(&self, device: usize) -> impl Iterator<Item = (u64, &[u8], u64)> {
+        let saved = self.saved.iter().filter(move |saved| saved.device == device);
+        saved.flat_map(|saved| {
+            let places = (saved.byte..).step_by(SECTOR);
+            places.zip(saved.old.chunks(SECTOR)).zip(&saved.new).map(|((at, old), new)| (at, old, *new))
+        })
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        let count = |out: &mut Vec<u8>, len: usize| out.extend_from_slice(&(len as u32).to_le_bytes());
+        count(&mut out, self.devices.len());
+        for device in &self.devices {
+            count(&mut out, device.name.len());
+            out.extend_from_slice(device.name.as_bytes());
+            device.uuids.iter().for_each(|uuid| out.extend_from_slice(uuid.as_bytes()));
+        }
+        count(&mut out, self.guards.len());
+        for guard in &self.guards {
+            count(&mut out, guard.device);
+            [guard.byte, guard.bytes, guard.csum].iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+        }
+        count(&mut out, self.saved.len());
+        for saved in &self.saved {
+            count(&mut out, saved.device);
+            out.extend_from_slice(&saved.byte.to_le_bytes());
+            count(&mut out, saved.new.len());
+            saved.new.iter().for_each(|csum| out.extend_from_slice(&csum.to_le_bytes()));
+            out.extend_from_slice(&saved.old);
+        }
+        let sum = csum(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+}
+
+/// What an undo file holds.
 ///
 /// # Errors
 /// It is none, or was cut off or changed.
-pub fn load(bytes: &[u8]) -> Result<Vec<Saved>, UndoError> {
-    let (body, csum) = bytes.split_last_chunk::<8>().ok_or(UndoError::Damaged)?;
-    if crc64(SEED_ONES, body) != u64::from_le_bytes(*csum) {
+pub fn load(bytes: &[u8]) -> Result<Undo, UndoError> {
+    let (body, sum) = bytes.split_last_chunk::<8>().ok_or(UndoError::Damaged)?;
+    if csum(body) != u64::from_le_bytes(*sum) {
         return Err(UndoError::Damaged);
     }
     let mut rest = Reader(body.strip_prefix(MAGIC).ok_or(UndoError::Damaged)?);
-    let count = rest.u64()?;
-    let mut saved = Vec::new();
-    for _ in 0..count {
-        let len = u64::from(u32::from_le_bytes(rest.chunk()?));
-        let name = std::str::from_utf8(rest.take(len)?).map_err(|_| UndoError::Damaged)?;
-        let (byte, len, new_csum) = (rest.u64()?, rest.u64()?, rest.u64()?);
-        saved.push(Saved { device: name.into(), byte, old: rest.take(len)?.to_vec(), new_csum });
+    let mut undo = Undo { devices: Vec::new(), guards: Vec::new(), saved: Vec::new() };
+    for _ in 0..rest.u32()? {
+        let len = rest.u32()?.into();
+        let name = std::str::from_utf8(rest.take(len)?).map_err(|_| UndoError::Damaged)?.into();
+        let uuids = [Uuid::from_bytes(rest.chunk()?), Uuid::from_bytes(rest.chunk()?)];
+        undo.devices.push(Named { name, uuids });
     }
-    if rest.0.is_empty() { Ok(saved) } else { Err(UndoError::Damaged) }
+    for _ in 0..rest.u32()? {
+        let device = rest.u32()? as usize;
+        undo.guards.push(Guard { device, byte: rest.u64()?, bytes: rest.u64()?, csum: rest.u64()? });
+    }
+    for _ in 0..rest.u32()? {
+        let (device, byte, sectors) = (rest.u32()? as usize, rest.u64()?, rest.u32()?);
+        let new = rest.take(u64::from(sectors) * 8)?.as_chunks::<8>().0;
+        let new = new.iter().map(|csum| u64::from_le_bytes(*csum)).collect();
+        let old = rest.take(u64::from(sectors) * SECTOR_SIZE)?.to_vec();
+        undo.saved.push(Saved { device, byte, old, new });
+    }
+    let known = |device: usize| device < undo.devices.len();
+    let sound = undo.guards.iter().all(|guard| known(guard.device))
+        && undo.saved.iter().all(|saved| known(saved.device));
+    if rest.0.is_empty() && sound { Ok(undo) } else { Err(UndoError::Damaged) }
 }
 
 struct Reader<'b>(&'b [u8]);
@@ -132,34 +286,54 @@ impl<'b> Reader<'b> {
     fn chunk<const N: usize>(&mut self) -> Result<[u8; N], UndoError> {
         self.take(N as u64)?.try_into().map_err(|_| UndoError::Damaged)
     }
+    fn u32(&mut self) -> Result<u32, UndoError> {
+        Ok(u32::from_le_bytes(self.chunk()?))
+    }
     fn u64(&mut self) -> Result<u64, UndoError> {
         Ok(u64::from_le_bytes(self.chunk()?))
     }
 }
 
-/// The plan that puts everything back, newest first. A repair that was stopped in the middle may have left some
-/// places as they were.
+/// The plan that puts everything back, newest first, on devices in any order.
 ///
 /// # Errors
-/// A device that is neither as before the repair nor as after it.
-pub fn plan(saved: &[Saved], devices: &[Device]) -> Result<Plan, UndoError> {
+/// A device that is not there, or that was used since the repair.
+pub fn plan(undo: &Undo, devices: &[Device]) -> Result<Plan, UndoError> {
+    let mut here = Vec::new();
+    for named in &undo.devices {
+        // Of devices of one name and many the name decides; a nil UUID names nobody.
+        let by_name = devices.iter().find(|device| device.name() == &*named.name && named.is(device));
+        let by_uuid = devices.iter().find(|device| named.is(device) && !uuid_of(device).is_nil());
+        let missing = || UndoError::Missing { name: Arc::clone(&named.name), uuid: named.uuids[1] };
+        here.push(by_name.or(by_uuid).ok_or_else(missing)?);
+    }
+    let changed = |device: &Device, byte| UndoError::Changed { device: device.name().into(), byte };
+    for guard in &undo.guards {
+        let Some(device) = here.get(guard.device) else { continue };
+        let inside = guard.byte.checked_add(guard.bytes).is_some_and(|end| end <= device.size());
+        if !inside || undo.guarded(guard.device, device, guard.byte, guard.bytes) != guard.csum {
+            return Err(changed(device, guard.byte));
+        }
+    }
+    for (index, device) in here.iter().enumerate() {
+        let mut states: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (at, old, new) in undo.sectors(index) {
+            states.entry(at).or_default().extend([csum(old), new]);
+        }
+        for (at, states) in states {
+            if !states.contains(&csum(&bytes_now(device, at, SECTOR))) {
+                return Err(changed(device, at));
+            }
+        }
+    }
     let mut plan = Plan::default();
-    for (index, one) in saved.iter().enumerate().rev() {
-        let failed = |error| UndoError::Read { device: Arc::clone(&one.device), byte: one.byte, error };
-        let device = devices.iter().find(|device| device.name() == &*one.device);
-        let device = device.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let now = bytes_now(device, one.byte, one.old.len());
-        // A later write to the same place is undone first; what is there now is that one's.
-        let again =
-            saved.iter().skip(index + 1).any(|later| later.device == one.device && later.byte == one.byte);
-        if now == one.old && !again {
+    for one in undo.saved.iter().rev() {
+        let Some(device) = here.get(one.device) else { continue };
+        if bytes_now(device, one.byte, one.old.len()) == one.old {
             continue;
         }
-        if crc64(SEED_ONES, &now) != one.new_csum && !again {
-            return Err(UndoError::Changed { device: Arc::clone(&one.device), byte: one.byte });
-        }
         let what = "what was there before".to_owned();
-        let write = Write { device: Arc::clone(&one.device), byte: one.byte, bytes: one.old.clone(), what };
+        let write = Write { device: device.name().into(), byte: one.byte, bytes: one.old.clone(), what };
         plan.steps.push(Step { why: "put back", writes: vec![write] });
     }
     Ok(plan)

@@ -7,6 +7,7 @@ use super::super::view::{Backing, SetView};
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::{DETACHED_UUID, UuidEntry};
 use bcache_format::{Pos, SECTOR_SIZE, Sectors};
+use uuid::Uuid;
 
 /// Bits in which a rotted UUID may differ. Two different ones differ in 64, and less than this once in 10^18.
 const ROTTED_BITS: u32 = 16;
@@ -32,64 +33,156 @@ pub(super) fn repaired(checked: &Checked, view: &SetView) -> Vec<UuidEntry> {
             entry.sectors = Sectors(entry.sectors.0.max(used.end));
         }
     }
-    for backing in &checked.backings {
-        link(checked, view, &mut table, backing);
+    for link in links(checked, view) {
+        if let (Some(entry), Some(backing)) = (table.get_mut(link.slot as usize), checked.backings.get(link.backing))
+        {
+            entry.uuid = backing.sb.uuid;
+            entry.label = if link.proof == Proof::Uuid { entry.label } else { backing.sb.label };
+        }
     }
-    // The next device to be attached would get the keys of a free slot.
+    // The next device to be attached would get the keys of a free slot. Whose they are may show when it is named.
     for (slot, entry) in (0u32..).zip(&mut table).filter(|(_, entry)| entry.is_free()) {
         if checked.slots.get(&slot).is_some_and(|used| used.all > 0) {
-            entry.uuid = DETACHED_UUID;
-            entry.invalidated = 1;
+            *entry = stand_in(slot);
         }
     }
     table
 }
 
-/// Gives a backing device the one slot that can be its.
-fn link(checked: &Checked, view: &SetView, table: &mut [UuidEntry], backing: &Backing) {
-    let attached = matches!(backing.sb.state(), BackingState::Dirty | BackingState::Clean);
-    let ours = backing.sb.set_uuid == view.cache.sb.set_uuid;
-    if !attached || !ours || table.iter().any(|entry| entry.uuid == backing.sb.uuid) {
-        return;
-    }
-    // A slot whose UUID is the device's except for some bits: those rotted.
-    let rotted = |entry: &&mut UuidEntry| {
-        (entry.uuid.as_u128() ^ backing.sb.uuid.as_u128()).count_ones() <= ROTTED_BITS
-            && !entry.is_flash_only()
-    };
-    if let Some(entry) = table.iter_mut().find(rotted) {
-        entry.uuid = backing.sb.uuid;
-        return;
-    }
-    let free = |slot: u32| table.get(slot as usize).is_some_and(UuidEntry::is_free);
-    let candidates: Vec<u32> = checked
-        .slots
-        .iter()
-        .filter(|(slot, used)| used.all > 0 && free(**slot) && fits(view, backing, **slot, used))
-        .map(|(slot, _)| *slot)
-        .collect();
-    if let [slot] = candidates.as_slice()
-        && let Some(entry) = table.get_mut(*slot as usize)
-    {
-        entry.uuid = backing.sb.uuid;
-        entry.label = backing.sb.label;
+/// UUIDs of slots whose device is not known begin with this and end with the slot's number: no device has one.
+const STAND_IN: u128 = 0xf5c0_05e5_6c6f_8000_8000_7374_0000_0000;
+
+/// Keeps a slot for a device whose UUID is lost.
+fn stand_in(slot: u32) -> UuidEntry {
+    let uuid = Uuid::from_u128(STAND_IN | u128::from(slot));
+    UuidEntry { uuid, ..UuidEntry::EMPTY }
+}
+
+/// Whether a slot is kept for a device whose UUID is lost.
+fn is_stand_in(entry: &UuidEntry) -> bool {
+    entry.uuid.as_u128() >> 32 == STAND_IN >> 32
+}
+
+/// Why a slot is taken for a device's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Proof {
+    /// The slot's UUID is the device's but for some bits.
+    Uuid,
+    /// The slot's clean data is what the device has.
+    Data,
+    /// No other slot can be this device's, which is dirty; whether no other device can be the slot's nobody knows.
+    Guess,
+}
+
+impl Proof {
+    /// In words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Uuid => "by its UUID but for some bits",
+            Self::Data => "by clean data that is the same",
+            Self::Guess => "as the only one that can be (name all devices of the set to be sure)",
+        }
     }
 }
 
+/// A slot of which the table does not say whose it is, and the device that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) struct Link {
+    pub backing: usize,
+    pub slot: u32,
+    pub proof: Proof,
+}
+
+/// Gives devices that are attached and have no slot those that are theirs.
+pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
+    let known = |uuid: Uuid| view.uuids.iter().any(|entry| entry.uuid == uuid);
+    let without_slot: Vec<(usize, &Backing)> = checked
+        .backings
+        .iter()
+        .enumerate()
+        .filter(|(_, backing)| {
+            let attached = matches!(backing.sb.state(), BackingState::Dirty | BackingState::Clean);
+            attached && backing.sb.set_uuid == view.cache.sb.set_uuid && !known(backing.sb.uuid)
+        })
+        .collect();
+    let nobodys = |slot: &u32| {
+        view.uuids.get(*slot as usize).is_none_or(|entry| entry.is_free() || is_stand_in(entry))
+    };
+    let open: Vec<(u32, &SlotUse)> = checked
+        .slots
+        .iter()
+        .filter(|(slot, used)| used.all > 0 && nobodys(slot))
+        .map(|(slot, used)| (*slot, used))
+        .collect();
+    without_slot
+        .iter()
+        .filter_map(|(index, backing)| {
+            let link = |slot, proof| Some(Link { backing: *index, slot, proof });
+            let rotted = |entry: &UuidEntry| {
+                !entry.is_free()
+                    && !entry.is_flash_only()
+                    && !is_stand_in(entry)
+                    && (entry.uuid.as_u128() ^ backing.sb.uuid.as_u128()).count_ones() <= ROTTED_BITS
+            };
+            if let Some(slot) = view.uuids.iter().position(rotted) {
+                return link(u32::try_from(slot).ok()?, Proof::Uuid);
+            }
+            // A device that is not dirty has nothing dirty in the cache.
+            let dirty = backing.sb.state() == BackingState::Dirty;
+            let mut can_be = Vec::new();
+            for (slot, used) in open.iter().filter(|(_, used)| dirty || used.dirty == 0) {
+                match fits(view, backing, *slot, used) {
+                    Fit::Not => {}
+                    Fit::Same => return link(*slot, Proof::Data),
+                    Fit::Unknown if dirty && used.dirty > 0 => can_be.push(*slot),
+                    Fit::Unknown => {}
+                }
+            }
+            let other_dirty = without_slot.iter().any(|(other, device)| {
+                other != index && device.sb.state() == BackingState::Dirty
+            });
+            match can_be.as_slice() {
+                [slot] if !other_dirty => link(*slot, Proof::Guess),
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+/// What is known of whether a slot's keys are a device's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    /// They leave the device, or clean data is not what it has.
+    Not,
+    /// There is no clean data to compare.
+    Unknown,
+    /// Clean data is what the device has.
+    Same,
+}
+
 /// Whether a slot's keys can be of this device: they lie inside it, and clean data is what the device has.
-fn fits(view: &SetView, backing: &Backing, slot: u32, used: &SlotUse) -> bool {
+fn fits(view: &SetView, backing: &Backing, slot: u32, used: &SlotUse) -> Fit {
     let end = Sectors::from_bytes(backing.device.size()).0;
     if used.start < backing.fields.data_offset.0 || used.end > end {
-        return false;
+        return Fit::Not;
     }
     let range = view.trusted_extents(Pos::new(slot, 0), Pos::new(slot + 1, 0)).flatten();
     let clean = range.filter(|extent| !extent.key.dirty() && extent.live().is_some()).take(COMPARED);
-    clean.into_iter().all(|extent| {
+    let mut fit = Fit::Unknown;
+    for extent in clean {
         let bytes = usize::try_from(extent.key.size() * SECTOR_SIZE).unwrap_or(0);
         let (mut ours, mut theirs) = (vec![0; bytes], vec![0; bytes]);
         let at = extent.live().map_or(0, |ptr| ptr.offset() * SECTOR_SIZE);
-        view.cache.device.read_at(at, &mut ours).is_ok()
+        let same = view.cache.device.read_at(at, &mut ours).is_ok()
             && backing.device.read_at(extent.key.start() * SECTOR_SIZE, &mut theirs).is_ok()
-            && ours == theirs
-    })
+            && ours == theirs;
+        if !same {
+            return Fit::Not;
+        }
+        // Zeros are everywhere, and prove nothing.
+        if ours.iter().any(|byte| *byte != 0) {
+            fit = Fit::Same;
+        }
+    }
+    fit
 }

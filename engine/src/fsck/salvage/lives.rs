@@ -7,7 +7,7 @@
 //!
 //! Two leaves that say the same at both times cannot be told apart; then either will do.
 
-use bcache_format::{Bkey, BucketNr};
+use bcache_format::{Bkey, BucketNr, Pos};
 use std::collections::HashMap;
 
 /// Of a leaf's extents, this part in others' first bsets means that it was replaced, in percent: some of its keys
@@ -25,6 +25,8 @@ pub struct Leaf {
     pub first: Vec<Bkey>,
     /// Its extents at its end, merged.
     pub keys: Vec<Bkey>,
+    /// Where its extents begin and end, those included that are not kept.
+    pub hull: (Pos, Pos),
     /// All its bsets can be read.
     pub whole: bool,
 }
@@ -39,7 +41,7 @@ fn line(key: &Bkey) -> Option<Line> {
 
 /// For each leaf whether it is in use.
 #[must_use]
-pub fn in_use(leaves: &[Leaf]) -> Vec<bool> {
+pub fn in_use(leaves: &[&Leaf]) -> Vec<bool> {
     let mut firsts: HashMap<Line, Vec<(u64, u64, usize)>> = HashMap::new();
     for (index, leaf) in leaves.iter().enumerate() {
         for key in &leaf.first {
@@ -64,7 +66,7 @@ pub fn in_use(leaves: &[Leaf]) -> Vec<bool> {
 }
 
 /// The leaves whose first bsets together hold nearly all that this one held at its end; empty when they do not.
-fn replacers(leaves: &[Leaf], index: usize, firsts: &HashMap<Line, Vec<(u64, u64, usize)>>) -> Vec<usize> {
+fn replacers(leaves: &[&Leaf], index: usize, firsts: &HashMap<Line, Vec<(u64, u64, usize)>>) -> Vec<usize> {
     let Some(leaf) = leaves.get(index) else { return Vec::new() };
     let (mut all, mut shared) = (0u64, 0u64);
     let mut others: HashMap<usize, u64> = HashMap::new();

@@ -1,20 +1,17 @@
-//! Dirty data of a cache whose journal or root is gone.
+//! Dirty data of a damaged cache, as the check puts it together: see [`super::evidence`].
 //!
-//! The whole device is scanned for btree nodes by their magic. Nodes do not say whether they are still in use: freed
-//! ones stay on the device until their bucket is used again. Whenever a node is replaced (split, coalesced, rewritten)
-//! the first bset of the new one holds what the old one held at its end, and that tells them apart: see [`lives`].
-//! Bucket generations come from the newest chain of prio sets, found by magic as well, and from the pointers.
-//! Whatever the journal still holds is laid on top.
+//! Nodes do not say whether they are still in use: freed ones stay on the device until their bucket is used again.
+//! Whenever a node is replaced (split, coalesced, rewritten) the first bset of the new one holds what the old one held
+//! at its end, and that tells them apart: see [`lives`].
 
 pub mod lives;
 pub mod scan;
 
-use super::view::extent_map::ExtentMap;
-use super::view::journal::Journal;
-use super::view::uuids::read_table;
-use super::view::{Backing, Cache, Gens};
-use bcache_format::{Bkey, Ptr, SECTOR_SIZE, Sectors};
-use lives::Leaf;
+use super::check::{Checked, Options, check};
+use super::kind::Kind;
+use super::repair::{Refused, each_extent};
+use super::view::{Backing, Cache};
+use bcache_format::{Bkey, Pos, SECTOR_SIZE, Sectors};
 use std::collections::BTreeMap;
 
 /// How far an extent can be believed.
@@ -34,6 +31,10 @@ pub struct Salvage {
     pub slots: BTreeMap<u32, Vec<(Bkey, Belief)>>,
     /// Slots that a uuid table gives to a device, by its UUID.
     pub uuids: BTreeMap<uuid::Uuid, u32>,
+    /// Flash-only volumes: slot and size.
+    pub volumes: Vec<(u32, Sectors)>,
+    /// Keys that are lost, or whose newest state is, without overlaps.
+    pub lost: Vec<(Pos, Pos)>,
     /// Leaves that were found, and how many of them are in use.
     pub leaves: (usize, usize),
     /// Whether prio sets were found.
@@ -43,32 +44,57 @@ pub struct Salvage {
 }
 
 impl Salvage {
-    /// Scans a cache. `progress` is told of buckets done, and of all.
-    pub fn scan(cache: &Cache, progress: &mut dyn FnMut(u64, u64)) -> Self {
-        let scanned = scan::scan(cache, progress);
-        let journal = Journal::read(cache).with_hidden();
-        let mut gens = Gens::new(cache.geometry, scanned.gens.clone());
-        let entries = journal.entries.values();
-        let replay: Vec<Bkey> = entries.flat_map(|entry| entry.jset.keys.iter().copied()).collect();
-        let live = lives::in_use(&scanned.leaves);
-        let used: Vec<&Leaf> =
-            scanned.leaves.iter().zip(&live).filter(|(_, live)| **live).map(|(leaf, _)| leaf).collect();
-        let pointed = used.iter().flat_map(|leaf| &leaf.keys).chain(&replay).flat_map(|key| key.ptrs());
-        pointed.for_each(|ptr| gens.raise(*ptr));
-        let slots = merge(cache, &used, &replay, &gens);
-        let mut uuids = scanned.uuids;
-        if let Some(table) = journal.newest().and_then(|newest| read_table(cache, newest).ok()) {
-            let named = (0u32..).zip(&table).filter(|(_, entry)| !entry.is_free() && !entry.is_detached());
-            uuids.extend(named.map(|(slot, entry)| (entry.uuid, slot)));
-        }
-        Self {
-            cache: cache.clone(),
+    /// Scans a cache. `progress` is told of how much is done, and of all.
+    ///
+    /// # Errors
+    /// There is no set on it, or a device that changes while it is read.
+    pub fn scan(cache: &Cache, progress: &dyn Fn(u64, u64)) -> Result<Self, Refused> {
+        let tell = |now: super::check::Progress| progress(now.done, now.of);
+        let options = Options { data: false, progress: Some(&tell) };
+        Self::of(&check([std::sync::Arc::clone(&cache.device)], options))
+    }
+
+    /// What a check put together.
+    ///
+    /// # Errors
+    /// There is no set, or a device that changed since it was checked.
+    pub fn of(checked: &Checked) -> Result<Self, Refused> {
+        let nothing = || {
+            let first = checked.findings.first();
+            let first = first.map(|finding| (finding.kind, finding.detail.clone()));
+            let (kind, detail) = first.unwrap_or((Kind::JournalEmpty, "no set was found".to_owned()));
+            Refused::Fatal(kind, detail)
+        };
+        let view = checked.set.as_ref().ok_or_else(nothing)?;
+        // With the journal gone every place may have had a newer state. What the leaves say is the best there is.
+        let of_nodes = |kind: Kind| !matches!(kind, Kind::JournalEmpty | Kind::JournalMissing | Kind::JournalHole);
+        let doubtful = |key: &Bkey| {
+            let mut findings = checked.findings.iter().filter(|finding| of_nodes(finding.kind));
+            findings.any(|finding| {
+                finding.lost.iter().any(|(from, to)| *from < key.pos() && key.start_pos() < *to)
+            })
+        };
+        let mut slots: BTreeMap<u32, Vec<(Bkey, Belief)>> = BTreeMap::new();
+        each_extent(checked, view, &mut |extent| {
+            let bucket = extent.key.ptr().map(|ptr| view.cache.geometry.ptr_bucket(ptr));
+            let revived = bucket.is_some_and(|bucket| checked.revived.contains(&bucket));
+            let metadata = bucket.is_some_and(|bucket| checked.metadata.contains_key(&bucket));
+            if extent.key.dirty() && (extent.live().is_some() || revived) && !metadata {
+                let belief = if doubtful(&extent.key) { Belief::Doubtful } else { Belief::Sure };
+                slots.entry(extent.key.inode()).or_default().push((extent.key, belief));
+            }
+        })?;
+        let named = (0u32..).zip(&view.uuids).filter(|(_, entry)| !entry.is_free() && !entry.is_detached());
+        Ok(Self {
+            cache: view.cache.clone(),
             slots,
-            uuids,
-            leaves: (scanned.leaves.len(), used.len()),
-            prios: !scanned.gens.is_empty(),
-            entries: journal.entries.len(),
-        }
+            uuids: named.map(|(slot, entry)| (entry.uuid, slot)).collect(),
+            volumes: view.volumes().map(|(slot, entry)| (slot, Sectors(entry.sectors.0))).collect(),
+            lost: checked.lost(),
+            leaves: (checked.found_leaves.max(view.leaves.len()), view.used_leaves),
+            prios: !view.prios.entries.is_empty(),
+            entries: view.journal.entries.len(),
+        })
     }
 
     /// The slot of a backing device: what a uuid table says, or the only one whose extents can be its.
@@ -85,53 +111,6 @@ impl Salvage {
             (Some(slot), None) => Some(slot),
             _ => None,
         }
-    }
-}
-
-/// The dirty extents that all nodes in use and the journal leave.
-fn merge(cache: &Cache, used: &[&Leaf], replay: &[Bkey], gens: &Gens) -> BTreeMap<u32, Vec<(Bkey, Belief)>> {
-    let mut map = ExtentMap::default();
-    let mut doubtful = ExtentMap::default();
-    for leaf in used {
-        for key in &leaf.keys {
-            let here = map.from(key.start_pos()).take_while(|other| other.start_pos() < key.pos());
-            let clash = here.into_iter().any(|other| other.size() > 0 && !same_data(&other, key));
-            if clash || !leaf.whole {
-                doubtful.insert(*key);
-            }
-            map.insert(*key);
-        }
-    }
-    for key in replay.iter().filter(|key| key.size() > 0 && key.size() <= key.offset()) {
-        map.insert(*key);
-        // What the journal says is newer than all nodes.
-        let mut sure = *key;
-        sure.set_ptrs(&[]);
-        doubtful.insert(sure);
-    }
-    let mut slots: BTreeMap<u32, Vec<(Bkey, Belief)>> = BTreeMap::new();
-    for key in map.into_keys() {
-        let live = key.ptr().is_some_and(Ptr::is_device) && gens.stale_key(&key) == 0;
-        if !key.dirty() || !live || cache.geometry.ptr_problem(&key).is_some() {
-            continue;
-        }
-        let mut doubts = doubtful.from(key.start_pos()).take_while(|other| other.start_pos() < key.pos());
-        let doubt = doubts.any(|other| other.n_ptrs() > 0);
-        let belief = if doubt { Belief::Doubtful } else { Belief::Sure };
-        slots.entry(key.inode()).or_default().push((key, belief));
-    }
-    slots
-}
-
-/// Whether two overlapping extents say the same of the sectors they share.
-fn same_data(a: &Bkey, b: &Bkey) -> bool {
-    match (a.ptr(), b.ptr()) {
-        (Some(x), Some(y)) => {
-            x.dev() == y.dev()
-                && x.generation() == y.generation()
-                && x.offset().wrapping_sub(a.start()) == y.offset().wrapping_sub(b.start())
-        }
-        _ => false,
     }
 }
 

@@ -1,94 +1,194 @@
 //! The scan for btree nodes, prio sets and uuid tables.
 
 use super::super::view::Cache;
-use super::super::view::node::{NodeRef, NodeView};
+use super::super::view::extent_map::ExtentMap;
+use super::super::view::overlay::merge_all;
 use super::lives::Leaf;
-use bcache_format::bset::{BsetHeader, HEADER_BYTES, VERSION};
+use bcache_format::bset::{Bset, BsetHeader, VERSION};
 use bcache_format::csum::crc64;
-use bcache_format::prio::PrioSet;
-use bcache_format::uuid_entry::{ENTRY_BYTES, parse_table};
+use bcache_format::node::parse;
+use bcache_format::prio::{BucketDisk, PrioSet};
+use bcache_format::uuid_entry::{ENTRY_BYTES, UuidEntry, parse_table};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE, Structure};
 use std::collections::{BTreeMap, HashMap};
-use uuid::Uuid;
 
 /// Bytes looked at of every bucket.
 const HEAD: u64 = 4096;
+/// Buckets that the device is told of before they are read.
+const READS_AHEAD: u64 = 64;
 
 /// What a scan found.
 #[derive(Default)]
 pub struct Scanned {
-    /// Leaves of all lives.
+    /// Leaves of all lives, with what they have of the ranges that are looked for.
     pub leaves: Vec<Leaf>,
-    /// Generations of the newest whole chain of prio sets; empty when there is none.
-    pub gens: Vec<u8>,
-    /// Slots of UUIDs, from what looks like a uuid table.
-    pub uuids: BTreeMap<Uuid, u32>,
+    /// How many leaves there are in all.
+    pub all_leaves: usize,
+    /// Where the ranges of nodes are, by their bucket and the generation of the pointer to them, as interior nodes of
+    /// all lives say. A node's range never changes.
+    pub ranges: HashMap<(BucketNr, u8), (Pos, Pos)>,
+    /// The newest whole chain of prio sets, as its sequence number and its entries; empty when there is none.
+    pub prios: (u64, Vec<BucketDisk>),
+    /// The newest uuid table.
+    pub uuids: Vec<UuidEntry>,
 }
 
-/// Scans all buckets.
-pub fn scan(cache: &Cache, progress: &mut dyn FnMut(u64, u64)) -> Scanned {
+/// Scans all buckets, and keeps what leaves have of the ranges `lost`.
+pub fn scan(cache: &Cache, lost: &[(Pos, Pos)], progress: &mut dyn FnMut(u64, u64)) -> Scanned {
     let mut scanned = Scanned::default();
     let mut prios: HashMap<BucketNr, PrioSet> = HashMap::new();
+    let mut newest_table = (0, 0);
     let geometry = cache.geometry;
     let first = geometry.first_bucket + cache.njournal_buckets();
+    let head_bytes = HEAD.min(geometry.bucket_bytes());
+    let announce = |bucket: u64| {
+        if bucket < geometry.nbuckets {
+            cache.device.will_read(geometry.bucket_start_byte(BucketNr(bucket)), head_bytes);
+        }
+    };
+    (first..first.saturating_add(READS_AHEAD)).for_each(announce);
     for bucket in (first..geometry.nbuckets).map(BucketNr) {
         progress(bucket.0, geometry.nbuckets);
+        announce(bucket.0.saturating_add(READS_AHEAD));
         let byte = geometry.bucket_start_byte(bucket);
-        let Ok(head) = cache.read(Structure::BtreeNode, byte, HEAD.min(geometry.bucket_bytes())) else {
+        let Ok(head) = cache.read(Structure::BtreeNode, byte, head_bytes) else {
+            node(cache, bucket, lost, &mut scanned);
             continue;
         };
         let magic = head.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
         if magic == Some(cache.magic.bset()) {
-            scanned.leaves.extend(leaf(cache, bucket));
+            node(cache, bucket, lost, &mut scanned);
         } else if magic == Some(cache.magic.prio_set()) {
             let bytes = cache.read(Structure::PrioSet, byte, geometry.meta_bucket_bytes());
             let set = bytes.ok().and_then(|bytes| PrioSet::parse(&bytes, cache.magic).ok());
             prios.extend(set.map(|set| (bucket, set)));
-        } else {
-            uuids(&head, &mut scanned.uuids);
+        } else if let Some(table) = uuids(cache, bucket, &head) {
+            let age = table_age(&table);
+            if scanned.uuids.is_empty() || age > newest_table {
+                (scanned.uuids, newest_table) = (table, age);
+            }
         }
     }
-    scanned.gens = newest_chain(cache, &prios);
+    scanned.prios = newest_chain(cache, &prios);
     scanned
 }
 
-/// The node in a bucket, if it is a leaf. Which generation its pointer has follows from the checksum.
-fn leaf(cache: &Cache, bucket: BucketNr) -> Option<Leaf> {
+/// Notes the node in a bucket. Which generation its pointer has follows from a checksum.
+fn node(cache: &Cache, bucket: BucketNr, lost: &[(Pos, Pos)], scanned: &mut Scanned) {
     let geometry = cache.geometry;
     let byte = geometry.bucket_start_byte(bucket);
-    let bytes = cache.read(Structure::BtreeNode, byte, geometry.btree_node_bytes()).ok()?;
-    let generation = generation(&bytes, geometry.bucket_start(bucket).0)?;
-    let ptr = Ptr::new(0, geometry.bucket_start(bucket).0, generation);
-    let mut key = Bkey::new(Pos::MAX.inode, Pos::MAX.offset, geometry.btree_node_bytes() / SECTOR_SIZE);
-    key.set_ptrs(&[ptr]);
-    let view = NodeView::read(cache, NodeRef { key, level: 0, lower: Pos::ZERO, named_at: byte }).ok()?;
-    let node_sectors = geometry.btree_node_bytes() / SECTOR_SIZE;
-    let interior = |key: &Bkey| {
-        let at_start = key.ptr().is_some_and(|ptr| ptr.offset() % u64::from(geometry.bucket_sectors) == 0);
+    let Ok((bytes, _)) = cache.read_around(Structure::BtreeNode, byte, geometry.btree_node_bytes()) else {
+        return;
+    };
+    let sector = geometry.bucket_start(bucket).0;
+    let Some(generation) = generation(cache, &bytes, sector) else { return };
+    let parsed = parse(&bytes, Ptr::new(0, sector, generation), cache.magic, geometry.block_bytes());
+    let whole = parsed.is_ok();
+    let (first_is_there, sets) = match parsed {
+        Ok(node) => (true, node.sets),
+        Err(broken) => {
+            let first = !broken.readable.sets.is_empty();
+            (first, broken.readable.sets.into_iter().chain(broken.behind).collect())
+        }
+    };
+    let sets: Vec<Vec<Bkey>> =
+        sets.iter().map(|(_, set)| set.keys().map_while(Result::ok).collect()).collect();
+    if sets.iter().all(Vec::is_empty) {
+        return;
+    }
+    if is_interior(cache, &sets) {
+        children(cache, &sets, &mut scanned.ranges);
+        return;
+    }
+    let sound = |key: &Bkey| key.size() > 0 && key.size() <= key.offset();
+    let sets: Vec<Vec<Bkey>> =
+        sets.into_iter().map(|set| in_order(set.into_iter().filter(sound).collect())).collect();
+    scanned.all_leaves += 1;
+    let mut first = sets.first().filter(|_| first_is_there).cloned().unwrap_or_default();
+    let mut keys = merge_all(sets);
+    let (Some(start), Some(end)) = (keys.first().map(Bkey::start_pos), keys.last().map(Bkey::pos)) else {
+        return;
+    };
+    let wanted = |key: &Bkey| lost.iter().any(|(from, to)| *from < key.pos() && key.start_pos() < *to);
+    first.retain(wanted);
+    keys.retain(wanted);
+    if !keys.is_empty() {
+        first.shrink_to_fit();
+        keys.shrink_to_fit();
+        scanned.leaves.push(Leaf { bucket, generation, first, keys, hull: (start, end), whole });
+    }
+}
+
+/// The keys of a bset in their order, whatever order they were in.
+fn in_order(keys: Vec<Bkey>) -> Vec<Bkey> {
+    if keys.is_sorted_by(|a, b| a.pos() <= b.start_pos()) {
+        return keys;
+    }
+    let mut map = ExtentMap::default();
+    keys.into_iter().for_each(|key| map.insert(key));
+    map.into_keys()
+}
+
+/// Keys of interior nodes all point at whole nodes; only they have freeing markers, and the end of everything.
+fn is_interior(cache: &Cache, sets: &[Vec<Bkey>]) -> bool {
+    let node_sectors = cache.geometry.btree_node_bytes() / SECTOR_SIZE;
+    let mut keys = sets.iter().flatten().filter(|key| key.size() > 0).peekable();
+    if keys.clone().any(|key| key.pos() == Pos::ZERO || key.pos() == Pos::MAX) {
+        return true;
+    }
+    let like = |key: &Bkey| {
+        let at_start =
+            key.ptr().is_some_and(|ptr| ptr.offset() % u64::from(cache.geometry.bucket_sectors) == 0);
         key.size() == node_sectors && !key.dirty() && at_start
     };
-    // Keys of interior nodes all point at whole nodes, and the end of everything is among them.
-    if view.keys.is_empty() || view.keys.iter().all(interior) {
-        return None;
+    // Clean data may happen to be in pieces of that size, but it does not begin like a node.
+    keys.peek().is_some() && keys.clone().all(like) && keys.any(|key| is_node(cache, key))
+}
+
+/// Whether a key points at the beginning of a node.
+pub(in super::super) fn is_node(cache: &Cache, key: &Bkey) -> bool {
+    let Some(ptr) = key.ptr().filter(|ptr| ptr.is_device()) else { return false };
+    let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
+    let bytes = cache.read(Structure::BtreeNode, byte, cache.geometry.btree_node_bytes());
+    bytes.is_ok_and(|bytes| Bset::parse(&bytes, ptr, cache.magic).is_ok())
+}
+
+/// Notes the ranges of an interior node's children: each was known when its bset was written.
+fn children(cache: &Cache, sets: &[Vec<Bkey>], ranges: &mut HashMap<(BucketNr, u8), (Pos, Pos)>) {
+    let mut live: BTreeMap<Pos, Bkey> = BTreeMap::new();
+    let place = |key: &Bkey| {
+        let ptr = key.ptr().filter(|ptr| ptr.is_device())?;
+        Some((cache.geometry.ptr_bucket(ptr), ptr.generation()))
+    };
+    for set in sets {
+        let (freed, added): (Vec<_>, Vec<_>) = set.iter().partition(|key| key.pos() == Pos::ZERO);
+        let freed: Vec<BucketNr> = freed.into_iter().filter_map(place).map(|(bucket, _)| bucket).collect();
+        live.retain(|_, key| place(key).is_some_and(|(bucket, _)| !freed.contains(&bucket)));
+        live.extend(added.iter().map(|key| (key.pos(), **key)));
+        for key in added {
+            let lower = live.range(..key.pos()).next_back().map(|(pos, _)| *pos);
+            if let (Some(place), Some(lower)) = (place(key), lower) {
+                ranges.insert(place, (lower, key.pos()));
+            }
+        }
     }
-    let first = first_set(&bytes);
-    Some(Leaf { bucket, generation, first, keys: view.keys, whole: view.whole })
 }
 
-/// The extents of a node's first bset.
-fn first_set(bytes: &[u8]) -> Vec<Bkey> {
-    let size = BsetHeader::read(bytes).map_or(0, |header| header.bytes());
-    let keys = usize::try_from(size).ok().and_then(|size| bytes.get(HEADER_BYTES..size)).unwrap_or_default();
-    let keys =
-        bcache_format::bset::Keys::new(keys, HEADER_BYTES as u64, Structure::Bset).map_while(Result::ok);
-    keys.filter(|key| key.size() > 0 && key.size() <= key.offset()).collect()
+/// The generation of the pointer with which a node was written; nothing when no generation gives the checksum of any
+/// of its bsets.
+fn generation(cache: &Cache, bytes: &[u8], sector: u64) -> Option<u8> {
+    let block = usize::try_from(cache.geometry.block_bytes()).ok()?;
+    let sets = (0..bytes.len()).step_by(block.max(1)).filter_map(|at| bytes.get(at..));
+    let ours = |set: &&[u8]| {
+        BsetHeader::read(set).is_some_and(|header| header.magic.get() == cache.magic.bset())
+    };
+    sets.filter(ours).find_map(|set| generation_of_set(set, sector))
 }
 
-/// The generation of the pointer with which a node's first bset was written; nothing when no generation gives its
-/// checksum.
+/// The same for one bset.
 ///
 /// A checksum is linear in its initial value, so eight of them, one a bit of the generation, tell all 256.
-fn generation(bytes: &[u8], sector: u64) -> Option<u8> {
+fn generation_of_set(bytes: &[u8], sector: u64) -> Option<u8> {
     let header = BsetHeader::read(bytes)?;
     let covered = bytes.get(8..usize::try_from(header.bytes()).ok()?)?;
     if header.version.get() != VERSION {
@@ -104,7 +204,7 @@ fn generation(bytes: &[u8], sector: u64) -> Option<u8> {
 }
 
 /// The generations of the newest chain that is whole.
-fn newest_chain(cache: &Cache, sets: &HashMap<BucketNr, PrioSet>) -> Vec<u8> {
+fn newest_chain(cache: &Cache, sets: &HashMap<BucketNr, PrioSet>) -> (u64, Vec<BucketDisk>) {
     let want = usize::try_from(cache.geometry.nbuckets).unwrap_or(usize::MAX);
     let per_set = usize::try_from(cache.geometry.prios_per_bucket()).unwrap_or(usize::MAX);
     let count = want.div_ceil(per_set.max(1));
@@ -116,33 +216,43 @@ fn newest_chain(cache: &Cache, sets: &HashMap<BucketNr, PrioSet>) -> Vec<u8> {
         // The first of a chain is named by none of its own.
         .filter(|(seq, bucket)| count == 1 || !named.contains(&(*seq, *bucket)))
         .find_map(|(seq, start)| {
-            let mut gens = Vec::new();
+            let mut entries = Vec::new();
             let mut bucket = start;
             for _ in 0..count {
                 let set = sets.get(&bucket).filter(|set| set.seq == seq)?;
-                let take = per_set.min(want - gens.len());
-                gens.extend(set.entries.iter().take(take).map(|entry| entry.generation));
+                let take = per_set.min(want - entries.len());
+                entries.extend(set.entries.iter().take(take));
                 bucket = set.next_bucket;
             }
-            Some(gens)
+            Some((seq, entries))
         })
         .unwrap_or_default()
 }
 
-/// Entries of what looks like a uuid table: a used slot with a sensible time, and all slots of the block either used
-/// or empty.
-fn uuids(head: &[u8], found: &mut BTreeMap<Uuid, u32>) {
-    let Ok(table) = parse_table(head, bcache_format::jset::VERSION, head.len() / ENTRY_BYTES) else { return };
-    let sensible = |entry: &bcache_format::uuid_entry::UuidEntry| {
-        entry.is_free()
-            || (entry.flags <= 1 && entry.first_reg <= entry.last_reg && entry.pad.iter().all(|b| *b == 0))
+/// What looks like a uuid table: a used slot with a sensible time, and all slots either used or empty.
+fn uuids(cache: &Cache, bucket: BucketNr, head: &[u8]) -> Option<Vec<UuidEntry>> {
+    let looks_like_one = |bytes: &[u8]| {
+        let table = parse_table(bytes, bcache_format::jset::VERSION, bytes.len() / ENTRY_BYTES).ok()?;
+        let sensible = |entry: &UuidEntry| {
+            entry.is_free()
+                || (entry.flags <= 1 && entry.first_reg <= entry.last_reg && entry.pad.iter().all(|b| *b == 0))
+        };
+        let named = |entry: &UuidEntry| entry.is_detached() || entry.uuid.get_version_num() == 4;
+        let used = |table: &[UuidEntry]| {
+            table.iter().find(|entry| !entry.is_free()).is_some_and(named)
+        };
+        (table.iter().all(sensible) && used(&table)).then_some(table)
     };
-    let random = |uuid: &Uuid| uuid.get_version_num() == 4;
-    if !table.iter().all(sensible)
-        || !table.first().is_some_and(|entry| entry.is_detached() || random(&entry.uuid))
-    {
-        return;
-    }
-    let named = (0u32..).zip(&table).filter(|(_, entry)| !entry.is_free() && !entry.is_detached());
-    found.extend(named.map(|(slot, entry)| (entry.uuid, slot)));
+    looks_like_one(head)?;
+    let byte = cache.geometry.bucket_start_byte(bucket);
+    let bytes = cache.read(Structure::UuidTable, byte, cache.geometry.meta_bucket_bytes()).ok()?;
+    let mut table = looks_like_one(&bytes)?;
+    table.truncate(cache.geometry.nr_uuids());
+    Some(table)
+}
+
+/// How old a table is: the newest time in it, then how many slots it has. Slots are only ever added.
+fn table_age(table: &[UuidEntry]) -> (u32, usize) {
+    let times = table.iter().map(|entry| entry.first_reg.max(entry.last_reg).max(entry.invalidated));
+    (times.max().unwrap_or(0), table.iter().filter(|entry| !entry.is_free()).count())
 }

@@ -41,6 +41,11 @@ pub fn descend(cache: &Cache, root: NodeRef, gens: &mut Gens, report: &mut dyn F
             found.read += 1;
             found.bytes += node.sets.iter().map(|set| set.bytes).sum::<u64>();
             raise(gens, &node);
+            if !node.whole {
+                // Which of the children that are left are still in use only the lost bset said.
+                node.faults.into_iter().for_each(&mut *report);
+                continue;
+            }
             let mut faults = VecDeque::new();
             below.extend(children(&node, cache, gens, &mut faults));
             node.faults.into_iter().chain(faults).for_each(&mut *report);

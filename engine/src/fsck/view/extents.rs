@@ -63,7 +63,7 @@ impl Extent {
 pub enum Trust {
     /// All that can be read, also of nodes whose newest keys are lost.
     Readable,
-    /// Only keys of whole nodes.
+    /// Only keys of nodes that are in their place.
     Whole,
 }
 
@@ -138,7 +138,7 @@ impl Iterator for Leaves<'_> {
                 Err(fault) => return Some(Err(fault.hiding(at.lower, at.key.pos()))),
                 Ok(node) => {
                     self.faults = node.faults.into_iter();
-                    if node.whole || self.trust == Trust::Readable {
+                    if node.usable || self.trust == Trust::Readable {
                         self.keys = node.keys.into_iter();
                     }
                 }

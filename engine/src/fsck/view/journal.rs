@@ -74,6 +74,14 @@ impl Journal {
     /// Reads all journal buckets. What cannot be read is in [`Self::scans`].
     #[must_use]
     pub fn read(cache: &Cache) -> Self {
+        Self::read_to(cache, Depth::Entries)
+    }
+    /// The same with every block looked at, also far behind one that is not valid: for a journal that is damaged.
+    #[must_use]
+    pub fn read_all(cache: &Cache) -> Self {
+        Self::read_to(cache, Depth::Blocks)
+    }
+    fn read_to(cache: &Cache, depth: Depth) -> Self {
         let mut journal = Self::default();
         let first = cache.geometry.first_bucket;
         let buckets = first..first + cache.njournal_buckets();
@@ -83,7 +91,7 @@ impl Journal {
         }
         for bucket in buckets {
             let (entries, hidden) = (&mut journal.entries, &mut journal.hidden);
-            let scan = scan_bucket(cache, BucketNr(bucket), &mut |entry, reach| match reach {
+            let scan = scan_bucket(cache, BucketNr(bucket), depth, &mut |entry, reach| match reach {
                 Reach::Found => keep(entries, entry),
                 Reach::Hidden => keep(hidden, entry),
             });
@@ -143,9 +151,11 @@ impl Journal {
     /// back to the entry before the damaged one.)
     #[must_use]
     pub fn overlooked(&self) -> Option<(u64, u64)> {
-        let newest = self.newest().map_or(0, |newest| newest.jset.seq);
-        let hidden = self.hidden.range(newest.checked_add(1)?..).next();
-        hidden.map(|(&seq, entry)| (entry.byte, seq))
+        let next = self.newest().map_or(Some(0), |newest| newest.jset.seq.checked_add(1))?;
+        let (&seq, entry) = self.hidden.range(next..).next()?;
+        // An entry that is damaged leaves a number that is found nowhere. Entries that go on from the newest are of a
+        // future that was given up: somebody went back to before the damage and counted on from there.
+        (self.entries.is_empty() || seq > next).then_some((entry.byte, seq))
     }
     /// The first gap in the entries that must be replayed.
     #[must_use]
@@ -198,8 +208,22 @@ pub enum Reach {
     Hidden,
 }
 
+/// How far a bucket is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// A little further than recovery does: behind one entry that is not valid.
+    Entries,
+    /// To its end.
+    Blocks,
+}
+
 /// Reads one bucket, an entry at a time.
-pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry, Reach)) -> Scan {
+pub fn scan_bucket(
+    cache: &Cache,
+    bucket: BucketNr,
+    depth: Depth,
+    found: &mut dyn FnMut(Entry, Reach),
+) -> Scan {
     let start = cache.geometry.bucket_start_byte(bucket);
     let end = start.saturating_add(cache.geometry.bucket_bytes());
     let mut scan = Scan { bucket, entries: 0, seqs: None, end: start, stopped: None, marks: Vec::new() };
@@ -218,6 +242,9 @@ pub fn scan_bucket(cache: &Cache, bucket: BucketNr, found: &mut dyn FnMut(Entry,
                 scan.stopped.get_or_insert_with(|| stop(cache, bytes, error, at));
                 match next {
                     Some(next) => at = next,
+                    None if depth == Depth::Blocks => {
+                        at = at.saturating_add(JSET_MAX_BYTES.next_multiple_of(cache.geometry.block_bytes()));
+                    }
                     None => break,
                 }
                 continue;

@@ -3,7 +3,7 @@
 use super::devices::Cache;
 use super::extent_map::ExtentMap;
 use super::fault::{Fault, What};
-use super::overlay::merge_all;
+use super::overlay::{merge, merge_all};
 use bcache_format::bset::Bset;
 use bcache_format::node::{Broken, Node, parse};
 use bcache_format::{Bkey, Pos, Ptr, SECTOR_SIZE, Structure};
@@ -52,8 +52,12 @@ pub struct NodeView {
     pub keys: Vec<Bkey>,
     /// What is wrong with it. With any, `keys` is what is left and not the node's content.
     pub faults: Vec<Fault>,
-    /// All its bsets could be read. If not, `keys` lacks the newest: what is there may be out of date.
+    /// All its bsets could be read. Without, `keys` has of a leaf what counts whatever the others say: what is newer
+    /// than the bad ones, and older dirty data, of which some may be out of date. Older clean data is only a copy,
+    /// perhaps of what is no more, and left out.
     pub whole: bool,
+    /// Its keys can be used at all: they are those of its place and level.
+    pub usable: bool,
 }
 
 impl NodeView {
@@ -65,8 +69,23 @@ impl NodeView {
     pub fn read(cache: &Cache, at: NodeRef) -> Result<Self, Fault> {
         let ptr = place(cache, &at)?;
         let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
-        let bytes = cache.read(Structure::BtreeNode, byte, at.key.size().saturating_mul(SECTOR_SIZE))?;
-        Ok(Self::of(cache, at, ptr, parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes())))
+        let len = at.key.size().saturating_mul(SECTOR_SIZE);
+        let (bytes, fault) = cache.read_around(Structure::BtreeNode, byte, len)?;
+        let mut view = Self::of(cache, at, ptr, parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes()));
+        if let Some(fault) = fault {
+            view.unread(fault);
+        }
+        Ok(view)
+    }
+
+    /// Notes that a part of it could not be read, and was taken for zeros.
+    pub(super) fn unread(&mut self, fault: Fault) {
+        if self.whole && self.at.level == 0 {
+            // Which bset was there nobody knows: all clean data is as old as the oldest.
+            self.keys.retain(Bkey::dirty);
+        }
+        self.faults.retain(|fault| !matches!(fault.structure, Structure::Bset | Structure::BtreeNode));
+        self.lose(fault);
     }
 
     /// The node that `parsed`, read at `ptr`, holds.
@@ -87,26 +106,33 @@ impl NodeView {
             keys: Vec::new(),
             faults: Vec::new(),
             whole: true,
+            usable: true,
         };
-        let broken;
-        let node = match parsed {
-            Ok(node) => node,
-            Err(error) => {
-                broken = *error;
+        let (node, behind) = match parsed {
+            Ok(node) => (node, Vec::new()),
+            Err(broken) => {
                 view.lose(Fault::format(&cache.name, broken.error, byte));
-                broken.readable
+                (broken.readable, broken.behind)
             }
         };
         view.written = node.written;
-        let sets: Vec<Vec<Bkey>> =
-            node.sets.iter().map(|(offset, set)| view.take_set(cache, *offset, set)).collect();
-        let sets = if view.has_level(cache, &sets) { sets } else { Vec::new() };
+        let mut take = |sets: &[(u64, Bset<'_>)]| -> Vec<Vec<Bkey>> {
+            sets.iter().map(|(offset, set)| view.take_set(cache, *offset, set)).collect()
+        };
+        let (mut sets, mut behind) = (take(&node.sets), take(&behind));
+        if !view.has_level(cache, sets.iter().chain(&behind).flatten()) {
+            (sets, behind) = Default::default();
+        }
         if at.level == 0 {
             view.keys = merge_all(sets);
+            if !view.whole {
+                view.keys.retain(Bkey::dirty);
+            }
+            view.keys = merge(std::mem::take(&mut view.keys), merge_all(behind));
             view.check_extents(cache);
         } else {
             // Newer sets first, then a stable sort: of keys with one position the newest comes first.
-            view.keys = sets.into_iter().rev().flatten().collect();
+            view.keys = sets.into_iter().chain(behind).rev().flatten().collect();
             view.keys.sort_by_key(Bkey::pos);
             view.check_pointers(cache);
         }
@@ -221,6 +247,7 @@ impl NodeView {
         let count = self.keys.iter().filter(|key| outside(key)).count();
         if count > 0 && count * 2 > self.keys.len() {
             let what = What::Misplaced { outside: count, keys: self.keys.len(), lower, upper };
+            self.usable = false;
             self.lose(cache.fault(Structure::BtreeNode, self.byte, what));
             return;
         }
@@ -248,10 +275,11 @@ impl NodeView {
 
     /// A leaf with keys that only interior nodes have: freeing markers, or the end of everything.
     /// True for every other node.
-    fn has_level(&mut self, cache: &Cache, sets: &[Vec<Bkey>]) -> bool {
-        let interior = |key: &&Bkey| key.size() > 0 && (key.pos() == Pos::ZERO || key.pos() == Pos::MAX);
-        let wrong = self.at.level == 0 && sets.iter().flatten().any(|key| interior(&key));
+    fn has_level<'k>(&mut self, cache: &Cache, mut keys: impl Iterator<Item = &'k Bkey>) -> bool {
+        let interior = |key: &Bkey| key.size() > 0 && (key.pos() == Pos::ZERO || key.pos() == Pos::MAX);
+        let wrong = self.at.level == 0 && keys.any(interior);
         if wrong {
+            self.usable = false;
             self.lose(cache.fault(Structure::BtreeNode, self.byte, What::NotALeaf));
         }
         !wrong

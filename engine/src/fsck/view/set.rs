@@ -1,6 +1,7 @@
 //! A whole set, put together in recovery's order.
 
 use super::content::Content;
+use super::super::finding::Sure;
 use super::descend::{bucket_of, descend};
 use super::devices::{Backing, Cache, Devices};
 use super::extent_map::ExtentMap;
@@ -101,14 +102,19 @@ pub struct SetView {
     pub uuids: Vec<UuidEntry>,
     /// The root; nothing when no journal entry names one.
     pub root: Option<NodeRef>,
-    /// The journal's keys, newest wins.
+    /// Keys that count whatever the btree says: the journal's, newest wins, and below them what was found of lost
+    /// nodes.
     pub replayed: ExtentMap,
+    /// What is known beyond doubt whatever is wrong with the btree.
+    pub sure: Sure,
     /// What the btree consists of.
     pub tree: TreeTotals,
     /// Buckets of btree nodes, readable or not.
     pub nodes: HashSet<BucketNr>,
     /// The leaves, in key order.
     pub leaves: Vec<NodeRef>,
+    /// Leaves that count: those, and what was found of others.
+    pub used_leaves: usize,
     /// Buckets of interior nodes.
     interior: HashSet<BucketNr>,
 }
@@ -166,9 +172,11 @@ impl SetView {
             uuids: Vec::new(),
             root: None,
             replayed: ExtentMap::default(),
+            sure: Sure::default(),
             tree: TreeTotals::default(),
             nodes: HashSet::new(),
             leaves: Vec::new(),
+            used_leaves: 0,
             interior: HashSet::new(),
         };
         view.read_named(report);
@@ -206,6 +214,7 @@ impl SetView {
         let leaves = found.leaves.iter().filter_map(|at| bucket_of(&self.cache, at));
         self.nodes = found.nodes.iter().copied().chain(leaves).collect();
         (self.leaves, self.interior) = (found.leaves, found.nodes);
+        self.used_leaves = self.leaves.len();
     }
 
     /// Reads all leaves, and raises the generations by what they point at. An extent in a bucket of `metadata` is
@@ -255,10 +264,21 @@ impl SetView {
                     None => {
                         key.ptrs().iter().for_each(|ptr| self.gens.raise(*ptr));
                         self.replayed.insert(*key);
+                        self.sure.journal.insert(*key);
                     }
                 }
             }
         }
+    }
+
+    /// Raises generations by what the journal's keys point at.
+    pub(crate) fn raise_by_journal(&self, gens: &mut Gens) {
+        self.sure.journal.from(Pos::ZERO).flat_map(|key| key.ptrs().to_vec()).for_each(|ptr| gens.raise(ptr));
+    }
+    /// Adds keys that were found of lost nodes: the journal's are newer.
+    pub(crate) fn lay_below_journal(&mut self, found: Vec<Bkey>) {
+        found.into_iter().for_each(|key| self.replayed.insert(key));
+        self.sure.journal.from(Pos::ZERO).for_each(|key| self.replayed.insert(key));
     }
 
     /// The extents of `from..to`, in order.

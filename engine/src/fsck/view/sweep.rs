@@ -12,7 +12,7 @@
 use super::descend::{bucket_of, twice};
 use super::devices::Cache;
 use super::extent_map::ExtentMap;
-use super::fault::Fault;
+use super::fault::{Fault, What};
 use super::gens::{DataGens, Gens};
 use super::node::{NodeRef, NodeView, place};
 use super::overlay::{Layer, Overlay};
@@ -284,11 +284,15 @@ impl<P: Pass> Sweep<'_, P> {
 
     /// Reads a leaf. Tells whether it belongs elsewhere.
     fn leaf(&self, at: &NodeRef, thread: &mut Thread<P>, swept: &mut Swept<P::Out>) -> Result<bool, Fault> {
-        let (cache, Thread { buffer, worker }) = (self.cache, thread);
+        let cache = self.cache;
         let ptr = place(cache, at)?;
         let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
-        cache.read_into(Structure::BtreeNode, byte, at.key.size().saturating_mul(SECTOR_SIZE), buffer)?;
-        let parsed = parse(buffer, ptr, cache.magic, cache.geometry.block_bytes());
+        let len = at.key.size().saturating_mul(SECTOR_SIZE);
+        if let Err(fault) = cache.read_into(Structure::BtreeNode, byte, len, &mut thread.buffer) {
+            let What::Io { .. } = fault.what else { return Err(fault) };
+            return Ok(self.take(NodeView::read(cache, *at)?, thread, swept));
+        }
+        let parsed = parse(&thread.buffer, ptr, cache.magic, cache.geometry.block_bytes());
         let alone = !self.journal.overlaps(at.lower, at.key.pos());
         if let Ok(node) = &parsed
             && let [(0, set)] = node.sets.as_slice()
@@ -298,18 +302,25 @@ impl<P: Pass> Sweep<'_, P> {
             if let Some(packed) = Packed::look(set.key_bytes(), bounds, &cache.geometry, self.data_gens) {
                 (swept.extents, swept.bytes) = (packed.count(), set.header().bytes());
                 self.raise(&at.key, &mut swept.raises);
-                self.pass.packed(packed, worker, &mut swept.out);
+                self.pass.packed(packed, &mut thread.worker, &mut swept.out);
                 return Ok(false);
             }
         }
         let node = NodeView::of(cache, *at, ptr, parsed);
+        Ok(self.take(node, thread, swept))
+    }
+
+    /// Hands a leaf's extents to the pass. Tells whether it belongs elsewhere.
+    fn take(&self, node: NodeView, thread: &mut Thread<P>, swept: &mut Swept<P::Out>) -> bool {
+        let (at, worker) = (node.at, &mut thread.worker);
+        let alone = !self.journal.overlaps(at.lower, at.key.pos());
         swept.bytes = node.sets.iter().map(|set| set.bytes).sum();
         swept.extents = node.keys.len() as u64;
         node.keys.iter().chain([&at.key]).for_each(|key| self.raise(key, &mut swept.raises));
         let elsewhere = node.is_elsewhere();
-        if node.whole && alone {
+        if node.usable && alone {
             node.keys.into_iter().for_each(|key| self.pass.extent(key, worker, &mut swept.out));
-        } else if node.whole {
+        } else if node.usable {
             let newer = self.journal.from(at.lower).take_while(|key| key.start_pos() < at.key.pos());
             let older = node.keys.into_iter().map(Ok::<_, Infallible>);
             for (key, layer) in Overlay::new(older, newer).flatten() {
@@ -319,7 +330,7 @@ impl<P: Pass> Sweep<'_, P> {
             }
         }
         swept.faults = node.faults;
-        Ok(elsewhere)
+        elsewhere
     }
 
     /// Notes pointers that are newer than what is known of their buckets.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bcache_engine::fsck::view::Cache;
-use bcache_engine::fsck::view::journal::{Entry, Reach, Scan, Stop, scan_bucket};
+use bcache_engine::fsck::view::journal::{Depth, Entry, Reach, Scan, Stop, scan_bucket};
 use bcache_format::{BucketNr, Problem};
 use serde_json::json;
 
@@ -12,7 +12,7 @@ pub(super) fn print(cache: &Cache, keys: bool, to: &mut Printer<'_, '_>) -> Resu
     let first = cache.geometry.first_bucket;
     for bucket in first..first + cache.njournal_buckets() {
         let mut printed = Ok(());
-        let scan = scan_bucket(cache, BucketNr(bucket), &mut |entry, reach| {
+        let scan = scan_bucket(cache, BucketNr(bucket), Depth::Entries, &mut |entry, reach| {
             if printed.is_ok() && reach == Reach::Found {
                 printed = print_entry(&entry, keys, to);
             }

@@ -1,0 +1,143 @@
+//! Flipped bits, put back before anything else is thought of.
+//!
+//! Looked for only where a check found something that fails its checksum, or that does not even look like what should be
+//! there: see [`bcache_format::mend`].
+
+use super::check::Checked;
+use super::finding::Finding;
+use super::kind::Kind;
+use super::repair::Write;
+use super::view::devices::read_sectors;
+use super::view::journal::Stop;
+use super::view::node::NodeRef;
+use super::view::{Cache, Device};
+use bcache_format::geometry::JSET_MAX_BYTES;
+use bcache_format::mend::{Sealed, flip, flipped_bit};
+use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
+use bcache_format::{BucketNr, Ptr, SECTOR_SIZE};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A bit to be put back, as a finding and as the write that does it.
+pub struct Fix {
+    /// What is said of it.
+    pub finding: Finding,
+    /// The sector with the bit as it was.
+    pub write: Write,
+}
+
+/// Bits that explain what a check of `devices` found.
+pub fn find(checked: &Checked, devices: &[Device]) -> Vec<Fix> {
+    let mut fixes = Vec::new();
+    for device in devices {
+        fixes.extend(look(device, SB_OFFSET, SB_BYTES as u64, Sealed::Superblock));
+    }
+    let Some(cache) = &checked.cache else { return fixes };
+    journal(checked, cache, &mut fixes);
+    let set = checked.set.as_ref();
+    let suspects: BTreeSet<BucketNr> =
+        checked.findings.iter().filter(|finding| in_bucket(finding.kind)).filter_map(|f| f.bucket).collect();
+    for bucket in suspects {
+        let byte = cache.geometry.bucket_start_byte(bucket);
+        let prio = look(&cache.device, byte, cache.geometry.meta_bucket_bytes(), Sealed::Prio(cache.magic));
+        if let Some(fix) = prio {
+            fixes.push(fix);
+            continue;
+        }
+        let leaf = |view: &super::view::SetView| {
+            let mut at = view.leaves.iter().chain(&view.root);
+            at.find_map(|at: &NodeRef| at.key.ptr().filter(|ptr| cache.geometry.ptr_bucket(*ptr) == bucket))
+        };
+        let stored = set.and_then(|view| {
+            let generation = view.gens.get(bucket.0)?;
+            Some(Ptr::new(0, cache.geometry.bucket_start(bucket).0, generation))
+        });
+        if let Some(ptr) = set.and_then(leaf).or(stored) {
+            node(cache, ptr, &mut fixes);
+        }
+    }
+    fixes
+}
+
+/// Kinds of findings about a bucket of which one bit may be wrong.
+const fn in_bucket(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::PrioChecksum
+            | Kind::PrioMagic
+            | Kind::BsetChecksum
+            | Kind::BsetMagic
+            | Kind::BsetSize
+            | Kind::BsetVersion
+            | Kind::BsetLost
+            | Kind::BsetEmpty
+            | Kind::BsetKeys
+            | Kind::NodeEmpty
+    )
+}
+
+/// Where recovery stops reading a journal bucket, one bit may be why.
+fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
+    let kinds = [
+        Kind::JournalEmpty,
+        Kind::JournalMissing,
+        Kind::JournalHole,
+        Kind::JournalTailTorn,
+        Kind::JournalHidden,
+        Kind::JournalOrder,
+    ];
+    if !kinds.iter().any(|kind| checked.has(*kind)) {
+        return;
+    }
+    for scan in checked.journal.scans.iter().filter(|scan| matches!(scan.stopped, Some(Stop::Invalid { .. }))) {
+        let end = cache.geometry.bucket_start_byte(scan.bucket) + cache.geometry.bucket_bytes();
+        let bytes = JSET_MAX_BYTES.min(end.saturating_sub(scan.end));
+        fixes.extend(look(&cache.device, scan.end, bytes, Sealed::Jset(cache.magic)));
+    }
+}
+
+/// The bset of a node that is not sound.
+fn node(cache: &Cache, ptr: Ptr, fixes: &mut Vec<Fix>) {
+    let geometry = &cache.geometry;
+    let start = ptr.offset().saturating_mul(SECTOR_SIZE);
+    let end = start.saturating_add(geometry.btree_node_bytes());
+    let sealed = Sealed::Bset(cache.magic, ptr);
+    let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0)];
+    if cache.device.read_at(start, &mut bytes).is_err() {
+        return;
+    }
+    let block = usize::try_from(geometry.block_bytes()).unwrap_or(512).max(1);
+    let mut at = 0;
+    while let Some(rest) = bytes.get(at..).filter(|rest| sealed.is_sound(rest)) {
+        let size = bcache_format::bset::BsetHeader::read(rest).map_or(0, |header| header.bytes());
+        at = at.saturating_add(usize::try_from(size).unwrap_or(0).next_multiple_of(block).max(block));
+    }
+    let byte = start.saturating_add(at as u64);
+    fixes.extend(look(&cache.device, byte, end.saturating_sub(byte), sealed));
+}
+
+/// The fix of the structure at a place, if one bit makes it sound.
+fn look(device: &Device, byte: u64, bytes: u64, sealed: Sealed) -> Option<Fix> {
+    let mut content = vec![0; usize::try_from(bytes).ok()?];
+    if device.read_at(byte, &mut content).is_err() && !read_sectors(device, byte, &mut content).is_empty() {
+        return None;
+    }
+    let bit = flipped_bit(&content, sealed)?;
+    flip(&mut content, bit)?;
+    let name: Arc<str> = device.name().into();
+    let (at, of) = (byte + bit as u64 / 8, bit % 8);
+    let sector = at / SECTOR_SIZE * SECTOR_SIZE;
+    let skip = usize::try_from(sector.checked_sub(byte)?).ok()?;
+    let sector_bytes = content.get(skip..skip + SECTOR_SIZE as usize)?.to_vec();
+    let what = match sealed {
+        Sealed::Superblock => "superblock",
+        Sealed::Jset(_) => "journal entry",
+        Sealed::Bset(..) => "bset",
+        Sealed::Prio(_) => "prio set",
+    };
+    let detail = format!("bit {of} of byte {at} of the {what} at byte {byte}: with it the checksum is right");
+    Some(Fix {
+        finding: Finding::new(Kind::BitFlipped, &name, at, detail),
+        write: Write { device: name, byte: sector, bytes: sector_bytes, what: format!("put a bit of a {what} back") },
+    })
+}
