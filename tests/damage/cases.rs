@@ -154,6 +154,12 @@ fn put(bytes: &mut [u8], at: usize, value: u64) {
 /// Writes over bytes of a region without putting the checksum right.
 fn rot(world: &mut World, region: Region, at: u64) {
     let byte = world.cache.bytes(region.byte + at, 1)[0];
+    // Two bits: one would be put back.
+    world.cache.write(region.byte + at, &[byte ^ 0x41]);
+}
+
+fn flip(world: &mut World, region: Region, at: u64) {
+    let byte = world.cache.bytes(region.byte + at, 1)[0];
     world.cache.write(region.byte + at, &[byte ^ 0x40]);
 }
 
@@ -167,6 +173,22 @@ macro_rules! case {
 pub const CASES: &[Case] = &[
     // Superblock of the cache.
     case!("superblock checksum", "wb-dirty", SbChecksum, Same, |w| w.cache.write(SB_OFFSET, &[1; 8])),
+    case!("one bit of a superblock", "wb-dirty", BitFlipped, Same, |w| flip(w, w.regions[0], 0x50)),
+    case!("one bit of the newest entry", "wb-crash", BitFlipped, Same, |w| flip(w, w.newest(), 0x90)),
+    case!("one bit of a prio set", "wb-dirty", BitFlipped, Same, |w| flip(w, w.region(Holds::Prio), 0x100)),
+    case!("one bit of the root", "deep-btree", BitFlipped, Same, |w| flip(w, w.root()[0], 40)),
+    case!("one bit of a bset's magic", "deep-btree", BitFlipped, Same, |w| flip(w, w.leaf()[0], 9)),
+    case!("one bit of a bset's size", "deep-btree", BitFlipped, Same, |w| flip(w, w.leaf()[0], 0x1d)),
+    case!("superblock of another role", "wb-dirty", SbDoubtful, Refused, |w| {
+        // A cache's superblock that says it is a backing device's: two bits of the version.
+        let version = w.cache.bytes(SB_OFFSET + 0x10, 1)[0];
+        assert_eq!(version, 3);
+        w.cache.write(SB_OFFSET + 0x10, &[4]);
+    }),
+    case!("wipefs on a cache", "wb-dirty", SbWiped, Same, |w| w.cache.write(SB_OFFSET + 0x18, &[0; 16])),
+    case!("wipefs on a backing device", "wb-dirty", SbWiped, Same, |w| {
+        w.backings[0].write(SB_OFFSET + 0x18, &[0; 16]);
+    }),
     case!("superblock label rots", "wb-dirty", SbChecksum, Same, |w| w.cache.write(SB_OFFSET + 0x50, b"x")),
     case!("superblock magic", "wb-dirty", SbMagic, Refused, |w| w.sb(|b| b[0x18] ^= 1)),
     case!("superblock offset", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[8] = 9)),
@@ -380,7 +402,7 @@ pub const CASES: &[Case] = &[
     }),
     case!("bset version", "deep-btree", BsetVersion, Less, |w| w.bset(|b| b[0x18] = 7)),
     case!("bset magic", "deep-btree", BsetMagic, Less, |w| w.bset(|b| b[8] ^= 1)),
-    case!("bset size", "deep-btree", BsetSize, Less, |w| w.bset(|b| b[0x1e] = 1)),
+    case!("bset size", "deep-btree", BsetSize, Less, |w| w.bset(|b| b[0x1e] = 3)),
     case!("bset key count", "deep-btree", BsetKeys, Less, |w| w.bset(|b| b[0x1c] -= 1)),
     case!("bset lost", "deep-btree", BsetLost, Less, |w| {
         // Of three bsets the second gets another life.

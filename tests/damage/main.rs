@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod cases;
+mod content;
 mod flush;
 mod fsck;
 mod memory;

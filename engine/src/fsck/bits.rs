@@ -12,11 +12,15 @@ use super::view::journal::Stop;
 use super::view::node::NodeRef;
 use super::view::{Cache, Device};
 use bcache_format::geometry::JSET_MAX_BYTES;
+use bcache_format::magic;
 use bcache_format::mend::{Sealed, flip, flipped_bit};
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
 use bcache_format::{BucketNr, Ptr, SECTOR_SIZE};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// Where a superblock has its magic number.
+const MAGIC_AT: usize = 0x18;
 
 /// A bit to be put back, as a finding and as the write that does it.
 pub struct Fix {
@@ -30,7 +34,8 @@ pub struct Fix {
 pub fn find(checked: &Checked, devices: &[Device]) -> Vec<Fix> {
     let mut fixes = Vec::new();
     for device in devices {
-        fixes.extend(look(device, SB_OFFSET, SB_BYTES as u64, Sealed::Superblock));
+        let fix = look(device, SB_OFFSET, SB_BYTES as u64, Sealed::Superblock);
+        fixes.extend(fix.or_else(|| wiped(device)));
     }
     let Some(cache) = &checked.cache else { return fixes };
     journal(checked, cache, &mut fixes);
@@ -57,6 +62,29 @@ pub fn find(checked: &Checked, devices: &[Device]) -> Vec<Fix> {
         }
     }
     fixes
+}
+
+/// The magic number of a superblock of which all else is there.
+fn wiped(device: &Device) -> Option<Fix> {
+    let mut content = vec![0; SB_BYTES];
+    device.read_at(SB_OFFSET, &mut content).ok()?;
+    if Sealed::Superblock.is_sound(&content) {
+        return None;
+    }
+    content.get_mut(MAGIC_AT..MAGIC_AT + 16)?.copy_from_slice(&magic::SUPERBLOCK);
+    let sound = Sealed::Superblock.is_sound(&content);
+    let sector = content.get(..SECTOR_SIZE as usize).filter(|_| sound)?.to_vec();
+    let name: Arc<str> = device.name().into();
+    let detail = "the magic number is gone, the rest is whole: with it the checksum is right".to_owned();
+    Some(Fix {
+        finding: Finding::new(Kind::SbWiped, &name, SB_OFFSET + MAGIC_AT as u64, detail),
+        write: Write {
+            device: name,
+            byte: SB_OFFSET,
+            bytes: sector,
+            what: "put the magic number back".to_owned(),
+        },
+    })
 }
 
 /// Kinds of findings about a bucket of which one bit may be wrong.
@@ -89,7 +117,8 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
     if !kinds.iter().any(|kind| checked.has(*kind)) {
         return;
     }
-    for scan in checked.journal.scans.iter().filter(|scan| matches!(scan.stopped, Some(Stop::Invalid { .. }))) {
+    for scan in checked.journal.scans.iter().filter(|scan| matches!(scan.stopped, Some(Stop::Invalid { .. })))
+    {
         let end = cache.geometry.bucket_start_byte(scan.bucket) + cache.geometry.bucket_bytes();
         let bytes = JSET_MAX_BYTES.min(end.saturating_sub(scan.end));
         fixes.extend(look(&cache.device, scan.end, bytes, Sealed::Jset(cache.magic)));
@@ -138,6 +167,11 @@ fn look(device: &Device, byte: u64, bytes: u64, sealed: Sealed) -> Option<Fix> {
     let detail = format!("bit {of} of byte {at} of the {what} at byte {byte}: with it the checksum is right");
     Some(Fix {
         finding: Finding::new(Kind::BitFlipped, &name, at, detail),
-        write: Write { device: name, byte: sector, bytes: sector_bytes, what: format!("put a bit of a {what} back") },
+        write: Write {
+            device: name,
+            byte: sector,
+            bytes: sector_bytes,
+            what: format!("put a bit of a {what} back"),
+        },
     })
 }

@@ -84,13 +84,20 @@ impl Evidence {
             }
             if any {
                 view.used_leaves += usize::from(view.nodes.insert(leaf.bucket));
-                leaf.keys.iter().flat_map(|key| key.ptrs()).chain([&own(leaf)]).for_each(|ptr| gens.raise(*ptr));
+                leaf.keys
+                    .iter()
+                    .flat_map(|key| key.ptrs())
+                    .chain([&own(leaf)])
+                    .for_each(|ptr| gens.raise(*ptr));
             }
         }
         // What the leaves that can be reached still have is newer.
-        let partial: Vec<_> = view.leaves.iter().filter(|at| {
-            lost.iter().any(|(from, to)| at.lower < *to && *from < at.key.pos())
-        }).filter_map(|at| bucket(&geometry, &at.key)).collect();
+        let partial: Vec<_> = view
+            .leaves
+            .iter()
+            .filter(|at| lost.iter().any(|(from, to)| at.lower < *to && *from < at.key.pos()))
+            .filter_map(|at| bucket(&geometry, &at.key))
+            .collect();
         for leaf in self.scanned.leaves.iter().filter(|leaf| partial.contains(&leaf.bucket)) {
             leaf.keys.iter().for_each(|key| map.insert(*key));
         }

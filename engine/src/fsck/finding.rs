@@ -130,6 +130,19 @@ impl Findings {
         other.kept.into_iter().for_each(|finding| self.add(finding));
         other.lost.into_iter().for_each(|(from, to)| self.lose(from, to));
     }
+    /// Calls those of one kind on a device what they turned out to be.
+    pub fn turn(&mut self, device: &str, from: Kind, to: Kind) {
+        for finding in
+            self.kept.iter_mut().filter(|finding| finding.kind == from && &*finding.device == device)
+        {
+            finding.kind = to;
+            *self.counts.entry(to).or_default() += 1;
+            if let Some(count) = self.counts.get_mut(&from) {
+                *count -= 1;
+            }
+        }
+        self.counts.retain(|_, count| *count > 0);
+    }
     /// What is lost, in order, without overlaps.
     #[must_use]
     pub fn lost(&self) -> Vec<(Pos, Pos)> {
@@ -251,7 +264,10 @@ mod tests {
         let mut sure = Sure { journal, ranges: Vec::new() };
         assert_eq!(narrowed(&sure, finding.clone()).lost, want);
         sure.ranges.push((Pos::new(0, 10), Pos::new(0, 30)));
-        assert_eq!(narrowed(&sure, finding).lost, [(30, 35), (40, 100)].map(|(a, b)| (Pos::new(0, a), Pos::new(0, b))));
+        assert_eq!(
+            narrowed(&sure, finding).lost,
+            [(30, 35), (40, 100)].map(|(a, b)| (Pos::new(0, a), Pos::new(0, b)))
+        );
     }
 
     #[test]

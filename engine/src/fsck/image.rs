@@ -18,6 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// First bytes of an image file; what follows is compressed.
 pub const MAGIC: &[u8] = b"ubcache image 1\n";
 
+/// Where a device that was made of an image says so, in a sector before the superblock that nobody uses.
+pub const MARK_AT: u64 = 512;
+/// What it says there.
+pub const MARK: &[u8] = b"ubcache metadata only, no data\n";
+
 /// A device that remembers what was read of it.
 struct Recorder {
     device: Device,
@@ -125,6 +130,9 @@ fn number(rest: &mut &[u8]) -> Option<u64> {
 impl ReadAt for Image {
     fn name(&self) -> &str {
         &self.name
+    }
+    fn is_metadata_only(&self) -> bool {
+        true
     }
     fn size(&self) -> u64 {
         self.size

@@ -77,12 +77,18 @@ kinds! {
     SbUnreadable "superblock-unreadable" Fatal
         "The device is too small for a superblock, or cannot be read there."
         "None; nothing says how the device is laid out. `bcache salvage` may find dirty data.";
+    SbWiped "superblock-wiped" Lossless
+        "The magic number of the superblock is gone, as `wipefs` leaves it; all else of it is there, checksum and all."
+        "The magic number is put back.";
     SbMagic "superblock-magic" Fatal
         "There is no bcache superblock on the device."
         "None; check that the right device was named.";
-    SbChecksum "superblock-checksum" Loss
-        "The superblock was changed by something that did not know its checksum. What it says fits the device."
-        "The checksum is put right once the journal and the btree it leads to have been read.";
+    SbChecksum "superblock-checksum" Lossless
+        "The superblock was changed by something that did not know its checksum. What it says is what the rest of the set says."
+        "The checksum is put right.";
+    SbDoubtful "superblock-doubtful" Fatal
+        "The superblock was changed by something that did not know its checksum, and nothing else confirms what it says now."
+        "None; a backup of it can be put back with `bcache restore`, and `bcache salvage` may find dirty data.";
     SbField "superblock-field" Fatal
         "A field of the superblock holds what it cannot hold: Linux refuses the device."
         "None; nothing says what the field was.";

@@ -1,5 +1,6 @@
 //! Checking and reading cache sets offline: nothing here needs a running engine, and nothing writes unless it says so.
 
+pub mod backup;
 pub mod bits;
 pub mod check;
 pub mod evidence;

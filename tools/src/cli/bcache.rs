@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Out, Outcome, attach, completions, doctor, dump, export, flush, fsck, image, make, map, register,
+    Out, Outcome, attach, backup, completions, doctor, dump, export, flush, fsck, image, make, map, register,
     salvage, serve, settings, show, status, stop, undo,
 };
 
@@ -30,6 +30,7 @@ enum Command {
     Volume(attach::VolumeCommand),
     #[command(visible_alias = "show-super")]
     Show(show::Args),
+    Backup(backup::BackupArgs),
     Doctor(doctor::Args),
     Dump(dump::Args),
     Export(export::Args),
@@ -38,6 +39,7 @@ enum Command {
     Image(image::Args),
     Map(map::Args),
     Register(register::Args),
+    Restore(backup::RestoreArgs),
     Salvage(salvage::Args),
     Serve(serve::Args),
     Stop(stop::Args),
@@ -59,6 +61,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Volume(command) => attach::run_volume(command, out),
         Command::Make(args) => make::run(args, out),
         Command::Show(args) => show::run(args, out),
+        Command::Backup(args) => backup::backup(args, out),
         Command::Doctor(args) => doctor::run(args, out),
         Command::Dump(args) => dump::run(args, out),
         Command::Export(args) => export::run(args, out),
@@ -67,6 +70,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Image(args) => image::run(args, out),
         Command::Map(args) => map::run(args, out),
         Command::Register(args) => register::run(args, out),
+        Command::Restore(args) => backup::restore(args, out),
         Command::Salvage(args) => salvage::run(args, out),
         Command::Serve(args) => serve::run(args, out),
         Command::Stop(args) => stop::run(args, out),

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::dev::lock;
+use bcache_engine::fsck::image::{MARK, MARK_AT};
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
 use nix::errno::Errno;
@@ -88,6 +89,8 @@ impl WriteAt for Writable {
 struct Sparse {
     device: FileDevice,
     holes: File,
+    /// It says that it was made of a metadata image.
+    marked: bool,
 }
 
 impl ReadAt for Sparse {
@@ -102,6 +105,9 @@ impl ReadAt for Sparse {
     }
     fn will_read(&self, byte: u64, len: u64) {
         self.device.will_read(byte, len);
+    }
+    fn is_metadata_only(&self) -> bool {
+        self.marked
     }
     fn next_data(&self, byte: u64) -> u64 {
         let Ok(offset) = i64::try_from(byte) else { return byte };
@@ -158,7 +164,24 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
         Access::Write => Some(Writable::new(name.clone(), file.try_clone()?)),
     };
     let device = FileDevice::new(file, name.clone()).with_context(|| name.clone())?;
-    Ok((Arc::new(Sparse { device, holes }), writable))
+    let mut mark = [0; MARK.len()];
+    let marked = device.read_at(MARK_AT, &mut mark).is_ok() && mark == MARK;
+    Ok((Arc::new(Sparse { device, holes, marked }), writable))
+}
+
+/// Refuses devices that have no data: zeros would be taken for it.
+pub fn must_have_data(devices: &Devices) -> Result<()> {
+    let caches = devices.caches.iter().map(|cache| &cache.device);
+    let backings = devices.backings.iter().map(|backing| &backing.device);
+    each_has_data(caches.chain(backings))
+}
+
+/// The same of devices that are not told apart yet.
+pub fn each_has_data<'d>(devices: impl IntoIterator<Item = &'d Device>) -> Result<()> {
+    match devices.into_iter().find(|device| device.is_metadata_only()) {
+        None => Ok(()),
+        Some(device) => bail!("{}: a metadata image, or made of one: it has none of the data", device.name()),
+    }
 }
 
 /// Opens devices in any order and tells them apart by their superblocks.

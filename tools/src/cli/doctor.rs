@@ -42,13 +42,19 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         }
     }
     let sets = devices.caches.iter().map(|cache| Set::look(cache, &devices.backings)).collect::<Vec<_>>();
+    let typed = typed(&args.devices);
     for set in &sets {
-        well &= set.tell(out)?;
+        well &= set.tell(&typed, out)?;
     }
     for backing in &devices.backings {
         well &= tell_backing(backing, &sets, &args.devices, out)?;
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Devices as they are typed.
+fn typed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
 }
 
 /// A cache, and what is in it.
@@ -59,6 +65,8 @@ struct Set {
     told: Vec<Finding>,
     /// The last journal write was cut off.
     torn: bool,
+    /// There is no journal entry any more.
+    gone: bool,
     /// Sectors with data by inode: dirty and all.
     sectors: BTreeMap<u32, (u64, u64)>,
 }
@@ -66,14 +74,14 @@ struct Set {
 impl Set {
     fn look(cache: &Cache, backings: &[Backing]) -> Self {
         let (view, told, sectors) = (None, Vec::new(), BTreeMap::new());
-        let mut set = Self { cache: cache.clone(), view, faults: 0, told, torn: false, sectors };
-        if !set.cache.sb.sync() {
-            return set;
-        }
-        let ours = backings.iter().filter(|backing| backing.sb.set_uuid == cache.sb.set_uuid);
+        let mut set = Self { cache: cache.clone(), view, faults: 0, told, torn: false, gone: false, sectors };
+        let ours = backings
+            .iter()
+            .filter(|backing| backing.sb.set_uuid == cache.sb.set_uuid || backing.sb.set_uuid.is_nil());
         let devices = ours.map(|backing| backing.device.clone());
         let checked = check(std::iter::once(cache.device.clone()).chain(devices), Options::default());
         set.faults = checked.findings.counts.values().sum();
+        set.gone = checked.has(Kind::JournalEmpty);
         set.torn = checked.has(Kind::JournalTailTorn);
         let told = checked.findings.iter().filter(|finding| finding.severity() > Severity::Harmless);
         set.told = told.take(FAULTS_TOLD).cloned().collect();
@@ -86,12 +94,32 @@ impl Set {
     }
 
     /// Tells of the cache itself. False when something is wrong.
-    fn tell(&self, out: &mut Out) -> Result<bool> {
+    fn tell(&self, devices: &str, out: &mut Out) -> Result<bool> {
         let (name, geometry) = (&self.cache.name, &self.cache.geometry);
         let capacity = size(Sectors(geometry.nbuckets.saturating_mul(geometry.bucket_sectors.into())));
         let buckets = size_of(geometry.bucket_bytes());
         writeln!(out, "{name}: cache of {capacity} in buckets of {buckets}, set {}", self.cache.sb.set_uuid)?;
+        let damaged = |out: &mut Out| -> Result<()> {
+            writeln!(
+                out,
+                "  DAMAGED, {} findings; Linux may refuse it or serve wrong content:",
+                self.faults
+            )?;
+            for found in &self.told {
+                writeln!(out, "    {} at byte {}: {}", found.kind, found.byte, found.detail)?;
+            }
+            writeln!(out, "  next: bcache fsck -n {devices}")?;
+            Ok(())
+        };
+        if self.gone {
+            writeln!(out, "  its journal is gone: it was in use, and Linux refuses it")?;
+            writeln!(out, "  next: bcache salvage -o disk.img {devices}")?;
+        }
         let Some(view) = &self.view else {
+            if self.faults > 0 {
+                damaged(out)?;
+                return Ok(false);
+            }
             writeln!(out, "  it has never been used: Linux will start it empty")?;
             writeln!(out, "  next: attach a backing device to it, or keep it for later")?;
             return Ok(true);
@@ -116,11 +144,7 @@ impl Set {
             writeln!(out, "  in order")?;
             return Ok(true);
         }
-        writeln!(out, "  DAMAGED, {} findings; Linux may refuse it or serve wrong content:", self.faults)?;
-        for found in &self.told {
-            writeln!(out, "    {} at byte {}: {}", found.kind, found.byte, found.detail)?;
-        }
-        writeln!(out, "  next: bcache fsck -n {name} and the backing devices of the set")?;
+        damaged(out)?;
         Ok(false)
     }
 
@@ -176,8 +200,13 @@ fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out)
         return Ok(false);
     };
     let attachment = set.view.as_ref().map(|view| view.attachment(backing));
-    let devices = all.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
+    let devices = typed(all);
     match attachment {
+        None if set.faults > 0 => {
+            writeln!(out, "  its cache {} is damaged: it may lack data without it", set.cache.name)?;
+            writeln!(out, "  next: bcache fsck -n {devices}")?;
+            Ok(false)
+        }
         None => {
             writeln!(
                 out,

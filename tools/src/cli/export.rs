@@ -1,17 +1,19 @@
 //! `bcache export`: the content of a cached device, read without the kernel.
 
-use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bcache_engine::fsck::view::Content;
+use bcache_engine::fsck::view::{Content, Piece};
+use bcache_format::SECTOR_SIZE;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::choose::{Of, Opened};
-use super::devices::{InUse, open_all};
+use super::devices::{InUse, must_have_data, open_all};
+use super::output::Output;
 use super::{Out, Outcome};
 
 /// Bytes read and written at a time.
@@ -22,7 +24,8 @@ const HOLE: usize = 4096;
 /// Write out what a reader of a cached device or flash-only volume would see right now
 ///
 /// The journal is replayed in memory and the cache's extents, dirty and clean, are laid over the backing device.
-/// Nothing on the devices is changed. A set that cannot be trusted is refused with the reason.
+/// Nothing on the devices is changed. A set that cannot be trusted is refused with the reason. Sectors that cannot be read
+/// become zeros, are listed, and make the exit code 1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache export -o disk.img /dev/sdb /dev/nvme0n1\n  \
     bcache export -o - --of volume:0 cache.img | sha256sum")]
@@ -40,57 +43,40 @@ pub struct Args {
 
 /// Exports.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
-    let opened = Opened::new(open_all(&args.devices, InUse::Refuse)?, args.of.as_ref())?;
+    let devices = open_all(&args.devices, InUse::Refuse)?;
+    must_have_data(&devices)?;
+    let opened = Opened::new(devices, args.of.as_ref())?;
     let (name, content) = opened.content(args.of.as_ref())?;
     opened.must_be_sound()?;
     let progress = progress(&name, content.bytes);
+    let bad;
     if args.output == Path::new("-") {
         if out.get_ref().is_terminal() {
             bail!("standard output is a terminal; name a file with -o");
         }
-        copy(&content, &mut Stream(&mut *out), &progress)?;
+        bad = copy_around(&content, &mut Stream(&mut *out), &progress)?;
         out.flush()?;
-    } else {
-        export_to(&args.output, &args.devices, &content, &progress)
-            .with_context(|| args.output.display().to_string())?;
-    }
-    progress.finish_and_clear();
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Writes a file under a name of its own and moves it into place when it is whole, so that no half of an export is
-/// ever taken for one.
-fn export_to(output: &Path, devices: &[PathBuf], content: &Content<'_>, bar: &ProgressBar) -> Result<()> {
-    if let Ok(meta) = std::fs::metadata(output) {
-        if meta.file_type().is_block_device() {
-            bail!("is a block device; use `-o -` and a tool that writes to devices");
+        if out.get_ref().is_gone() {
+            bail!("standard output: its reader went away before the end");
         }
-        for device in devices {
-            let other = std::fs::metadata(device)?;
-            if (other.dev(), other.ino()) == (meta.dev(), meta.ino()) {
-                bail!("is one of the devices to read");
+    } else {
+        let name = || args.output.display().to_string();
+        match Output::create(&args.output, &args.devices)? {
+            Output::Stream(file) => {
+                bad = copy_around(&content, &mut Stream(file), &progress).with_context(name)?;
+            }
+            Output::File(partial) => {
+                partial.file().set_len(content.bytes).with_context(name)?;
+                bad = copy_around(&content, &mut Sparse(partial.file()), &progress).with_context(name)?;
+                partial.finish().with_context(name)?;
             }
         }
-        if !meta.is_file() {
-            let file = OpenOptions::new().write(true).open(output)?;
-            return copy(content, &mut Stream(file), bar);
-        }
     }
-    let mut partial = output.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let file = OpenOptions::new().write(true).create_new(true).open(&partial)?;
-    let written = file
-        .set_len(content.bytes)
-        .map_err(anyhow::Error::from)
-        .and_then(|()| copy(content, &mut Sparse(&file), bar))
-        .and_then(|()| Ok(file.sync_all()?))
-        .and_then(|()| Ok(std::fs::rename(&partial, output)?));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&partial);
+    progress.finish_and_clear();
+    for (from, to) in &bad {
+        writeln!(std::io::stderr(), "cannot be read, zeros instead: sectors {from}..{to} of {name}")?;
     }
-    written
+    Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Where content goes, in order and without gaps.
@@ -142,8 +128,43 @@ fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|&byte| byte == 0)
 }
 
-/// Copies all of the content.
-pub(super) fn copy(content: &Content<'_>, sink: &mut dyn Sink, bar: &ProgressBar) -> Result<()> {
+/// Copies all of the content, around sectors that cannot be read: they become zeros, and are told.
+pub(super) fn copy_around(
+    content: &Content<'_>,
+    sink: &mut dyn Sink,
+    bar: &ProgressBar,
+) -> Result<Vec<(u64, u64)>> {
+    let mut bad: Vec<(u64, u64)> = Vec::new();
+    copy_with(content, sink, bar, &mut |content, piece, skip, bytes| {
+        if content.read(&piece.source, skip, bytes).is_ok() {
+            return Ok(());
+        }
+        for (index, sector) in bytes.chunks_mut(SECTOR_SIZE as usize).enumerate() {
+            let at = skip + index as u64 * SECTOR_SIZE;
+            if content.read(&piece.source, at, sector).is_ok() {
+                continue;
+            }
+            sector.fill(0);
+            let place = (piece.byte + at) / SECTOR_SIZE;
+            match bad.last_mut().filter(|(_, to)| *to == place) {
+                Some((_, to)) => *to += 1,
+                None => bad.push((place, place + 1)),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(bad)
+}
+
+/// Reads a part of a piece, so many bytes behind its start.
+type ReadPart<'r> = dyn FnMut(&Content<'_>, &Piece, u64, &mut [u8]) -> Result<()> + 'r;
+
+fn copy_with(
+    content: &Content<'_>,
+    sink: &mut dyn Sink,
+    bar: &ProgressBar,
+    read: &mut ReadPart<'_>,
+) -> Result<()> {
     let mut buffer = vec![0; CHUNK as usize];
     for piece in content.pieces(0, content.bytes) {
         let piece = piece?;
@@ -157,7 +178,7 @@ pub(super) fn copy(content: &Content<'_>, sink: &mut dyn Sink, bar: &ProgressBar
             } else {
                 let step = left.min(CHUNK);
                 let bytes = &mut buffer[..step as usize];
-                content.read(&piece.source, skip, bytes)?;
+                read(content, &piece, skip, bytes)?;
                 sink.data(piece.byte + skip, bytes)?;
                 step
             };

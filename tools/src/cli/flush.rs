@@ -10,7 +10,7 @@ use bcache_format::Sectors;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::devices::{Access, InUse, open_for};
+use super::devices::{Access, InUse, each_has_data, open_for};
 use super::{Out, Outcome, memory};
 
 /// Write all dirty data to the backing devices, which are clean and complete afterwards
@@ -37,6 +37,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         devices.push(device);
         writable.extend(write);
     }
+    each_has_data(&devices)?;
     let flush = Flush::new(&devices)?;
     let mut total = 0;
     for target in flush.targets() {
@@ -63,6 +64,10 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     bar.finish_and_clear();
     let plan = flush.finish(&devices, &mut || uuid::Uuid::new_v4().as_u64_pair().0)?;
     apply(&plan, &targets)?;
-    writeln!(out, "clean: the backing devices have everything")?;
-    Ok(ExitCode::SUCCESS)
+    if flush.left_out().is_empty() {
+        writeln!(out, "clean: the backing devices have everything")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    writeln!(out, "the backing devices that were named have everything; others were not named, see above")?;
+    Ok(ExitCode::FAILURE)
 }

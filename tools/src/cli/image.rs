@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bcache_engine::fsck::image::{Image, MAGIC, take};
+use bcache_engine::fsck::image::{Image, MAGIC, MARK, MARK_AT, take};
 use bcache_engine::fsck::view::ReadAt;
 
 use super::devices::{InUse, open};
@@ -20,7 +20,7 @@ const UNPACKED_MAX: u64 = 4 << 30;
 ///
 /// The file has what a check reads of the device, compressed, and nothing of the cached data; `bcache fsck -n` and
 /// `bcache dump` take it in place of the device. Labels and UUIDs are in it. With --restore the file becomes a sparse
-/// image of the device's size again.
+/// image of the device's size again, which says of itself that it has no data, so that none is taken from it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache image -o cache.bcimg /dev/nvme0n1\n  \
     bcache image --restore -o cache.img cache.bcimg")]
@@ -51,10 +51,13 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         for (byte, bytes) in image.ranges() {
             file.write_all_at(bytes, byte)?;
         }
+        // What is not metadata reads as zeros, and must not be taken for anybody's data.
+        file.write_all_at(MARK, MARK_AT)?;
         file.sync_all()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let image = take(&open(&args.device, InUse::Allow)?);
+    // Of a device that is written to, what is read is of no single moment.
+    let image = take(&open(&args.device, InUse::Refuse)?);
     let packed =
         ruzstd::encoding::compress_to_vec(image.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
     let mut file = file()?;

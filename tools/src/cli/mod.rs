@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub mod attach;
+pub mod backup;
 pub mod bcache;
 mod canceled;
 pub mod choose;
@@ -24,6 +25,7 @@ pub mod image;
 pub mod make;
 pub mod map;
 mod memory;
+mod output;
 pub mod register;
 pub mod salvage;
 pub mod serve;
@@ -59,8 +61,51 @@ pub fn typed_programs() -> Vec<clap::Command> {
     ]
 }
 
-/// Standard output.
-pub type Out<'a> = BufWriter<StdoutLock<'a>>;
+/// Standard output, whose reader may go away (`| head`): what is written then goes nowhere, and the program does what it
+/// was to do, and ends as it would have.
+pub struct Stdout<'a> {
+    to: StdoutLock<'a>,
+    gone: bool,
+}
+
+impl Stdout<'_> {
+    /// Whether nobody reads it any more.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        self.gone
+    }
+    /// Whether it is a terminal.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        io::IsTerminal::is_terminal(&self.to)
+    }
+    fn unless_gone<T>(&mut self, nothing: T, result: io::Result<T>) -> io::Result<T> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.gone = true;
+                Ok(nothing)
+            }
+            other => other,
+        }
+    }
+}
+
+impl Write for Stdout<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.gone {
+            return Ok(bytes.len());
+        }
+        let written = self.to.write(bytes);
+        self.unless_gone(bytes.len(), written)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = if self.gone { Ok(()) } else { self.to.flush() };
+        self.unless_gone((), flushed)
+    }
+}
+
+/// Standard output, buffered.
+pub type Out<'a> = BufWriter<Stdout<'a>>;
 
 /// How a program ends: with an exit code, or with an error that is printed as one line before exit code 1.
 pub type Outcome = anyhow::Result<ExitCode>;
@@ -75,12 +120,11 @@ pub fn main<P: Parser>(run: fn(P, &mut Out) -> Outcome) -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return refuse(&program, &error),
     };
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(Stdout { to: io::stdout().lock(), gone: false });
     let outcome = run(parsed, &mut out);
     let outcome = out.flush().map_err(anyhow::Error::from).and(outcome);
     match outcome {
         Ok(code) => code,
-        Err(error) if reader_went_away(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be gone too; there is nowhere left to say so.
             let _ = writeln!(io::stderr(), "{program}: {error:#}");
@@ -110,9 +154,4 @@ fn refuse(program: &str, error: &clap::Error) -> ExitCode {
 /// Whether the exit codes are those of fsck(8), which scripts and boot rely on.
 fn is_fsck(program: &str) -> bool {
     program == "bcache-fsck" || std::env::args_os().nth(1).is_some_and(|word| word == "fsck")
-}
-
-fn reader_went_away(error: &anyhow::Error) -> bool {
-    let broken = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
 }

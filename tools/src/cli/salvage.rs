@@ -1,30 +1,36 @@
 //! `bcache salvage`: dirty data of a cache whose journal or btree root is gone.
 
-use std::fs::OpenOptions;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use bcache_engine::fsck::check::Progress;
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::salvage::{Belief, Salvage, data_byte};
-use bcache_engine::fsck::view::{Backing, Content, Devices, set};
+use bcache_engine::fsck::view::{Backing, Content};
+use bcache_engine::fsck::{Options, check};
 use bcache_format::{Bkey, SECTOR_SIZE, Sectors};
 use serde_json::json;
 
-use super::devices::{Access, InUse, Writable, open_for};
-use super::export::{Sparse, copy, progress};
+use super::choose::Of;
+use super::devices::{Access, InUse, Writable, each_has_data, open_for};
+use super::export::{Sparse, copy_around, progress};
+use super::output::Output;
 use super::{Out, Outcome};
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// Save the dirty data of a cache whose journal or btree root is gone
+/// Save the dirty data of a damaged cache
 ///
-/// Scans the whole cache for btree nodes, finds out which were in use last, and lays their dirty data over the backing
-/// device, in an image or, with --to, on the device itself. Sure is what one node in use says and no other denies: with
-/// the journal gone it is the state of when that node was last written, and newer writes that only the journal knew are
-/// gone. What two nodes disagree about is doubtful and left out unless asked for. The cache is not changed.
+/// Puts the set together as `bcache fsck` does, from all that can be found on the cache, and lays its dirty data over the
+/// backing device, in an image or, with --to, on the device itself; that of a flash-only volume, or of a slot whose
+/// backing device is gone, over zeros. With the journal gone, what is sure is the state of when its node was last
+/// written: newer writes that only the journal knew are gone. What is in a range of which something is lost is doubtful
+/// and left out unless asked for. Bad sectors are gone around and listed. The cache is not changed. Exit code 1 when
+/// something is lost, doubtful or not known.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("target").required(true).args(["output", "to"])))]
 #[command(after_help = "Example:\n  bcache salvage -o disk.img /dev/sdb /dev/nvme0n1")]
@@ -38,108 +44,189 @@ pub struct Args {
     /// Take the extents of this slot, when the uuid table is gone too and several could be meant
     #[arg(long, value_name = "N")]
     slot: Option<u32>,
+    /// A flash-only volume, as `volume:N`, from 0
+    #[arg(long, value_name = "volume:N", conflicts_with = "slot")]
+    of: Option<Of>,
     /// Write doubtful data as well
     #[arg(long)]
     doubtful: bool,
     /// Report one JSON object a line
     #[arg(long)]
     json: bool,
-    /// The cache, and the backing device unless --to names it
+    /// The cache, and the backing device unless --to names it or there is none
     #[arg(required = true, value_name = "DEV")]
     devices: Vec<PathBuf>,
 }
 
+/// What the dirty data is laid over.
+enum Base<'b> {
+    /// A backing device.
+    Backing(&'b Backing),
+    /// Nothing: a flash-only volume, or a slot whose backing device is gone. So many sectors.
+    Zeros(Sectors),
+}
+
+impl Base<'_> {
+    fn name(&self, slot: u32) -> String {
+        match self {
+            Self::Backing(backing) => backing.name.to_string(),
+            Self::Zeros(_) => format!("slot {slot}"),
+        }
+    }
+    /// Sectors of keys that are its: from, to.
+    fn range(&self) -> (u64, u64) {
+        match self {
+            Self::Backing(backing) => {
+                (backing.fields.data_offset.0, Sectors::from_bytes(backing.device.size()).0)
+            }
+            Self::Zeros(sectors) => (0, sectors.0),
+        }
+    }
+}
+
 /// Salvages.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
-    let mut devices = Devices::default();
+    let mut devices = Vec::new();
     for path in &args.devices {
-        devices.push(open_for(path, InUse::Refuse, Access::Read)?.0)?;
+        devices.push(open_for(path, InUse::Refuse, Access::Read)?.0);
     }
     let mut writable = None;
     if let Some(path) = &args.to {
         let (device, writes) = open_for(path, InUse::Refuse, Access::Write)?;
-        devices.push(device)?;
+        devices.push(device);
         writable = writes;
     }
-    let Some(cache) = set::single_cache(&devices)? else { bail!("no cache was named") };
-    let [backing] = devices.backings.as_slice() else {
-        bail!("name one backing device, {} were named", devices.backings.len());
+    each_has_data(&devices)?;
+    let bar = progress("looking", 1);
+    let tell = |now: Progress| {
+        bar.set_length(now.of);
+        bar.set_position(now.done);
     };
-    let bar = progress(&cache.name, cache.geometry.nbuckets);
-    let found = Salvage::scan(cache, &|done, of| {
-        bar.set_length(of);
-        bar.set_position(done);
-    })?;
+    let checked = check(devices, Options { data: false, progress: Some(&tell) });
     bar.finish_and_clear();
-    if found.slots.is_empty() {
-        bail!("{}: no dirty data was found", cache.name);
+    let Some(cache) = &checked.cache else { bail!("no cache was named") };
+    if let Some(choice) = checked.findings.iter().find(|finding| finding.kind.is_choice()) {
+        bail!("{}: {}", choice.device, choice.detail);
     }
-    let slot = args.slot.or_else(|| found.slot_of(backing));
-    let Some(keys) = slot.and_then(|slot| found.slots.get(&slot)) else {
-        let slots: Vec<_> = found.slots.keys().map(u32::to_string).collect();
-        bail!("which slot is {}'s is not known; say --slot with one of {}", backing.name, slots.join(", "));
-    };
+    let found = Salvage::of(&checked).map_err(|refused| anyhow!("{}: {refused}", cache.name))?;
+    let (slot, base) = choose(&args, &found, &checked.backings)?;
+    let none = Vec::new();
+    let keys = found.slots.get(&slot).unwrap_or(&none);
+    if keys.is_empty() && found.lost.is_empty() {
+        bail!("{}: no dirty data was found for slot {slot}", cache.name);
+    }
     let wanted = |belief: Belief| belief == Belief::Sure || args.doubtful;
     let keys_to_write: Vec<Bkey> =
         keys.iter().filter(|(_, belief)| wanted(*belief)).map(|(key, _)| *key).collect();
     let lost = match (&args.output, &writable) {
-        (Some(output), _) => image(output, &args.devices, &found, backing, &keys_to_write)?,
-        (None, Some(device)) => lay(&found, &keys_to_write, Sectors(0), backing, device)?,
+        (Some(output), _) => image(output, &args.devices, &found, &base, &keys_to_write)?,
+        (None, Some(device)) => lay(&found, &keys_to_write, Sectors(0), &base, device)?,
         (None, None) => bail!("nowhere to write to"),
     };
-    report(&args, &found, backing, keys, &lost, out)?;
-    Ok(ExitCode::SUCCESS)
+    let complete = report(&args, &found, slot, &base, keys, &lost, out)?;
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Writes the image under a name of its own and moves it into place when it is whole. Tells what could not be read.
+/// Which slot is meant, and what its dirty data is laid over.
+fn choose<'b>(args: &Args, found: &Salvage, backings: &'b [Backing]) -> Result<(u32, Base<'b>)> {
+    let volume = |slot: u32| found.volumes.iter().find(|(of, _)| *of == slot).map(|(_, sectors)| *sectors);
+    // A volume or device that is not known ends where its data does.
+    let end = |slot: u32| {
+        let keys = found.slots.get(&slot).and_then(|keys| keys.last());
+        Sectors(keys.map_or(0, |(key, _)| key.offset()))
+    };
+    let alone = |slot: u32| Base::Zeros(volume(slot).unwrap_or_else(|| end(slot)));
+    let slots: Vec<_> = found.slots.keys().map(u32::to_string).collect();
+    let slots = slots.join(", ");
+    match &args.of {
+        Some(Of::Volume(number)) => {
+            let Some((slot, sectors)) = found.volumes.get(*number) else {
+                let count = found.volumes.len();
+                bail!("{count} flash-only volumes are known, counted from 0; --slot takes one of {slots}");
+            };
+            return Ok((*slot, Base::Zeros(*sectors)));
+        }
+        Some(Of::Backing(name)) => bail!("{name}: name the backing device without --of, or volume:N with it"),
+        None => {}
+    }
+    let backing = match (backings, args.slot) {
+        ([], Some(slot)) => return Ok((slot, alone(slot))),
+        ([], None) => match (found.volumes.as_slice(), found.slots.len()) {
+            ([(slot, sectors)], 1) => return Ok((*slot, Base::Zeros(*sectors))),
+            _ => bail!("name the backing device too, or say --of volume:N or --slot with one of {slots}"),
+        },
+        ([backing], _) => backing,
+        _ => bail!("name one backing device, {} were named", backings.len()),
+    };
+    if let Some(slot) = args.slot {
+        let base = if volume(slot).is_some() { alone(slot) } else { Base::Backing(backing) };
+        return Ok((slot, base));
+    }
+    let known = found.uuids.get(&backing.sb.uuid).copied();
+    // What is written to a device must be its own.
+    let guessed = if args.to.is_none() && found.uuids.is_empty() { found.slot_of(backing) } else { None };
+    let Some(slot) = known.or(guessed) else {
+        bail!("which slot is {}'s is not known; say --slot with one of {slots}", backing.name);
+    };
+    Ok((slot, Base::Backing(backing)))
+}
+
+/// Writes the image. Tells what could not be read.
 fn image(
     output: &Path,
     devices: &[PathBuf],
     found: &Salvage,
-    backing: &Backing,
+    base: &Base<'_>,
     keys: &[Bkey],
-) -> Result<Vec<Bkey>> {
+) -> Result<Vec<(u64, u64)>> {
     let name = || output.display().to_string();
-    if devices.iter().any(|device| std::fs::canonicalize(device).ok() == std::fs::canonicalize(output).ok()) {
-        bail!("{} is one of the devices to read", name());
+    if output == Path::new("-") {
+        bail!("salvage writes here and there: name a file");
     }
-    let mut partial = output.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
-    let file = OpenOptions::new().write(true).create_new(true).open(&partial).with_context(name)?;
-    let written = (|| {
-        let content = Content::backing_alone(backing);
-        file.set_len(content.bytes)?;
-        let bar = progress(&backing.name, content.bytes);
-        copy(&content, &mut Sparse(&file), &bar)?;
-        bar.finish_and_clear();
-        let target = Writable::new(name(), file.try_clone()?);
-        let lost = lay(found, keys, backing.fields.data_offset, backing, &target)?;
-        std::fs::rename(&partial, output).with_context(name)?;
-        Ok(lost)
-    })();
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&partial);
+    let partial = match Output::create(output, devices)? {
+        Output::File(partial) => partial,
+        Output::Stream(_) => bail!("{}: salvage writes here and there: name a file", name()),
+    };
+    let mut bad = Vec::new();
+    let mut offset = Sectors(0);
+    match base {
+        Base::Backing(backing) => {
+            let content = Content::backing_alone(backing);
+            offset = backing.fields.data_offset;
+            partial.file().set_len(content.bytes).with_context(name)?;
+            let bar = progress(&backing.name, content.bytes);
+            bad = copy_around(&content, &mut Sparse(partial.file()), &bar).with_context(name)?;
+            bar.finish_and_clear();
+        }
+        Base::Zeros(sectors) => partial.file().set_len(sectors.bytes()).with_context(name)?,
     }
-    written
+    let target = Writable::new(name(), partial.file().try_clone()?);
+    // What is laid over a place that could not be read is there.
+    let covered = |(from, to): &(u64, u64)| {
+        keys.iter().any(|key| key.start() <= from + offset.0 && to + offset.0 <= key.offset())
+    };
+    bad.retain(|place| !covered(place));
+    let mut lost: Vec<_> = bad.into_iter().map(|(from, to)| (from + offset.0, to + offset.0)).collect();
+    lost.extend(lay(found, keys, offset, base, &target)?);
+    partial.finish().with_context(name)?;
+    Ok(lost)
 }
 
-/// Copies the extents' data to where it belongs, `offset` before its place on the backing device. Tells which could
-/// not be read, or are outside the device.
+/// Copies the extents' data to where it belongs, `offset` before its place on the backing device, around what cannot be
+/// read or written. Tells those sectors, and what is outside the device.
 fn lay(
     found: &Salvage,
     keys: &[Bkey],
     offset: Sectors,
-    backing: &Backing,
+    base: &Base<'_>,
     target: &Writable,
-) -> Result<Vec<Bkey>> {
+) -> Result<Vec<(u64, u64)>> {
     let mut buffer = vec![0; CHUNK as usize];
-    let mut lost = Vec::new();
-    let start = backing.fields.data_offset.0;
-    let end = Sectors::from_bytes(backing.device.size()).0;
-    'keys: for key in keys {
+    let mut lost: Vec<(u64, u64)> = Vec::new();
+    let (start, end) = base.range();
+    for key in keys {
         if key.start() < start || key.offset() > end {
-            lost.push(*key);
+            lost.push((key.start(), key.offset()));
             continue;
         }
         let (from, to) = (data_byte(key), Sectors(key.start() - offset.0).bytes());
@@ -147,52 +234,78 @@ fn lay(
         let mut done = 0;
         while done < bytes {
             let part = &mut buffer[..CHUNK.min(bytes - done) as usize];
-            if found.cache.device.read_at(from + done, part).is_err() {
-                lost.push(*key);
-                continue 'keys;
+            let copied = found.cache.device.read_at(from + done, part).is_ok()
+                && target.write_at(to + done, part).is_ok();
+            if !copied {
+                // A sector at a time: all but the bad ones are saved.
+                for at in (done..done + part.len() as u64).step_by(SECTOR_SIZE as usize) {
+                    let sector = &mut buffer[..SECTOR_SIZE as usize];
+                    let copied = found.cache.device.read_at(from + at, sector).is_ok()
+                        && target.write_at(to + at, sector).is_ok();
+                    let place = key.start() + at / SECTOR_SIZE;
+                    match lost.last_mut().filter(|(_, to)| *to == place) {
+                        Some((_, to)) if !copied => *to += 1,
+                        _ if !copied => lost.push((place, place + 1)),
+                        _ => {}
+                    }
+                }
             }
-            target.write_at(to + done, part)?;
-            done += part.len() as u64;
+            done += CHUNK.min(bytes - done);
         }
     }
     target.flush()?;
     Ok(lost)
 }
 
+/// Tells what was saved. False when something is lost or was left out.
 fn report(
     args: &Args,
     found: &Salvage,
-    backing: &Backing,
+    slot: u32,
+    base: &Base<'_>,
     keys: &[(Bkey, Belief)],
-    lost: &[Bkey],
+    lost: &[(u64, u64)],
     out: &mut Out,
-) -> Result<()> {
-    let offset = backing.fields.data_offset.0;
-    let mut sums = [0u64; 3];
+) -> Result<bool> {
+    let name = base.name(slot);
+    let (offset, end) = base.range();
+    let mut ranges: Vec<(&str, u64, u64)> = Vec::new();
     for (key, belief) in keys {
-        let (index, word) = match belief {
-            _ if lost.contains(key) => (2, "lost"),
-            Belief::Sure => (0, "sure"),
-            Belief::Doubtful => (1, "doubtful"),
-        };
-        sums[index] += key.size();
-        let (from, to) = (key.start().saturating_sub(offset), key.offset().saturating_sub(offset));
-        if args.json {
-            let value =
-                json!({"kind": "range", "belief": word, "of": &*backing.name, "from": from, "to": to});
-            writeln!(out, "{value}")?;
-        } else if word != "sure" {
-            writeln!(out, "{word}: sectors {from}..{to} of {}", backing.name)?;
+        let word = if *belief == Belief::Sure { "sure" } else { "doubtful" };
+        ranges.push((word, key.start(), key.offset()));
+    }
+    // Where nobody knows whether there was dirty data, and what.
+    for (from, to) in &found.lost {
+        let from = if from.inode < slot { 0 } else { from.offset };
+        let to = if to.inode > slot { end } else { to.offset.min(end) };
+        let here = found.lost.iter().any(|(a, b)| a.inode <= slot && slot <= b.inode);
+        if here && from.max(offset) < to {
+            ranges.push(("uncovered", from.max(offset), to));
         }
     }
-    let [sure, doubtful, lost] = sums;
+    ranges.extend(lost.iter().map(|(from, to)| ("lost", *from, *to)));
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for (word, from, to) in ranges {
+        *sums.entry(word).or_default() += to - from;
+        let (from, to) = (from.saturating_sub(offset), to.saturating_sub(offset));
+        let told = if word == "uncovered" { "not known, or not in its newest state" } else { word };
+        if args.json {
+            let value = json!({"kind": "range", "belief": word, "of": name, "from": from, "to": to});
+            writeln!(out, "{value}")?;
+        } else if word != "sure" {
+            writeln!(out, "{told}: sectors {from}..{to} of {name}")?;
+        }
+    }
+    let sum = |word: &str| sums.get(word).copied().unwrap_or(0);
+    let (sure, doubtful, uncovered, lost) = (sum("sure"), sum("doubtful"), sum("uncovered"), sum("lost"));
+    let complete = uncovered == 0 && lost == 0 && doubtful == 0;
     let (leaves, used) = found.leaves;
     if args.json {
         let value = json!({"kind": "summary", "sure": sure, "doubtful": doubtful, "lost": lost,
-                           "leaves": leaves, "in_use": used, "prios": found.prios,
+                           "uncovered": uncovered, "leaves": leaves, "in_use": used, "prios": found.prios,
                            "journal_entries": found.entries});
         writeln!(out, "{value}")?;
-        return Ok(());
+        return Ok(complete);
     }
     writeln!(out, "{leaves} leaves found, {used} of them in use; {} journal entries", found.entries)?;
     if found.entries == 0 {
@@ -202,6 +315,10 @@ fn report(
         )?;
     }
     let size = |sectors: u64| bytesize::ByteSize::b(sectors * SECTOR_SIZE).display().iec().to_string();
-    writeln!(out, "dirty data: {} sure, {} doubtful, {} lost", size(sure), size(doubtful), size(lost))?;
-    Ok(())
+    write!(out, "dirty data: {} sure, {} doubtful, {} lost", size(sure), size(doubtful), size(lost))?;
+    if uncovered > 0 {
+        write!(out, "; of {} nothing says whether it was dirty", size(uncovered))?;
+    }
+    writeln!(out)?;
+    Ok(complete)
 }

@@ -2,7 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::kind::Kind;
-use super::super::repair::{Link, Proof, links};
+use super::super::repair::{Link, links};
 use super::super::view::{Backing, Cache};
 use super::Checked;
 use bcache_format::superblock::{BackingState, SB_OFFSET};
@@ -83,9 +83,6 @@ fn against_cache(checked: &mut Checked, backing: &Backing) {
             match link {
                 Some(Link { slot, proof, .. }) => {
                     finding.detail.push_str(&format!("; {} slot {slot} is its", proof.words()));
-                    if proof == Proof::Guess {
-                        finding.lost.extend(dirty_range(checked, slot));
-                    }
                 }
                 None => finding.detail.push_str("; which is its nothing tells, and none is given to it"),
             }

@@ -1,11 +1,11 @@
 //! The journal, and the set it leads to.
 
+use super::super::evidence::Evidence;
 use super::super::finding::{Finding, narrowed};
 use super::super::kind::Kind;
 use super::super::view::journal::{Journal, Stop};
 use super::super::view::node::NodeView;
 use super::super::view::{Fault, SetView, What};
-use super::super::evidence::Evidence;
 use super::{Checked, Options};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::UuidEntry;
@@ -65,7 +65,10 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
         evidence.complete(&mut view);
         evidence.recover(&mut view);
         checked.found_leaves = evidence.leaves();
-        if table_lost && faults.iter().all(|fault| fault.structure != Structure::UuidTable) && !view.uuids.is_empty() {
+        if table_lost
+            && faults.iter().all(|fault| fault.structure != Structure::UuidTable)
+            && !view.uuids.is_empty()
+        {
             let ptr = newest_table.unwrap_or_default();
             let used = view.uuids.iter().filter(|entry| !entry.is_free()).count();
             let detail = format!("the table is empty, though there is data; an older one has {used} slots");

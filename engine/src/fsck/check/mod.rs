@@ -186,6 +186,7 @@ fn passes(devices: &[Device], options: Options<'_>) -> Checked {
     }
     options.tell(7, 0, 1);
     backings::pass(&mut checked);
+    superblocks::doubt(&mut checked);
     options.tell(7, 1, 1);
     checked
 }

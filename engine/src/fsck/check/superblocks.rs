@@ -1,11 +1,11 @@
 //! Superblocks of all devices.
 
 use super::super::finding::Finding;
-use super::super::kind::Kind;
-use super::super::view::{Device, Devices, Fault};
+use super::super::kind::{Kind, Severity};
+use super::super::view::{Backing, Cache, Device, Devices, Fault};
 use super::Checked;
 use bcache_format::error::Problem;
-use bcache_format::superblock::{RawSuperblock, SB_BYTES, SB_OFFSET};
+use bcache_format::superblock::{BackingState, DATA_OFFSET_DEFAULT, RawSuperblock, SB_BYTES, SB_OFFSET};
 use bcache_format::{Structure, Superblock};
 use std::sync::Arc;
 
@@ -48,4 +48,49 @@ fn look(device: &Device, name: &Arc<str>) -> Result<(Superblock, Option<Fault>),
     };
     sb.check_device(device.size(), 0).map_err(at)?;
     Ok((sb, fault))
+}
+
+/// Tells superblocks whose checksum is wrong, and of which the rest of the set says otherwise or nothing, from those
+/// that it confirms.
+pub(super) fn doubt(checked: &mut Checked) {
+    let wrong: Vec<Arc<str>> = checked
+        .findings
+        .iter()
+        .filter(|finding| finding.kind == Kind::SbChecksum)
+        .map(|finding| Arc::clone(&finding.device))
+        .collect();
+    for name in wrong {
+        let of_cache = checked.cache.as_ref().is_some_and(|cache| cache.name == name);
+        let backing = checked.backings.iter().find(|backing| backing.name == name);
+        let confirmed = if of_cache { cache_confirmed(checked) } else { backing_confirmed(checked, backing) };
+        if !confirmed {
+            checked.findings.turn(&name, Kind::SbChecksum, Kind::SbDoubtful);
+        }
+    }
+}
+
+/// Whether a journal and a btree are where the cache's superblock says, with its set's magic.
+fn cache_confirmed(checked: &Checked) -> bool {
+    let alone = |cache: &Cache| {
+        cache.sb.cache().is_some_and(|fields| fields.nr_in_set == 1 && fields.nr_this_dev == 0)
+    };
+    checked.cache.as_ref().is_some_and(alone)
+        && checked.journal.newest().is_some()
+        && checked.set.as_ref().is_some_and(|view| view.root.is_some() && view.prios.broken.is_none())
+        && checked.findings.iter().all(|finding| finding.severity() < Severity::Loss)
+}
+
+/// Whether the cache knows the device and agrees with its state.
+fn backing_confirmed(checked: &Checked, backing: Option<&Backing>) -> bool {
+    let (Some(backing), Some(view)) = (backing, &checked.set) else { return false };
+    let slot = (0u32..).zip(&view.uuids).find(|(_, entry)| entry.uuid == backing.sb.uuid);
+    let Some((slot, _)) = slot else { return false };
+    let dirty = checked.slots.get(&slot).map_or(0, |used| used.dirty);
+    let state = match backing.sb.state() {
+        BackingState::Dirty => dirty > 0,
+        BackingState::Clean => dirty == 0,
+        BackingState::None | BackingState::Stale => false,
+    };
+    let offset = backing.fields.data_offset == DATA_OFFSET_DEFAULT;
+    backing.sb.set_uuid == view.cache.sb.set_uuid && state && offset
 }

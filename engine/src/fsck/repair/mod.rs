@@ -16,11 +16,11 @@ mod uuids;
 
 pub use apply::{Failed, WriteAt, apply};
 pub use plan::{Plan, Step, Write};
-pub(super) use uuids::{Link, Proof, links};
-pub use rebuild::{Content, Rebuilt, Sink, rebuild};
 use rebuild::PRIO_SET;
+pub use rebuild::{Content, Rebuilt, Sink, rebuild};
 pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
+pub(super) use uuids::{Link, links};
 
 use super::check::{Checked, Options, check, kernel_finds};
 use super::finding::Finding;
@@ -101,6 +101,7 @@ fn rest(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u64) 
         && let (Some(cache), Some(view)) = (&checked.cache, &checked.set)
     {
         let keys = keys_to_keep(checked, view)?;
+        all_is_told(checked, view, &keys)?;
         let uuids = uuids::repaired(checked, view);
         match rewrite(&mut plan, checked, cache, view, &keys, &uuids, random) {
             Err(Refused::NoRoom { .. }) => {
@@ -160,7 +161,13 @@ fn simulate(devices: &[Device], plan: &Plan) -> Result<Vec<Device>, Refused> {
 fn needs_rebuild(finding: &Finding) -> bool {
     !matches!(
         finding.kind,
-        Kind::BitFlipped | Kind::SbChecksum | Kind::SbSync | Kind::JournalTailTorn | Kind::BackingState | Kind::BackingSetUuid
+        Kind::BitFlipped
+            | Kind::SbWiped
+            | Kind::SbChecksum
+            | Kind::SbSync
+            | Kind::JournalTailTorn
+            | Kind::BackingState
+            | Kind::BackingSetUuid
     )
 }
 
@@ -243,6 +250,36 @@ pub(super) fn each_extent(
         }
     }
     Ok(())
+}
+
+/// A repair leaves out no dirty sector of which no finding says that it is lost: what a reader sees before it, by the best
+/// there is, is compared with what it sees afterwards. A clean copy may go: the backing device has it.
+fn all_is_told(checked: &Checked, view: &SetView, keys: &[Bkey]) -> Result<(), Refused> {
+    let lost = checked.lost();
+    let told = |from: Pos, to: Pos| {
+        let index = lost.partition_point(|(start, _)| *start <= from);
+        index.checked_sub(1).and_then(|index| lost.get(index)).is_some_and(|(_, end)| to <= *end)
+    };
+    let mut untold = None;
+    each_extent(checked, view, &mut |extent| {
+        let Some(ptr) = extent.live().filter(|_| extent.key.dirty()) else { return };
+        let mut at = extent.key.start_pos();
+        let first = keys.partition_point(|key| key.pos() <= at);
+        for key in keys.iter().skip(first).take_while(|key| key.start_pos() < extent.key.pos()) {
+            let same = key.ptr().is_some_and(|kept| {
+                kept.generation() == ptr.generation()
+                    && kept.offset().wrapping_sub(key.start())
+                        == ptr.offset().wrapping_sub(extent.key.start())
+            });
+            if key.dirty() && same && key.start_pos() <= at {
+                at = at.max(key.pos());
+            }
+        }
+        if at < extent.key.pos() && !told(at, extent.key.pos()) {
+            untold = untold.or(Some(extent.key));
+        }
+    })?;
+    untold.map_or(Ok(()), |key| Err(Refused::Content(key.to_string())))
 }
 
 /// Buckets with dirty data. Looks at all extents once more, which few repairs need.

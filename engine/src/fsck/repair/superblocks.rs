@@ -13,8 +13,9 @@ pub(super) fn repair(plan: &mut Plan, checked: &Checked) -> Result<(), Refused> 
     let found = |kind: Kind, name: &str| {
         checked.findings.iter().any(|finding| finding.kind == kind && &*finding.device == name)
     };
+    let wrong_csum = |name: &str| found(Kind::SbChecksum, name);
     if let Some(cache) = &checked.cache
-        && (found(Kind::SbChecksum, &cache.name) || found(Kind::SbSync, &cache.name))
+        && (wrong_csum(&cache.name) || found(Kind::SbSync, &cache.name))
     {
         let mut sb = cache.sb.clone();
         sb.set_sync(sb.sync() || found(Kind::SbSync, &cache.name));
@@ -29,7 +30,7 @@ pub(super) fn repair(plan: &mut Plan, checked: &Checked) -> Result<(), Refused> 
         if let Some(cache) = checked.cache.as_ref().filter(|_| found(Kind::BackingSetUuid, &backing.name)) {
             sb.set_uuid = cache.sb.set_uuid;
         }
-        if sb != backing.sb || found(Kind::SbChecksum, &backing.name) {
+        if sb != backing.sb || wrong_csum(&backing.name) {
             writes.push(write(&backing.device, &backing.name, &sb)?);
         }
     }

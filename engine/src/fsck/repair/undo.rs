@@ -224,7 +224,9 @@ impl Undo {
         count(&mut out, self.guards.len());
         for guard in &self.guards {
             count(&mut out, guard.device);
-            [guard.byte, guard.bytes, guard.csum].iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+            [guard.byte, guard.bytes, guard.csum]
+                .iter()
+                .for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
         }
         count(&mut out, self.saved.len());
         for saved in &self.saved {

@@ -34,7 +34,8 @@ pub(super) fn repaired(checked: &Checked, view: &SetView) -> Vec<UuidEntry> {
         }
     }
     for link in links(checked, view) {
-        if let (Some(entry), Some(backing)) = (table.get_mut(link.slot as usize), checked.backings.get(link.backing))
+        if let (Some(entry), Some(backing)) =
+            (table.get_mut(link.slot as usize), checked.backings.get(link.backing))
         {
             entry.uuid = backing.sb.uuid;
             entry.label = if link.proof == Proof::Uuid { entry.label } else { backing.sb.label };
@@ -70,8 +71,8 @@ pub(in super::super) enum Proof {
     Uuid,
     /// The slot's clean data is what the device has.
     Data,
-    /// No other slot can be this device's, which is dirty; whether no other device can be the slot's nobody knows.
-    Guess,
+    /// The device is dirty, and no other slot has dirty data of which nobody knows whose it is.
+    State,
 }
 
 impl Proof {
@@ -80,7 +81,7 @@ impl Proof {
         match self {
             Self::Uuid => "by its UUID but for some bits",
             Self::Data => "by clean data that is the same",
-            Self::Guess => "as the only one that can be (name all devices of the set to be sure)",
+            Self::State => "by being dirty, as nothing else is",
         }
     }
 }
@@ -105,9 +106,8 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
             attached && backing.sb.set_uuid == view.cache.sb.set_uuid && !known(backing.sb.uuid)
         })
         .collect();
-    let nobodys = |slot: &u32| {
-        view.uuids.get(*slot as usize).is_none_or(|entry| entry.is_free() || is_stand_in(entry))
-    };
+    let nobodys =
+        |slot: &u32| view.uuids.get(*slot as usize).is_none_or(|entry| entry.is_free() || is_stand_in(entry));
     let open: Vec<(u32, &SlotUse)> = checked
         .slots
         .iter()
@@ -138,11 +138,11 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
                     Fit::Unknown => {}
                 }
             }
-            let other_dirty = without_slot.iter().any(|(other, device)| {
-                other != index && device.sb.state() == BackingState::Dirty
-            });
+            let other_dirty = without_slot
+                .iter()
+                .any(|(other, device)| other != index && device.sb.state() == BackingState::Dirty);
             match can_be.as_slice() {
-                [slot] if !other_dirty => link(*slot, Proof::Guess),
+                [slot] if !other_dirty => link(*slot, Proof::State),
                 _ => None,
             }
         })

@@ -67,7 +67,8 @@ impl Salvage {
         };
         let view = checked.set.as_ref().ok_or_else(nothing)?;
         // With the journal gone every place may have had a newer state. What the leaves say is the best there is.
-        let of_nodes = |kind: Kind| !matches!(kind, Kind::JournalEmpty | Kind::JournalMissing | Kind::JournalHole);
+        let of_nodes =
+            |kind: Kind| !matches!(kind, Kind::JournalEmpty | Kind::JournalMissing | Kind::JournalHole);
         let doubtful = |key: &Bkey| {
             let mut findings = checked.findings.iter().filter(|finding| of_nodes(finding.kind));
             findings.any(|finding| {

@@ -179,9 +179,8 @@ fn children(cache: &Cache, sets: &[Vec<Bkey>], ranges: &mut HashMap<(BucketNr, u
 fn generation(cache: &Cache, bytes: &[u8], sector: u64) -> Option<u8> {
     let block = usize::try_from(cache.geometry.block_bytes()).ok()?;
     let sets = (0..bytes.len()).step_by(block.max(1)).filter_map(|at| bytes.get(at..));
-    let ours = |set: &&[u8]| {
-        BsetHeader::read(set).is_some_and(|header| header.magic.get() == cache.magic.bset())
-    };
+    let ours =
+        |set: &&[u8]| BsetHeader::read(set).is_some_and(|header| header.magic.get() == cache.magic.bset());
     sets.filter(ours).find_map(|set| generation_of_set(set, sector))
 }
 
@@ -235,12 +234,12 @@ fn uuids(cache: &Cache, bucket: BucketNr, head: &[u8]) -> Option<Vec<UuidEntry>>
         let table = parse_table(bytes, bcache_format::jset::VERSION, bytes.len() / ENTRY_BYTES).ok()?;
         let sensible = |entry: &UuidEntry| {
             entry.is_free()
-                || (entry.flags <= 1 && entry.first_reg <= entry.last_reg && entry.pad.iter().all(|b| *b == 0))
+                || (entry.flags <= 1
+                    && entry.first_reg <= entry.last_reg
+                    && entry.pad.iter().all(|b| *b == 0))
         };
         let named = |entry: &UuidEntry| entry.is_detached() || entry.uuid.get_version_num() == 4;
-        let used = |table: &[UuidEntry]| {
-            table.iter().find(|entry| !entry.is_free()).is_some_and(named)
-        };
+        let used = |table: &[UuidEntry]| table.iter().find(|entry| !entry.is_free()).is_some_and(named);
         (table.iter().all(sensible) && used(&table)).then_some(table)
     };
     looks_like_one(head)?;

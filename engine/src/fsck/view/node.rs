@@ -71,7 +71,8 @@ impl NodeView {
         let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
         let len = at.key.size().saturating_mul(SECTOR_SIZE);
         let (bytes, fault) = cache.read_around(Structure::BtreeNode, byte, len)?;
-        let mut view = Self::of(cache, at, ptr, parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes()));
+        let mut view =
+            Self::of(cache, at, ptr, parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes()));
         if let Some(fault) = fault {
             view.unread(fault);
         }

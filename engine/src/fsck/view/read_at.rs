@@ -21,6 +21,10 @@ pub trait ReadAt: Send + Sync {
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()>;
     /// Says that `len` bytes from `byte` on will be read soon, so that the device can begin.
     fn will_read(&self, _byte: u64, _len: u64) {}
+    /// Whether it has a device's metadata and nothing of its data: a metadata image, or what was made of one.
+    fn is_metadata_only(&self) -> bool {
+        false
+    }
     /// The first byte from `byte` on that may be something else than zero; the size when there is none.
     fn next_data(&self, byte: u64) -> u64 {
         byte

@@ -1,7 +1,7 @@
 //! A whole set, put together in recovery's order.
 
-use super::content::Content;
 use super::super::finding::Sure;
+use super::content::Content;
 use super::descend::{bucket_of, descend};
 use super::devices::{Backing, Cache, Devices};
 use super::extent_map::ExtentMap;

@@ -1,0 +1,82 @@
+//! `bcache backup` and `bcache restore`: superblocks kept in a file, and brought back.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use bcache_engine::fsck::backup;
+use bcache_engine::fsck::repair::{WriteAt, apply};
+
+use super::devices::{Access, InUse, open, open_for};
+use super::{Out, Outcome};
+
+/// Keep the superblocks of devices in a file, for `bcache restore`
+///
+/// A superblock hardly changes: a backup of when the set was made is good for as long as its devices are. Devices may be in
+/// use. What else a cache has changes all the time; `bcache fsck` finds that again without help.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache backup set.bcbackup /dev/sdb /dev/nvme0n1")]
+pub struct BackupArgs {
+    /// The file to write; it must not exist yet
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The devices
+    #[arg(required = true, value_name = "DEV")]
+    devices: Vec<PathBuf>,
+}
+
+/// Bring a lost superblock back from a file that `bcache backup` made
+///
+/// The device is known by its size, or by --uuid. Nothing is written when it has a sound superblock, when the file has none
+/// for it, or when what is on it is not what the superblock leads to: then it was used for something else since.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache restore set.bcbackup /dev/nvme0n1")]
+pub struct RestoreArgs {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Which superblock of the backup, when several devices have the same size
+    #[arg(long, value_name = "UUID")]
+    uuid: Option<uuid::Uuid>,
+    /// The device that lost its superblock
+    #[arg(value_name = "DEV")]
+    device: PathBuf,
+    /// The other devices of the set, which are only looked at
+    #[arg(value_name = "OTHER")]
+    others: Vec<PathBuf>,
+}
+
+/// Keeps.
+pub fn backup(args: BackupArgs, out: &mut Out) -> Outcome {
+    let mut devices = Vec::new();
+    for path in &args.devices {
+        devices.push(open(path, InUse::Allow)?);
+    }
+    let bytes = backup::save(&devices)?;
+    let name = || args.file.display().to_string();
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.file).with_context(name)?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).with_context(name)?;
+    writeln!(out, "{} superblocks kept in {}", devices.len(), name())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Brings back.
+pub fn restore(args: RestoreArgs, out: &mut Out) -> Outcome {
+    let name = || args.file.display().to_string();
+    let kept = backup::load(&std::fs::read(&args.file).with_context(name)?).with_context(name)?;
+    let (device, writable) = open_for(&args.device, InUse::Refuse, Access::Write)?;
+    let Some(writable) = writable else { bail!("{}: cannot be written", args.device.display()) };
+    let mut others = Vec::new();
+    for path in &args.others {
+        others.push(open(path, InUse::Refuse)?);
+    }
+    let plan = backup::restore(&kept, &device, args.uuid, &others)?;
+    apply(&plan, &[(writable.name(), &writable as &dyn WriteAt)])?;
+    writeln!(out, "{}: its superblock is as it was when it was kept", args.device.display())?;
+    writeln!(out, "next: bcache fsck -n with all devices of the set")?;
+    Ok(ExitCode::SUCCESS)
+}
