@@ -18,20 +18,27 @@ pub(crate) struct Wanted {
 
 /// Places for data: extents to be. Their buckets are pinned as long as this lives, which is until the data is in the btree
 /// or never will be.
-#[derive(Default)]
 pub(crate) struct Placed<'a> {
-    /// The places, in the order of the data.
+    /// The places, in the order of the data. Each holds a pin on its bucket.
     pub extents: Vec<Extent>,
-    pins: Vec<BucketPin<'a>>,
+    set: &'a CacheSet,
 }
 
 impl<'a> Placed<'a> {
-    fn with_capacity(parts: usize) -> Self {
-        Self { extents: Vec::with_capacity(parts), pins: Vec::with_capacity(parts) }
+    fn none(set: &'a CacheSet) -> Self {
+        Self { extents: Vec::with_capacity(1), set }
     }
     fn add(&mut self, (extent, pin): (Extent, BucketPin<'a>)) {
+        pin.leave();
         self.extents.push(extent);
-        self.pins.push(pin);
+    }
+}
+
+impl Drop for Placed<'_> {
+    fn drop(&mut self) {
+        for extent in &self.extents {
+            drop(self.set.alloc.take_pin(self.set.cache.geometry.ptr_bucket(extent.ptr())));
+        }
     }
 }
 
@@ -41,7 +48,7 @@ impl CacheSet {
     /// # Errors
     /// The set failed or stops, or GC and writing back have nothing left to free.
     pub(crate) async fn place(&self, wanted: Wanted) -> Result<Placed<'_>> {
-        let mut placed = Placed::with_capacity(1);
+        let mut placed = Placed::none(self);
         let mut at = wanted.start;
         while at < wanted.end {
             match self.place_part(wanted, at) {
@@ -57,7 +64,7 @@ impl CacheSet {
 
     /// Places for data if there are free buckets, or nothing.
     pub(crate) fn try_place(&self, wanted: Wanted, reserve: Reserve) -> Option<Placed<'_>> {
-        let mut placed = Placed::with_capacity(1);
+        let mut placed = Placed::none(self);
         let mut at = wanted.start;
         while at < wanted.end {
             if let Some(part) = self.place_part(wanted, at) {
