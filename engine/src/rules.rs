@@ -17,7 +17,7 @@ mod world;
 
 use crate::sim_bugs::{self, Bug};
 use bcache_format::superblock::CacheMode;
-use crash::{CachedSet, Campaign, Focus};
+use crash::{CachedSet, Campaign, Failure, Focus};
 use std::sync::Arc;
 
 /// Cuts within which a mistake has to be found. Most are found within a hundred.
@@ -32,38 +32,59 @@ const WRITEBACK: Focus = Focus { mode: Some(CacheMode::Writeback), ..CALM };
 const SPOILT: Focus = Focus { spoilt: Some(80), ..WRITEBACK };
 const WRITETHROUGH: Focus = Focus { mode: Some(CacheMode::Writethrough), ..CALM };
 
+/// Which mistakes are looked for: those whose names have the environment variable `MISTAKE` in them, and then nothing else is
+/// done; all, where it is not set. `tests/mistakes` sets it.
+fn filter() -> Option<String> {
+    std::env::var("MISTAKE").ok()
+}
+
+fn wanted(bug: Bug) -> bool {
+    filter().is_none_or(|filter| format!("{bug:?}").contains(&filter))
+}
+
+/// Says that a mistake was found, by the test of this thread, in the words that `tests/mistakes` looks for.
+fn found(bug: Bug, after: &str, what: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test").trim_start_matches("rules::").replace("played::", "");
+    println!("found {bug:?} by {test} after {after}: {}", what.lines().next().unwrap_or_default());
+}
+
 /// Runs about `focus` find nothing wrong, and the mistake once it is switched on.
 fn rule(test: &str, focus: Focus, bugs: &[Bug]) {
-    if let Err(failure) = Campaign::of(HEALTHY).about(focus).run::<CachedSet>() {
+    if filter().is_none()
+        && let Err(failure) = Campaign::of(HEALTHY).about(focus).run::<CachedSet>()
+    {
         panic!("{failure}\nreplay: SIM_SEED={} cargo test -p bcache-engine rules::{test}", failure.seed);
     }
-    for &bug in bugs {
-        let switch = Arc::new(move || sim_bugs::set(Some(bug)));
-        let found = Campaign { prepare: switch, ..Campaign::of(WITHIN).about(focus) }.run::<CachedSet>();
-        sim_bugs::set(None);
-        match found {
-            Ok((summary, runs)) => {
-                panic!("{bug:?} was not found in {runs} runs with {} power cuts", summary.cuts)
-            }
-            Err(failure) => {
-                let what = failure.what.lines().next().unwrap_or_default();
-                println!("{bug:?}: found after {} power cuts: {what}", failure.cuts);
-            }
+    for &bug in bugs.iter().filter(|bug| wanted(**bug)) {
+        match runs_with(bug, focus, WITHIN) {
+            Ok(runs) => panic!("{bug:?} was not found in {runs}"),
+            Err(failure) => found(bug, &format!("{} power cuts", failure.cuts), &failure.what),
         }
     }
 }
 
+/// Runs with a mistake, until it is found.
+fn runs_with(bug: Bug, focus: Focus, cuts: u64) -> Result<String, Failure> {
+    let switch = Arc::new(move || sim_bugs::set(Some(bug)));
+    let ended = Campaign { prepare: switch, ..Campaign::of(cuts).about(focus) }.run::<CachedSet>();
+    sim_bugs::set(None);
+    ended.map(|(summary, runs)| format!("{runs} runs with {} power cuts", summary.cuts))
+}
+
 /// A scene goes well, and does not once one of the mistakes is switched on.
 fn scene(name: &str, mistakes: &[Bug], play: fn()) {
-    play();
-    for &bug in mistakes {
+    if filter().is_none() {
+        play();
+    }
+    for &bug in mistakes.iter().filter(|bug| wanted(**bug)) {
         sim_bugs::set(Some(bug));
         let played = std::panic::catch_unwind(play);
         sim_bugs::set(None);
-        let found = played.expect_err(&format!("{name}: {bug:?} was not found"));
-        let what = found.downcast_ref::<String>().map(String::as_str);
-        let what = what.or_else(|| found.downcast_ref::<&str>().copied()).unwrap_or_default();
-        println!("{bug:?}: found by the scene {name}: {}", what.lines().next().unwrap_or_default());
+        let harm = played.expect_err(&format!("{name}: {bug:?} was not found"));
+        let what = harm.downcast_ref::<String>().map(String::as_str);
+        let what = what.or_else(|| harm.downcast_ref::<&str>().copied()).unwrap_or_default();
+        found(bug, "1 run", what);
     }
 }
 
@@ -117,4 +138,26 @@ rules! {
     /// An audit once found metadata in a bucket that was marked free: GC began while a new node had no parent yet.
     btree_io_a_new_node_is_pinned_until_the_tree_leads_to_it: FULL => NewNodeUnpinned;
     btree_io_a_clean_stop_writes_every_dirty_node: WRITEBACK => StopLeavesNodes;
+}
+
+mod long {
+    use super::*;
+
+    /// Tells which mistakes runs under every load find, and which have to have a scene.
+    #[test]
+    #[ignore = "takes long"]
+    fn mistakes_under_every_load() {
+        let calm = Focus { wild: true, ..CALM };
+        let spoilt = Focus { moving: true, spoilt: Some(60), ..calm };
+        for bug in Bug::ALL.iter().copied().filter(|bug| wanted(*bug)) {
+            for (name, focus) in [("calm", calm), ("spoilt", spoilt)] {
+                match runs_with(bug, focus, 1500) {
+                    Ok(runs) => println!("{bug:?}: {name}: not found in {runs}"),
+                    Err(failure) => {
+                        found(bug, &format!("{} power cuts ({name})", failure.cuts), &failure.what)
+                    }
+                }
+            }
+        }
+    }
 }

@@ -3,10 +3,21 @@
 
 use std::cell::Cell;
 
-/// A mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Bug {
+macro_rules! mistakes {
+    ($($bug:ident,)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Bug { $($bug,)* }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &[Bug] = &[$(Bug::$bug,)*];
+        }
+    };
+}
+
+mistakes! {
     JournalWithoutFlush,
     LeafWithoutFlush,
     FlushWithoutJournal,

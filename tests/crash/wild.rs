@@ -25,19 +25,16 @@ const MOVING: Focus = Focus { moving: true, ..CALM };
 const SPOILT: Focus = Focus { moving: true, spoilt: Some(60), ..CALM };
 
 #[test]
-#[ignore = "finds faults that are being mended"]
 fn a_set_under_every_load_survives() {
     survives("a_set_under_every_load_survives", 8_000, CALM);
 }
 
 #[test]
-#[ignore = "finds faults that are being mended"]
 fn a_set_whose_devices_come_and_go_survives() {
     survives("a_set_whose_devices_come_and_go_survives", 4_000, MOVING);
 }
 
 #[test]
-#[ignore = "finds faults that are being mended"]
 fn a_set_whose_disks_fail_survives() {
     survives("a_set_whose_disks_fail_survives", 8_000, SPOILT);
 }

@@ -125,7 +125,7 @@ impl MergePool {
         self.starved.set(true);
     }
 
-    #[cfg(test)]
+    /// Whether the reserve is there.
     pub(super) fn is_whole(&self) -> bool {
         self.reserve.borrow().is_some()
     }

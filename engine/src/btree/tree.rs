@@ -187,8 +187,11 @@ impl Tree {
         self.evict();
         self.limit.set(limit);
     }
+    /// Nodes that are being read.
+    pub(crate) fn reads_under_way(&self) -> usize {
+        self.reading.borrow().len()
+    }
     /// Nobody merges bsets just now, and the cursors for that are in their pool.
-    #[cfg(test)]
     pub(crate) fn merges_are_whole(&self) -> bool {
         self.merges.is_whole()
     }

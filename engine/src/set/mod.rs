@@ -5,6 +5,7 @@ mod attributes;
 mod audit;
 mod cache_dev;
 mod device;
+mod left;
 mod recover;
 mod stop;
 mod superblock;

@@ -69,8 +69,6 @@ pub struct CachedSet {
     focus: Focus,
     /// Clients outlive the process: what is acknowledged survives its end.
     outlive: bool,
-    /// Requests need not be whole blocks.
-    unaligned: bool,
     /// Many small extents from the start: a tree of three levels.
     deep: bool,
     /// Nanoseconds a read of the cache takes, and anything of a backing device, at most.
@@ -172,7 +170,6 @@ impl CachedSet {
             journal_delay_ms: [1, 10, 100, 5000][rng.below(4) as usize],
             focus: *focus,
             outlive: rng.chance(1, 2),
-            unaligned: block_sectors == 8 && logical_block == 512 && rng.chance(1, 2),
             deep,
             slow: (
                 [200_000, 3_000_000, 30_000_000][rng.below(3) as usize],
@@ -230,7 +227,6 @@ impl Subject for CachedSet {
             journal_delay_ms: [1, 10, 100][rng.below(3) as usize],
             focus: Focus { full, ..*focus },
             outlive: false,
-            unaligned: false,
             deep: false,
             slow: (0, 0),
             spoilt: Cell::new(false),
@@ -270,7 +266,7 @@ impl Subject for CachedSet {
     }
 
     fn align(&self) -> u64 {
-        if self.unaligned { 1 } else { self.block_sectors.into() }
+        self.block_sectors.into()
     }
 
     fn kills(&self) -> bool {
@@ -357,9 +353,6 @@ impl Subject for CachedSet {
             .collect();
         if !wrong.is_empty() {
             return Err(format!("fsck finds {}", wrong.join("; ")));
-        }
-        if !self.focus.wild {
-            return Ok(());
         }
         let at_rest = offline::AtRest { shape: self, disks, states: &states, checked: &checked };
         at_rest.judge(models)?;

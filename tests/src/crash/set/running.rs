@@ -512,6 +512,10 @@ impl Running for RunningSet {
         Ok(())
     }
 
+    fn left_behind(&self) -> Vec<String> {
+        self.set.as_ref().map(|set| set.left_behind()).unwrap_or_default()
+    }
+
     async fn stop(&self) -> Result<bool, String> {
         self.stopping.set(true);
         if let Some(set) = self.set.as_ref().filter(|_| self.wild) {
