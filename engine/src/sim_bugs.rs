@@ -36,6 +36,7 @@ mistakes! {
     CleanTooEarly,
     OldForLostDirty,
     AloneWithoutStale,
+    AbandonWithoutStale,
     AttachKeepsSlot,
     StaleCleanCopy,
     WritebackBeforeJournal,

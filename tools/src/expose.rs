@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
 use crate::dm::{self, Target};
+use crate::frontend::{self, Driver};
+use crate::hold;
 use crate::identify::{Part, identify};
 
 /// Most devices that are numbered.
@@ -68,7 +70,10 @@ pub fn direct_table(part: &Part) -> Vec<Target> {
 }
 
 /// Whether a backing device still needs no cache: asked while nobody can attach it, for that takes a claim of it.
-fn still_whole(part: &Part) -> io::Result<()> {
+///
+/// # Errors
+/// It needs one, or cannot be read.
+pub fn still_whole(part: &Part) -> io::Result<()> {
     // What it says may have been written by a process that died, or failed, before it was durable.
     File::open(&part.path)?.sync_all()?;
     let now = identify(&part.path).map_err(|error| io::Error::other(format!("{error:#}")))?;
@@ -85,11 +90,21 @@ fn still_whole(part: &Part) -> io::Result<()> {
 /// Somebody else uses the device, or the kernel refuses.
 pub fn direct(part: &Part) -> Result<String> {
     if let Some(device) = dm::find(&dm::uuid_of(part.uuid))? {
+        hold::settle(&device, part.uuid).with_context(|| format!("/dev/mapper/{}", device.name))?;
         // A process that died in the last step of detaching left it leading to what nobody serves any more.
-        if leads_to_front_end(&device.name)? {
-            dm::replace(&device.name, &direct_table(part), || still_whole(part))
+        if let Some((driver, id, _)) = front_end(&device.name, part.uuid)? {
+            if frontend::is_served(driver, id)? {
+                bail!(
+                    "{}: an engine serves /dev/mapper/{}, which has its UUID, {}",
+                    part.path.display(),
+                    device.name,
+                    part.uuid
+                );
+            }
+            hold::swap(&device.name, part.uuid, &direct_table(part), || still_whole(part))
                 .with_context(|| format!("/dev/mapper/{}", device.name))?;
         }
+        refuse_other(&device.name, part)?;
         return Ok(device.name);
     }
     let created = create(&part.label, part.uuid, &direct_table(part), || still_whole(part));
@@ -97,19 +112,52 @@ pub fn direct(part: &Part) -> Result<String> {
         Ok(device) => Ok(device.name),
         // Somebody was faster with the same.
         Err(error) => match dm::find(&dm::uuid_of(part.uuid))? {
-            Some(device) => Ok(device.name),
+            Some(device) => refuse_other(&device.name, part).map(|()| device.name),
             None => Err(error),
         },
     }
 }
 
-/// Whether an engine's block device is below the device called `name`.
+/// A copy of a disk has its UUID; what is in service must not be taken for it.
+fn refuse_other(name: &str, part: &Part) -> Result<()> {
+    match dm::table(name)?.first().and_then(Target::below) {
+        Some((below, _)) if below != part.device => bail!(
+            "{}: /dev/mapper/{name} has its UUID, {}, and is on /dev/{}; one of the two is a copy",
+            part.path.display(),
+            part.uuid,
+            kernel_name(below).unwrap_or_default()
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The block device of an engine below the device of `uuid` that is called `name`, if there is one, and the sector of it
+/// where the device begins.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn leads_to_front_end(name: &str) -> io::Result<bool> {
-    let below = dm::table(name)?.first().and_then(Target::below).and_then(|(below, _)| kernel_name(below));
-    Ok(below.is_some_and(|below| below.starts_with("ublkb") || below.starts_with("nbd")))
+pub fn front_end(name: &str, uuid: Uuid) -> io::Result<Option<(Driver, u32, u64)>> {
+    let Some((below, offset)) = dm::table(name)?.first().and_then(Target::below) else { return Ok(None) };
+    let Some(below) = kernel_name(below) else { return Ok(None) };
+    Ok(frontend::made_for(&below, uuid)?.map(|(driver, id)| (driver, id, offset)))
+}
+
+/// Devices of ours that lead straight to their backing device, with its UUID: no engine has a part in them.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn alone() -> io::Result<Vec<(dm::Device, Uuid)>> {
+    let mut found = Vec::new();
+    for device in dm::list()? {
+        // One that goes while we look is no error.
+        let Some(device) = dm::describe(&device.name)? else { continue };
+        let uuid = device.uuid.strip_prefix(dm::UUID_PREFIX).and_then(|uuid| uuid.parse::<Uuid>().ok());
+        let Some(uuid) = uuid else { continue };
+        if front_end(&device.name, uuid)?.is_none() {
+            found.push((device, uuid));
+        }
+    }
+    Ok(found)
 }
 
 /// The name in sysfs of the block device `major:minor`, such as `ublkb0`.
@@ -117,6 +165,19 @@ pub fn leads_to_front_end(name: &str) -> io::Result<bool> {
 pub fn kernel_name((major, minor): (u64, u64)) -> Option<String> {
     let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
     Some(link.file_name()?.to_str()?.to_owned())
+}
+
+/// The smallest unit of a front end's block device, in bytes.
+///
+/// # Errors
+/// There is no such device.
+pub fn block_size(driver: Driver, id: u32) -> io::Result<u32> {
+    let name = match driver {
+        Driver::Ublk => format!("ublkb{id}"),
+        Driver::Nbd => format!("nbd{id}"),
+    };
+    let text = std::fs::read_to_string(format!("/sys/block/{name}/queue/logical_block_size"))?;
+    text.trim().parse().map_err(|_| io::Error::other(format!("{name}: blocks of {text:?} bytes")))
 }
 
 /// The number of the block device that sysfs calls `name`.

@@ -39,39 +39,29 @@ pub struct Part {
     pub data_sectors: u64,
 }
 
+/// The number of a block device.
+fn number(path: &Path) -> Result<(u64, u64)> {
+    let meta = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+    if !meta.file_type().is_block_device() {
+        bail!("{}: not a block device (for files: bcache serve, or losetup)", path.display());
+    }
+    Ok((major(meta.rdev()), minor(meta.rdev())))
+}
+
 /// Looks at a device.
 ///
 /// # Errors
 /// It cannot be read, is no block device, or not one of bcache's.
 pub fn identify(path: &Path) -> Result<Part> {
     let name = || path.display().to_string();
-    let meta = std::fs::metadata(path).with_context(name)?;
-    if !meta.file_type().is_block_device() {
-        bail!("{}: not a block device (for files: bcache serve, or losetup)", path.display());
-    }
-    let number = meta.rdev();
-    let device = (major(number), minor(number));
+    number(path)?;
     let file = File::open(path).with_context(name)?;
     let mut block = vec![0; SB_BYTES];
     file.read_exact_at(&mut block, SB_OFFSET).with_context(name)?;
     let sb = Superblock::parse(&block).map_err(|error| {
         anyhow::anyhow!("{}: not a usable bcache device: {}", path.display(), error.at(SB_OFFSET))
     })?;
-    let sectors = sectors(device).with_context(name)?;
-    let (role, data_offset) = match sb.backing() {
-        Some(backing) => (Role::Backing(sb.state()), backing.data_offset.0),
-        None => (Role::Cache, 0),
-    };
-    Ok(Part {
-        path: path.to_owned(),
-        device,
-        role,
-        set: sb.set_uuid,
-        uuid: sb.uuid,
-        label: sb.label.to_text(),
-        data_offset,
-        data_sectors: sectors.saturating_sub(data_offset),
-    })
+    Part::of(path, &sb)
 }
 
 /// Size of a device in sectors of 512 bytes.
@@ -81,11 +71,50 @@ fn sectors((major, minor): (u64, u64)) -> Result<u64> {
 }
 
 impl Part {
+    /// The device whose superblock was read.
+    ///
+    /// # Errors
+    /// It is no block device.
+    pub fn of(path: &Path, sb: &Superblock) -> Result<Part> {
+        let device = number(path)?;
+        let sectors = sectors(device).with_context(|| path.display().to_string())?;
+        let (role, data_offset) = match sb.backing() {
+            Some(backing) => (Role::Backing(sb.state()), backing.data_offset.0),
+            None => (Role::Cache, 0),
+        };
+        Ok(Part {
+            path: path.to_owned(),
+            device,
+            role,
+            set: sb.set_uuid,
+            uuid: sb.uuid,
+            label: sb.label.to_text(),
+            data_offset,
+            data_sectors: sectors.saturating_sub(data_offset),
+        })
+    }
+
     /// Whether the kernel's own bcache has it.
     #[must_use]
     pub fn is_kernels(&self) -> bool {
         let (major, minor) = self.device;
         Path::new(&format!("/sys/dev/block/{major}:{minor}/bcache")).exists()
+    }
+
+    /// Where the kernel's bcache is told to let it go: a cache goes with its set.
+    #[must_use]
+    pub fn kernels_stop(&self) -> String {
+        if self.role == Role::Cache {
+            return format!("/sys/fs/bcache/{}/stop", self.set);
+        }
+        let (major, minor) = self.device;
+        let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
+        // A partition is inside its disk.
+        let link = link.to_string_lossy();
+        let name = link
+            .rsplit_once("/block/")
+            .map_or_else(|| format!("{major}:{minor}"), |(_, name)| name.to_owned());
+        format!("/sys/block/{name}/bcache/stop")
     }
 
     /// Whether its data is whole without a cache.

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,8 @@ use crate::module;
 const START: Duration = Duration::from_secs(20);
 /// How long a part is waited for: reading a large set takes its time.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a new program may take to show that it can serve a set.
+const CHECK: Duration = Duration::from_secs(60);
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(20);
 /// systemd's unit for a set, without the instance.
@@ -54,9 +57,9 @@ pub fn register(path: &Path, unless_stopped: bool) -> Result<Outcome> {
     let part = identify(&path)?;
     if part.is_kernels() {
         bail!(
-            "{}: the kernel's bcache has it; stop it there first (echo 1 > /sys/block/{}/bcache/stop)",
+            "{}: the kernel's bcache has it; stop it there first (echo 1 > {})",
             path.display(),
-            expose::kernel_name(part.device).unwrap_or_default()
+            part.kernels_stop()
         );
     }
     paths::prepare().context(paths::DIR)?;
@@ -108,7 +111,7 @@ pub fn wait(set: Uuid, path: &Path) -> Result<()> {
         let parts = status.get("parts").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let part = parts.iter().find(|part| part["device"] == json!(path));
         match part.and_then(|part| part["standing"].as_str()) {
-            Some("active" | "waiting") => return Ok(()),
+            Some("active" | "waiting" | "alone") => return Ok(()),
             Some("failed") => bail!("{}", part.and_then(|part| part["error"].as_str()).unwrap_or_default()),
             _ => std::thread::sleep(STEP),
         }
@@ -211,20 +214,7 @@ pub fn start_engine(set: Uuid) -> Result<()> {
         };
     }
     let program = program().context("where bcache-engine is")?;
-    let log = || -> io::Result<File> {
-        File::options().append(true).create(true).mode(0o600).open(paths::log(set))
-    };
-    let (out, err) = (log()?, log()?);
-    // Whoever ends all processes when the machine leaves its initramfs, or shuts down, spares those that begin with @.
-    let mut child = Command::new(&program)
-        .arg0("@bcache-engine")
-        .args(["--set", &set.to_string()])
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(out)
-        .stderr(err)
-        .spawn()
-        .with_context(|| program.display().to_string())?;
+    let mut child = spawn(&program, set, &[])?;
     let start = Instant::now();
     while start.elapsed() < START {
         if Client::connect(set)?.is_some() {
@@ -240,6 +230,112 @@ pub fn start_engine(set: Uuid) -> Result<()> {
     // It is slow, not gone. It reads the list of parts when it comes to that, so nobody has to wait for it.
     tracing::warn!(%set, "bcache-engine is slow to start");
     Ok(())
+}
+
+/// Starts a program as the engine of `set`.
+fn spawn(program: &Path, set: Uuid, more: &[&str]) -> Result<Child> {
+    let log = || -> io::Result<File> {
+        File::options().append(true).create(true).mode(0o600).open(paths::log(set))
+    };
+    let (out, err) = (log()?, log()?);
+    // Whoever ends all processes when the machine leaves its initramfs, or shuts down, spares those that begin with @.
+    // A group of its own: what ends a command at a terminal must not end what it started.
+    Command::new(program)
+        .arg0("@bcache-engine")
+        .args(["--set", &set.to_string()])
+        .args(more)
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .with_context(|| program.display().to_string())
+}
+
+/// Whether the program that is installed now could serve `set` in the place of the process that does.
+///
+/// # Errors
+/// It cannot run, or could not; what it says.
+pub fn check_program(set: Uuid) -> Result<()> {
+    let program = program().context("where bcache-engine is")?;
+    let set = set.to_string();
+    for args in [&["--version"][..], &["--set", &set, "--check"]] {
+        let done = output(&program, args).with_context(|| program.display().to_string())?;
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr);
+            bail!("{} {}: {}\n{}", program.display(), args.join(" "), done.status, said.trim_end());
+        }
+    }
+    Ok(())
+}
+
+/// What a program that is not trusted to end says.
+fn output(program: &Path, args: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let (mut child, start) = (command.spawn()?, Instant::now());
+    while child.try_wait()?.is_none() {
+        if start.elapsed() > CHECK {
+            child.kill()?;
+            bail!("it does not end");
+        }
+        std::thread::sleep(STEP);
+    }
+    Ok(child.wait_with_output()?)
+}
+
+/// A process that takes the place of the one that serves `set`.
+pub struct Successor {
+    child: Child,
+    set: Uuid,
+    /// The program that serves the set now, whatever was installed over it.
+    before: Option<File>,
+}
+
+impl Successor {
+    /// Starts it. From here on nothing depends on who called this.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(set: Uuid, pid: u64) -> Result<Successor> {
+        let before = File::open(format!("/proc/{pid}/exe")).ok();
+        let program = program().context("where bcache-engine is")?;
+        Ok(Successor { child: spawn(&program, set, &["--succeed"])?, set, before })
+    }
+
+    /// Looks whether it still lives. If not, and the one before has gone already, that one's program is started again.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn look(&mut self) -> Result<()> {
+        let Some(status) = self.child.try_wait()? else { return Ok(()) };
+        let log = paths::log(self.set);
+        if Client::connect(self.set)?.is_some() {
+            bail!(
+                "the new engine ended with {status}, and the one before goes on; {} says why",
+                log.display()
+            );
+        }
+        let before = self.before.take().context("the new engine ended, and nobody serves the set now")?;
+        spawn(Path::new(&format!("/proc/self/fd/{}", before.as_raw_fd())), self.set, &[])?;
+        bail!(
+            "the new engine ended with {status}, and the one before was started again; {} says why",
+            log.display()
+        );
+    }
+}
+
+/// Whether systemd watches over the set's engine: then it starts the next one, too.
+#[must_use]
+pub fn is_systemds(set: Uuid) -> bool {
+    has_systemd() && show(&format!("{UNIT}{set}.service")).is_ok_and(|state| state.trim_ascii() == b"active")
+}
+
+/// Whether systemd starts engines here.
+#[must_use]
+pub fn systemd_starts() -> bool {
+    has_systemd()
 }
 
 /// Waits until systemd knows of the end of a process that listens no more: while it takes the unit for active it starts

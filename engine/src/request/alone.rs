@@ -2,7 +2,7 @@
 
 use crate::dev::{BlockDev, Buf, Shared};
 use crate::error::{Error, Result};
-use crate::set::{Backing, Tracked, leave_cache, settled_superblock};
+use crate::set::{Backing, Device, Kind, Tracked, leave_cache, settled_superblock};
 use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::SECTOR_SIZE;
 use std::rc::Rc;
@@ -12,7 +12,15 @@ use std::rc::Rc;
 /// Its superblock says stale before anything of it can be changed: a cache that comes back later must forget what it
 /// has of the device.
 pub struct AloneVolume {
-    backing: Backing,
+    below: Below,
+}
+
+/// Whose the backing device is.
+enum Below {
+    /// It was opened for this.
+    Opened(Box<Backing>),
+    /// A device that was of a set, until the set failed.
+    Abandoned(Rc<Device>),
 }
 
 impl AloneVolume {
@@ -31,7 +39,24 @@ impl AloneVolume {
         if changed && !seeded_bug!(AloneWithoutStale) {
             backing.update(|sb| sb.set_state(alone.state())).await?;
         }
-        Ok(Self { backing })
+        Ok(Self { below: Below::Opened(Box::new(backing)) })
+    }
+
+    /// A device that its set has abandoned: [`CacheSet::abandon`](crate::set::CacheSet::abandon). Nothing for any other.
+    #[must_use]
+    pub fn of(device: Rc<Device>) -> Option<Self> {
+        let abandoned = device.inode.get().is_none() && device.backing().is_some();
+        abandoned.then_some(Self { below: Below::Abandoned(device) })
+    }
+
+    fn backing(&self) -> &Backing {
+        match &self.below {
+            Below::Opened(backing) => backing,
+            Below::Abandoned(device) => match &device.kind {
+                Kind::Cached(backing) => backing,
+                Kind::FlashOnly { .. } => unreachable!("`of` has looked"),
+            },
+        }
     }
 
     /// The byte of the device where byte `at` of the volume is.
@@ -42,19 +67,19 @@ impl AloneVolume {
             let what = format!("{len} bytes at {at} are not a range of this device");
             return Err(VolumeError::new(libc::EINVAL, what));
         }
-        Ok(at + self.backing.data_offset * SECTOR_SIZE)
+        Ok(at + self.backing().data_offset * SECTOR_SIZE)
     }
 }
 
 impl Volume for AloneVolume {
     fn size_bytes(&self) -> u64 {
-        self.backing.data_bytes() / u64::from(self.block_size()) * u64::from(self.block_size())
+        self.backing().data_bytes() / u64::from(self.block_size()) * u64::from(self.block_size())
     }
     fn block_size(&self) -> u32 {
-        u32::from(self.backing.sb.borrow().block_sectors) * SECTOR_SIZE as u32
+        u32::from(self.backing().sb.borrow().block_sectors) * SECTOR_SIZE as u32
     }
     fn id(&self) -> VolumeId {
-        let sb = self.backing.sb.borrow();
+        let sb = self.backing().sb.borrow();
         VolumeId { name: sb.label.to_text(), label: sb.label.to_text(), uuid: sb.uuid }
     }
     fn read_only(&self) -> bool {
@@ -63,27 +88,27 @@ impl Volume for AloneVolume {
     fn read(&self, at: u64, len: u32) -> VolumeFuture<'_, Vec<Shared>> {
         Box::pin(async move {
             let at = self.place(at, len.into())?;
-            Ok(vec![self.backing.dev.dev.read(at, Buf::recycled(len as usize)).await?.freeze()])
+            Ok(vec![self.backing().dev.dev.read(at, Buf::recycled(len as usize)).await?.freeze()])
         })
     }
     fn write(&self, at: u64, data: Shared, fua: bool) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place(at, data.len() as u64)?;
             if fua {
-                return Ok(self.backing.dev.write_fua(at, data).await?);
+                return Ok(self.backing().dev.write_fua(at, data).await?);
             }
-            Ok(self.backing.dev.write(at, data).await?)
+            Ok(self.backing().dev.write(at, data).await?)
         })
     }
     fn flush(&self) -> VolumeFuture<'_, ()> {
-        Box::pin(async move { Ok(self.backing.dev.client_flush(self.backing.dev.epoch()).await?) })
+        Box::pin(async move { Ok(self.backing().dev.client_flush(self.backing().dev.epoch()).await?) })
     }
     fn discard(&self, at: u64, len: u64) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place(at, len)?;
-            if self.backing.dev.dev.geometry().discard {
-                let discarded = self.backing.dev.dev.discard(at, len).await;
-                self.backing.dev.completed();
+            if self.backing().dev.dev.geometry().discard {
+                let discarded = self.backing().dev.dev.discard(at, len).await;
+                self.backing().dev.completed();
                 discarded?;
             }
             Ok(())
@@ -92,7 +117,7 @@ impl Volume for AloneVolume {
     fn write_zeroes(&self, at: u64, len: u64, fua: bool, _no_hole: bool) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place(at, len)?;
-            let dev = &self.backing.dev;
+            let dev = &self.backing().dev;
             let failures = dev.failures();
             let zeroed = dev.dev.write_zeroes(at, len).await;
             dev.completed();

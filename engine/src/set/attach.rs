@@ -57,7 +57,9 @@ impl CacheSet {
         if sb.block_sectors < self.cache.sb.borrow().block_sectors {
             return Err(Error::refused(format!("{name}: its blocks are smaller than the cache's")));
         }
-        if state != BackingState::None && sb.set_uuid != set_uuid {
+        // One that ran without its cache is whole by itself, whatever set it was of.
+        let whole = matches!(state, BackingState::None | BackingState::Stale);
+        if !whole && sb.set_uuid != set_uuid {
             return Err(Error::refused(format!("{name}: belongs to another cache set, {}", sb.set_uuid)));
         }
         if self.devices().iter().any(|device| device.uuid == uuid) {

@@ -313,6 +313,8 @@ fn device_state(device: &Device, dirty: u64) -> &'static str {
     let Some(backing) = device.backing() else { return "clean" };
     match backing.sb.borrow().state() {
         _ if device.inode.get().is_none() => "no cache",
+        // Not one of the kernel's words: there it says dirty as ever, and nobody knows why all fails.
+        _ if device.is_given_up() => "failed",
         BackingState::Stale => "inconsistent",
         _ if dirty > 0 => "dirty",
         BackingState::Dirty => "dirty",

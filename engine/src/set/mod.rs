@@ -1,5 +1,6 @@
 //! A cache set: one cache device, its backing devices and volumes.
 
+mod abandon;
 mod attach;
 mod attributes;
 mod audit;
@@ -13,6 +14,7 @@ mod superblock;
 mod tests;
 mod uuids;
 
+pub use abandon::Absent;
 pub use attributes::{Attribute, LEFT_OUT};
 pub use cache_dev::{CacheDev, Tracked, read_superblock, settled_superblock};
 pub use device::{Backing, Device, Kind};

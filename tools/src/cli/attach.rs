@@ -1,18 +1,16 @@
-//! `bcache attach`, `detach`, `volume` and `upgrade`: change what a running set serves.
+//! `bcache attach`, `detach` and `volume`: change what a running set serves.
 
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Out, Outcome};
-use crate::control::client::{Client, ask, find_device, one_set, status};
+use crate::control::client::{ask, find_device, one_set};
 use crate::control::{Request, paths};
-use crate::register;
 
 /// Attach a backing device to a running set; it may be mounted
 #[derive(Debug, clap::Args)]
@@ -94,7 +92,23 @@ pub enum VolumeCommand {
 }
 
 fn size(text: &str) -> Result<u64, String> {
-    parse_size::Config::new().with_binary().parse_size(text).map_err(|error| error.to_string())
+    number(text).ok_or_else(|| format!("{text:?} is no size"))
+}
+
+/// A number as people write sizes: digits, and perhaps a unit in powers of 1024, which may have a fraction before it.
+/// Nothing else is one: neither an exponent nor a separator, and no part of a byte.
+fn number(text: &str) -> Option<u64> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let digits = text.strip_suffix(unit)?;
+    let plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let whole = match digits.split_once('.') {
+        Some((whole, fraction)) => {
+            plain(whole) && plain(fraction) && !unit.trim_matches(['b', 'B']).is_empty()
+        }
+        None => plain(digits),
+    };
+    let unit = unit.bytes().all(|byte| byte.is_ascii_alphabetic());
+    if whole && unit { parse_size::Config::new().with_binary().parse_size(text).ok() } else { None }
 }
 
 /// Makes or removes.
@@ -117,40 +131,21 @@ pub fn run_volume(command: VolumeCommand, out: &mut Out) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Replace a set's engine by the one that is installed now, while its devices are in use
-///
-/// Requests wait while the old process ends in order and the new one starts.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  bcache upgrade")]
-pub struct UpgradeArgs {
-    /// The set's UUID; not needed where only one is served
-    #[arg(value_name = "SET")]
-    set: Option<Uuid>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Replaces.
-pub fn run_upgrade(args: UpgradeArgs, out: &mut Out) -> Outcome {
-    let set = one_set(args.set)?;
-    let _one = paths::lock_registration(set)?;
-    let Some(mut engine) = Client::connect(set)? else { bail!("no engine serves set {set}") };
-    let before = engine.ask(&Request::Status)?;
-    // The root file system may be on the set: nothing that is needed from here on may have to be read from it.
-    register::read_ahead(set);
-    let start = Instant::now();
-    engine.ask(&Request::HandOver)?;
-    engine.wait_for_end();
-    register::start_engine(set)?;
-    let wanted = before.get("devices").and_then(Value::as_array).map_or(0, Vec::len);
-    // The new process has the devices once it says so.
-    let deadline = std::time::Duration::from_secs(120);
-    while start.elapsed() < deadline {
-        let status = status(set)?;
-        if status.get("devices").and_then(Value::as_array).is_some_and(|devices| devices.len() >= wanted) {
-            let millis = start.elapsed().as_millis();
-            writeln!(out, "upgraded {set}; requests waited for {millis} ms")?;
-            return Ok(ExitCode::SUCCESS);
+    #[test]
+    fn sizes_are_numbers() {
+        for (text, value) in
+            [("0", 0), ("10", 10), ("4k", 4096), ("1.5M", 3 << 19), ("2GiB", 2 << 30), ("3kB", 3072)]
+        {
+            assert_eq!(number(text), Some(value), "{text}");
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        for text in
+            ["", "1 2", "1_0", "1e2", "0.4", "1.", ".5k", "1.5B", "-1", "+1", "0x10", "1k2", "k", "1.2.3k"]
+        {
+            assert_eq!(number(text), None, "{text:?}");
+        }
     }
-    bail!("the new engine of set {set} does not serve all devices; bcache status says why")
 }

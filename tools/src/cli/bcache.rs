@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::{
     Out, Outcome, attach, backup, completions, doctor, dump, export, flush, fsck, image, make, map, register,
-    salvage, serve, settings, show, status, stop, undo,
+    salvage, serve, settings, show, status, stop, undo, upgrade,
 };
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
@@ -25,7 +25,8 @@ enum Command {
     Set(settings::SetArgs),
     Status(status::Args),
     Unregister(stop::UnregisterArgs),
-    Upgrade(attach::UpgradeArgs),
+    Upgrade(upgrade::Args),
+    Forget(stop::ForgetArgs),
     #[command(subcommand)]
     Volume(attach::VolumeCommand),
     #[command(visible_alias = "show-super")]
@@ -57,7 +58,8 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Set(args) => settings::run_set(args, out),
         Command::Status(args) => status::run(args, out),
         Command::Unregister(args) => stop::run_unregister(args, out),
-        Command::Upgrade(args) => attach::run_upgrade(args, out),
+        Command::Upgrade(args) => upgrade::run(args, out),
+        Command::Forget(args) => stop::run_forget(args, out),
         Command::Volume(command) => attach::run_volume(command, out),
         Command::Make(args) => make::run(args, out),
         Command::Show(args) => show::run(args, out),

@@ -34,6 +34,7 @@ pub mod show;
 pub mod status;
 pub mod stop;
 pub mod undo;
+pub mod upgrade;
 
 /// The command line of every program, for manual pages.
 #[must_use]

@@ -1,12 +1,13 @@
 //! `bcache serve`: a cached device for NBD clients, without root.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::{IsTerminal, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bcache_engine::env::{Env, Runtime, Signals};
 use bcache_engine::net::Listener;
 use bcache_engine::volume::Volume;
@@ -60,6 +61,9 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
 }
 
 async fn serve(env: &Env, signals: &Signals, args: &Args, out: &mut Out<'_>) -> Outcome {
+    if let Some(path) = &args.stats_json {
+        check_report(path, args).with_context(|| path.display().to_string())?;
+    }
     let (service, volumes) = if args.read_only {
         (None, read_only::volumes(env, &args.devices)?)
     } else {
@@ -100,12 +104,16 @@ async fn clients(
     volumes: Vec<Rc<dyn Volume>>,
 ) -> Result<Server> {
     let listener = Listener::bind(env, &args.nbd).with_context(|| args.nbd.display().to_string())?;
-    for volume in &volumes {
-        let id = volume.id();
-        writeln!(out, "export {} uuid {} bytes {}", id.name, id.uuid, volume.size_bytes())?;
-    }
-    writeln!(out, "serving at nbd+unix:///?socket={}", args.nbd.display())?;
-    out.flush()?;
+    let mut say = || -> std::io::Result<()> {
+        for volume in &volumes {
+            let id = volume.id();
+            writeln!(out, "export {} uuid {} bytes {}", id.name, id.uuid, volume.size_bytes())?;
+        }
+        writeln!(out, "serving at nbd+unix:///?socket={}", args.nbd.display())?;
+        out.flush()
+    };
+    // Clients are served whether anybody reads that or not.
+    let _ = say();
     let server = Server::new(env, Rc::new(ExportTable::new(volumes)), Limits::default());
     let listening = server.clone();
     let accepting = env.spawn(async move { listening.listen(&listener).await });
@@ -140,6 +148,35 @@ fn progress(env: &Env, service: Option<Rc<Service>>, server: &Server) -> Progres
         .detach();
     }
     bar
+}
+
+/// Sees to it that the report can be written in the end, and to nothing of value: not to a device, nor to anything else
+/// that is there and is no report.
+fn check_report(path: &Path, args: &Args) -> Result<()> {
+    let known = match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        found => {
+            let found = found?;
+            let same = |other: &PathBuf| {
+                std::fs::metadata(other)
+                    .is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
+            };
+            if args.devices.iter().any(same) {
+                bail!("a device of the set, not a file for statistics");
+            }
+            if !found.is_file() {
+                bail!("not a file");
+            }
+            found.len() > 0
+        }
+    };
+    let mut first = [0];
+    if known && (std::fs::File::open(path)?.read(&mut first)? != 1 || first != *b"{") {
+        bail!("there already, and no report of statistics; it would be lost");
+    }
+    // That it can be written is shown before anything is served.
+    std::fs::OpenOptions::new().append(true).create(true).open(path)?;
+    Ok(())
 }
 
 fn write_json(path: &Path, report: &serde_json::Value) -> Result<()> {

@@ -41,12 +41,7 @@ fn all() -> Result<Vec<Value>> {
 fn alone() -> Option<Value> {
     dm::available().ok()?;
     let mut devices = Vec::new();
-    for device in dm::list().ok()? {
-        let Ok(Some(device)) = dm::describe(&device.name) else { continue };
-        let Some(uuid) = device.uuid.strip_prefix(dm::UUID_PREFIX) else { continue };
-        if expose::leads_to_front_end(&device.name).unwrap_or(true) {
-            continue;
-        }
+    for (device, uuid) in expose::alone().ok()? {
         let table = dm::table(&device.name).unwrap_or_default();
         let below = table.first().and_then(dm::Target::below);
         let backing = below.and_then(|(below, _)| expose::kernel_name(below)).unwrap_or_default();
@@ -136,6 +131,25 @@ fn text_of(status: &Value) -> String {
     if let Some(failure) = status.get("failure").and_then(Value::as_str) {
         let _ = writeln!(text, "  FAILED: {failure}");
     }
+    if let Some(retired) = status.get("retired").and_then(Value::as_str) {
+        let _ = writeln!(text, "  FAILING: {retired}");
+    }
+    // One that has nothing here is nobody's worry.
+    let absent = status.get("absent").and_then(Value::as_array).into_iter().flatten();
+    for absent in absent.filter(|absent| number(absent, "dirty_bytes") > Some(0)) {
+        let _ = writeln!(
+            text,
+            "  device {} {:?} is not there; {} of it are in the cache alone",
+            word(absent, "uuid"),
+            word(absent, "label"),
+            size(number(absent, "dirty_bytes")),
+        );
+    }
+    for device in status.get("devices").and_then(Value::as_array).into_iter().flatten() {
+        if let Some(error) = device.get("error").and_then(Value::as_str) {
+            let _ = writeln!(text, "  {}  FAILED: {error}", word(device, "path"));
+        }
+    }
     if let Some(cache) = status.get("cache") {
         let used = number(cache, "in_use_percent").map_or_else(|| "-".to_owned(), |used| format!("{used} %"));
         let _ = writeln!(
@@ -149,8 +163,14 @@ fn text_of(status: &Value) -> String {
     for part in status.get("parts").and_then(Value::as_array).into_iter().flatten() {
         match word(part, "standing") {
             "active" => {}
+            "alone" => {
+                let _ = writeln!(text, "  {}  goes on without cache", word(part, "device"));
+            }
             "failed" => {
                 let _ = writeln!(text, "  {}  FAILED: {}", word(part, "device"), word(part, "error"));
+            }
+            "waiting" => {
+                let _ = writeln!(text, "  {}  waits for the cache of its set", word(part, "device"));
             }
             standing => {
                 let _ = writeln!(text, "  {}  {standing}", word(part, "device"));
@@ -177,7 +197,10 @@ fn text_of(status: &Value) -> String {
                 format!("  {}", word(device, "path")),
                 backing.to_owned(),
                 size(number(device, "bytes")),
-                word(device, "state").to_owned(),
+                match device.get("error").is_some_and(Value::is_string) {
+                    true => "failed".to_owned(),
+                    false => word(device, "state").to_owned(),
+                },
                 word(settings, "cache_mode").to_owned(),
                 size(number(device, "dirty_bytes")),
             ];

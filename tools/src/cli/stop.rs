@@ -7,13 +7,14 @@ use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
 use super::{Out, Outcome};
-use crate::control::client::{Client, one_set, statuses};
+use crate::control::client::{Client, ask, one_set, statuses};
 use crate::control::{Request, paths};
 use crate::dm;
 
 /// Stop a set: its devices vanish, everything is durable, its process ends
 ///
-/// Refused while a device is in use. Dirty data stays in the cache. A device that runs without cache can be named, too.
+/// Refused while a device is in use: then it goes on as before. With --all every other set is stopped all the same, and
+/// the exit code is 1. Dirty data stays in the cache. A device that runs without cache can be named, too.
 /// The set stays stopped until one of its devices is registered by hand, or appears anew.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache stop --all\n  bcache stop bcache1")]
@@ -28,27 +29,22 @@ pub struct Args {
 
 /// Stop a set for good: everything dirty is written back, its devices go on without cache, its process ends
 ///
-/// Devices may be in use. Flash-only volumes may not, and vanish; they are there again when the cache is registered.
+/// Refused while the newest data of a device that is not there is in the cache. Devices may be in use. Flash-only volumes may not, and vanish; they are there again when the cache is registered.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  bcache unregister")]
 pub struct UnregisterArgs {
     /// The set's UUID; not needed where only one is served
     #[arg(value_name = "SET")]
     set: Option<Uuid>,
+    /// Even if the newest data of a device that is not there is in the cache: it stays there, and nobody waits for it
+    #[arg(long)]
+    lose_dirty_data: bool,
 }
 
 /// Stops.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
     if args.all {
-        for (set, _) in statuses()? {
-            end(set, &Request::Stop)?;
-            writeln!(out, "stopped {set}")?;
-        }
-        for name in alone()? {
-            dm::remove(&name).with_context(|| format!("/dev/mapper/{name}"))?;
-            writeln!(out, "stopped {name}")?;
-        }
-        return Ok(ExitCode::SUCCESS);
+        return stop_all(out);
     }
     let what = args.what.as_deref();
     if let Some(name) = what.filter(|what| what.parse::<Uuid>().is_err()) {
@@ -56,7 +52,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         if !alone()?.iter().any(|known| known == name) {
             bail!("{name}: no device without cache is called so; name the set of a cached one");
         }
-        dm::remove(name).with_context(|| format!("/dev/mapper/{name}"))?;
+        remove(name)?;
         writeln!(out, "stopped {name}")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -66,11 +62,72 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Stops everything that can be stopped; what cannot stays as it is, and is told.
+fn stop_all(out: &mut Out) -> Outcome {
+    let mut code = ExitCode::SUCCESS;
+    let mut told = |out: &mut Out, what: &str, done: Result<()>| -> Result<()> {
+        match done {
+            Ok(()) => writeln!(out, "stopped {what}")?,
+            Err(error) => {
+                out.flush()?;
+                writeln!(std::io::stderr(), "bcache: {what}: {error:#}")?;
+                code = ExitCode::FAILURE;
+            }
+        }
+        Ok(())
+    };
+    for (set, _) in statuses()? {
+        told(out, &set.to_string(), end(set, &Request::Stop))?;
+    }
+    for name in alone()? {
+        told(out, &name, remove(&name))?;
+    }
+    Ok(code)
+}
+
+/// Removes the name of a device without cache.
+fn remove(name: &str) -> Result<()> {
+    let device = dm::describe(name)?.with_context(|| format!("/dev/mapper/{name}: gone"))?;
+    if device.suspended {
+        bail!("/dev/mapper/{name} is suspended; dmsetup resume lets it go on");
+    }
+    dm::remove(name).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => anyhow::anyhow!("/dev/mapper/{name} is in use; unmount it first"),
+        _ => anyhow::Error::new(error).context(format!("/dev/mapper/{name}")),
+    })
+}
+
 /// Stops for good.
 pub fn run_unregister(args: UnregisterArgs, out: &mut Out) -> Outcome {
     let set = one_set(args.set)?;
-    end(set, &Request::Unregister)?;
+    end(set, &Request::Unregister { lose_dirty_data: args.lose_dirty_data })?;
     writeln!(out, "unregistered {set}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Let a set forget a backing device that will never come back
+///
+/// What the cache has of it is given up, and the device starts anew if it ever comes. Refused while the device is there
+/// (bcache detach is for those), and while its newest data is in the cache.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache forget 8b4a3f0c-5f0e-4c39-9d7e-0d1f4f2b6a11")]
+pub struct ForgetArgs {
+    /// The set's UUID; not needed where only one is served
+    #[arg(long, value_name = "SET")]
+    set: Option<Uuid>,
+    /// Even if its newest data is in the cache, which is lost for good
+    #[arg(long)]
+    lose_dirty_data: bool,
+    /// The UUID of the device, as bcache status lists it
+    #[arg(value_name = "UUID")]
+    device: Uuid,
+}
+
+/// Forgets.
+pub fn run_forget(args: ForgetArgs, out: &mut Out) -> Outcome {
+    let ForgetArgs { set, lose_dirty_data, device } = args;
+    ask(one_set(set)?, &Request::Forget { device, lose_dirty_data })?;
+    writeln!(out, "forgot {device}")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -92,12 +149,5 @@ fn alone() -> Result<Vec<String>> {
     if dm::available().is_err() {
         return Ok(Vec::new());
     }
-    let mut names = Vec::new();
-    for device in dm::list()? {
-        let ours = dm::describe(&device.name)?.is_some_and(|device| device.uuid.starts_with(dm::UUID_PREFIX));
-        if ours && !crate::expose::leads_to_front_end(&device.name)? {
-            names.push(device.name);
-        }
-    }
-    Ok(names)
+    Ok(crate::expose::alone()?.into_iter().map(|(device, _)| device.name).collect())
 }

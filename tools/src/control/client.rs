@@ -1,13 +1,30 @@
 //! Asking a set's engine.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Reply, Request, paths};
+
+/// How long an engine that works takes at most for what it does at once.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same where it ends, and waits for disks.
+const PATIENCE_FOR_END: Duration = Duration::from_secs(60);
+/// Longest answer.
+const ANSWER: u64 = 64 << 20;
+
+/// How long an answer is waited for; what writes data back takes as long as it takes.
+fn patience(request: &Request) -> Option<Duration> {
+    match request {
+        Request::Status | Request::Register { .. } => Some(PATIENCE),
+        Request::HandOver | Request::Restart => Some(PATIENCE_FOR_END),
+        _ => None,
+    }
+}
 
 /// A connection to an engine.
 pub struct Client {
@@ -37,11 +54,15 @@ impl Client {
     /// # Errors
     /// The engine refuses, or ends before it answers.
     pub fn ask(&mut self, request: &Request) -> Result<Value> {
+        let stream = self.reader.get_mut();
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(patience(request))?;
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         self.reader.get_mut().write_all(line.as_bytes()).context("the engine does not listen")?;
         let mut answer = String::new();
-        self.reader.read_line(&mut answer).context("the engine does not answer")?;
+        // Nothing of ours is that long; whoever else listens there is not read without end.
+        (&mut self.reader).take(ANSWER).read_line(&mut answer).context("the engine does not answer")?;
         if answer.is_empty() {
             bail!("the engine ended before it answered; its log says why");
         }
@@ -69,7 +90,7 @@ pub fn status(set: Uuid) -> Result<Value> {
     Ok(answer.and_then(Result::ok).unwrap_or_default())
 }
 
-/// What every engine says of itself; those that do not answer are left out.
+/// What every engine says of itself; of one that does not answer, that it does not.
 ///
 /// # Errors
 /// The directory of sockets cannot be read.
@@ -77,10 +98,11 @@ pub fn statuses() -> Result<Vec<(Uuid, Value)>> {
     let mut all = Vec::new();
     for set in super::paths::sets()? {
         let Some(mut client) = Client::connect(set)? else { continue };
-        match client.ask(&Request::Status) {
-            Ok(status) => all.push((set, status)),
-            Err(error) => tracing::warn!(%set, "{error:#}"),
-        }
+        let status = client.ask(&Request::Status).unwrap_or_else(|error| {
+            let why = format!("{error:#}");
+            json!({"set": set, "engine": "user", "state": "does not answer", "failure": why})
+        });
+        all.push((set, status));
     }
     Ok(all)
 }
@@ -111,9 +133,18 @@ pub fn find_device(wanted: &str) -> Result<(Uuid, Value)> {
     }
     match found.len() {
         1 => found.pop().context("it was there"),
+        0 if is_alone(wanted) => bail!("{wanted}: has no cache, so there is nothing to change"),
         0 => bail!("{wanted}: no set that is served has such a device (bcache status lists them)"),
         _ => bail!("{wanted}: several devices are called so; name one by its UUID"),
     }
+}
+
+/// Whether a device that runs without cache is called so.
+fn is_alone(wanted: &str) -> bool {
+    let name = wanted.strip_prefix("/dev/mapper/").unwrap_or(wanted);
+    let called =
+        |(device, uuid): &(crate::dm::Device, Uuid)| device.name == name || uuid.to_string() == wanted;
+    crate::expose::alone().is_ok_and(|alone| alone.iter().any(called))
 }
 
 /// The set that was named, or the only one that is served.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 /// What an engine is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +41,19 @@ pub enum Request {
         device: String,
     },
     /// Detach all devices, then stop.
-    Unregister,
+    Unregister {
+        /// Even if dirty data of devices that are not there stays in the cache.
+        #[serde(default)]
+        lose_dirty_data: bool,
+    },
+    /// Give up what the cache has of a backing device that is not there.
+    Forget {
+        /// Its UUID.
+        device: Uuid,
+        /// Even if that is dirty.
+        #[serde(default)]
+        lose_dirty_data: bool,
+    },
     /// Make a flash-only volume; its name below `/dev/mapper`.
     VolumeCreate {
         /// Size in bytes.
@@ -57,6 +70,8 @@ pub enum Request {
     Stop,
     /// Stop the process so that another one can take the devices over; requests wait meanwhile.
     HandOver,
+    /// As [`HandOver`](Self::HandOver), for a process of systemd's, which starts the next one by itself.
+    Restart,
 }
 
 /// What an engine answers.

@@ -57,6 +57,58 @@ pub fn clear_stopped(set: Uuid) -> io::Result<()> {
     }
 }
 
+/// There while requests of a device are held back by us, because its table changes.
+fn held(device: Uuid) -> PathBuf {
+    path(device, "held")
+}
+
+/// Says that a device's requests are about to be held back by us.
+///
+/// # Errors
+/// The file cannot be made.
+pub fn mark_held(device: Uuid) -> io::Result<()> {
+    std::fs::write(held(device), "")
+}
+
+/// Whether a device that is suspended was suspended by us.
+#[must_use]
+pub fn is_held(device: Uuid) -> bool {
+    held(device).exists()
+}
+
+/// Says that a device's requests are not held back any more.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn clear_held(device: Uuid) -> io::Result<()> {
+    match std::fs::remove_file(held(device)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The UUIDs of devices that the set's engine has in service: what a successor takes over before it looks at anything
+/// else. Nothing where the list is missing or cannot be read: then they are taken over as their parts come.
+#[must_use]
+pub fn devices(set: Uuid) -> Vec<Uuid> {
+    let text = std::fs::read_to_string(path(set, "devices")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Replaces that list in one step.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_devices(set: Uuid, devices: &[Uuid]) -> io::Result<()> {
+    let text: String = devices.iter().map(|uuid| format!("{uuid}\n")).collect();
+    replace(&path(set, "devices"), &path(set, "devices.new"), &text)
+}
+
+fn replace(path: &Path, fresh: &Path, text: &str) -> io::Result<()> {
+    std::fs::write(fresh, text)?;
+    std::fs::rename(fresh, path)
+}
+
 /// Makes the directory. One that others could write to is refused.
 ///
 /// # Errors
@@ -133,8 +185,7 @@ pub fn write_parts(set: Uuid, parts: &[PathBuf]) -> io::Result<()> {
         text.push_str(name);
         text.push('\n');
     }
-    std::fs::write(&fresh, text)?;
-    std::fs::rename(&fresh, path)
+    replace(&path, &fresh, &text)
 }
 
 /// Adds a device to the list.

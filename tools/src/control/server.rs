@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bcache_engine::dev::Buf;
 use bcache_engine::env::Env;
@@ -16,6 +17,9 @@ use super::{Reply, Request};
 const LINE: usize = 64 << 10;
 /// Most connections at a time.
 const CLIENTS: u64 = 64;
+
+/// How long a client may take for a request, and for taking the answer: places are few.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who answers requests.
 pub trait Service {
@@ -43,13 +47,13 @@ pub async fn serve<S: Service + 'static>(env: Env, listener: Listener, service: 
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "a control connection was not taken");
-                env.sleep(std::time::Duration::from_millis(100)).await;
+                env.sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let service = Rc::clone(&service);
+        let (service, client_env) = (Rc::clone(&service), env.clone());
         env.spawn(async move {
-            if let Err(error) = client(&stream, service).await {
+            if let Err(error) = client(&client_env, &stream, service).await {
                 tracing::info!(%error, "a control connection ended");
             }
             stream.shutdown();
@@ -59,18 +63,23 @@ pub async fn serve<S: Service + 'static>(env: Env, listener: Listener, service: 
     }
 }
 
-async fn client<S: Service>(stream: &Stream, service: Rc<S>) -> io::Result<()> {
+async fn client<S: Service>(env: &Env, stream: &Stream, service: Rc<S>) -> io::Result<()> {
     let uid = stream.peer_uid()?;
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} is not root")));
     }
     let (mut buf, mut filled) = (Buf::zeroed(LINE), 0);
+    // A line that comes byte by byte has no more time than one that does not come.
+    let mut until = env.now() + PATIENCE.as_nanos() as u64;
     loop {
         let Some(end) = buf[..filled].iter().position(|byte| *byte == b'\n') else {
             if filled == buf.len() {
-                return send(stream, &Reply::Error(format!("a line of more than {LINE} bytes"))).await;
+                return send(env, stream, &Reply::Error(format!("a line of more than {LINE} bytes"))).await;
             }
-            let (back, result) = stream.recv(buf, filled).await;
+            let left = Duration::from_nanos(until.saturating_sub(env.now()));
+            let Ok((back, result)) = env.timeout(left, stream.recv(buf, filled)).await else {
+                return Err(io::ErrorKind::TimedOut.into());
+            };
             buf = back;
             match result? {
                 0 => return Ok(()),
@@ -84,12 +93,14 @@ async fn client<S: Service>(stream: &Stream, service: Rc<S>) -> io::Result<()> {
         };
         buf.copy_within(end + 1..filled, 0);
         filled -= end + 1;
-        send(stream, &reply).await?;
+        send(env, stream, &reply).await?;
+        until = env.now() + PATIENCE.as_nanos() as u64;
     }
 }
 
-async fn send(stream: &Stream, reply: &Reply) -> io::Result<()> {
+async fn send(env: &Env, stream: &Stream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
-    stream.send(vec![Buf::copied(&line).freeze()]).await
+    let sent = env.timeout(PATIENCE, stream.send(vec![Buf::copied(&line).freeze()])).await;
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

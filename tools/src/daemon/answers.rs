@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
-use bcache_engine::set::{Attribute, CacheSet, Device};
+use bcache_engine::set::{Absent, Attribute, CacheSet, Device};
 use bcache_engine::settings::Shown;
 use serde_json::{Map, Value, json};
 
@@ -30,13 +30,18 @@ impl Engine {
             Request::Set { device, assignment } => self.assign(device.as_deref(), &assignment).await?,
             Request::Attach { device } => self.attach_on_request(&device).await?,
             Request::Detach { device } => return Ok(json!(self.detach(&device).await?)),
-            Request::Unregister => self.unregister().await?,
+            Request::Unregister { lose_dirty_data } => self.unregister(lose_dirty_data).await?,
+            Request::Forget { device, lose_dirty_data } => self.forget(device, lose_dirty_data).await?,
             Request::VolumeCreate { bytes, label } => {
                 return Ok(json!(self.create_volume(bytes, &label).await?));
             }
             Request::VolumeRemove { device } => self.remove_volume(&device).await?,
             Request::Stop => self.stop().await?,
             Request::HandOver => self.hand_over().await?,
+            Request::Restart => {
+                self.restarts.set(true);
+                self.hand_over().await?;
+            }
         }
         Ok(Value::Null)
     }
@@ -70,6 +75,16 @@ impl Engine {
             "devices": self.exposed.borrow().iter().map(|one| self.device_told(one)).collect::<Value>(),
         });
         if let Some(set) = set.as_ref() {
+            let absent = set.absent().into_iter().map(|Absent { uuid, label, dirty_sectors }| {
+                json!({"uuid": uuid, "label": label.to_text(), "dirty_bytes": dirty_sectors * 512})
+            });
+            status["absent"] = absent.collect();
+            if set.io_errors.is_retired() {
+                let (errors, device) = (set.io_errors.get(), set.cache.dev.name());
+                status["retired"] = json!(format!(
+                    "{device} had {errors} errors: nothing new is cached; set clear_stats=1 lets it be used again"
+                ));
+            }
             let geometry = &set.cache.geometry;
             status["failure"] = json!(set.failure().as_deref());
             status["cache"] = json!({
@@ -96,6 +111,7 @@ impl Engine {
                 Standing::New => ("new", None),
                 Standing::Waiting => ("waiting", None),
                 Standing::Active => ("active", None),
+                Standing::Alone => ("alone", None),
                 Standing::Failed(why) => ("failed", Some(why.as_str())),
             };
             json!({"device": path, "standing": word, "error": why})
@@ -117,6 +133,7 @@ impl Engine {
             "backing": device.backing().map(|backing| backing.dev.dev.name().to_owned()),
             "bytes": device.bytes(),
             "state": device.backing().map(|backing| backing.sb.borrow().state()),
+            "error": device.is_given_up().then(|| given_up(device)),
             "dirty_bytes": dirty * 512,
             "front": format!("/dev/{}", one.front.kernel_name()),
             "front_stats": one.front.stats(),
@@ -125,6 +142,16 @@ impl Engine {
             "stats": map(counters(device.stats.list())),
         })
     }
+}
+
+/// Why a device fails every request, and the way out.
+fn given_up(device: &Device) -> String {
+    let backing = device.backing().map(|backing| backing.dev.dev.name().to_owned()).unwrap_or_default();
+    let limit = device.settings.io_error_limit.get();
+    format!(
+        "{backing} had {limit} errors or more: every request fails; bcache set --device {} clear_stats=1 lets it try again",
+        device.uuid
+    )
 }
 
 fn shown(list: Vec<Shown>) -> impl Iterator<Item = (String, Value)> {

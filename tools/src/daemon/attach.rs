@@ -14,12 +14,16 @@ use super::engine::{Engine, Standing};
 use super::exposed::{self, Exposed};
 use crate::dm;
 use crate::expose::{self, Claim};
+use crate::hold;
 use crate::identify::{Part, Role};
 use crate::serve::told;
 
+/// Bytes of a volume at most: more than any disk has, and less than what any layer above or below would overflow at.
+const MOST: u64 = 1 << 52;
+
 impl Engine {
     /// Attaches a backing device to the running set, and serves it.
-    pub(super) async fn attach(&self, part: &Part) -> Result<()> {
+    pub(super) async fn attach(self: &Rc<Self>, part: &Part) -> Result<()> {
         let set = self.set.borrow().clone().context("the set does not run")?;
         let uuid = part.uuid;
         let there = self.env.offload(move || exposed::tidy(uuid)).await.context("device-mapper")?;
@@ -72,17 +76,19 @@ impl Engine {
     ///
     /// # Errors
     /// It belongs to another set, or cannot be used.
-    pub(super) async fn attach_on_request(&self, path: &Path) -> Result<()> {
-        let _one = self.changing.lock().await;
+    pub(super) async fn attach_on_request(self: &Rc<Self>, path: &Path) -> Result<()> {
+        let _one = self.changing.read().await;
+        let _looking = self.looking.lock(path.to_owned()).await;
         let part = self.identify(path).await?;
         match part.role {
             Role::Cache => bail!("{}: a cache device, not a backing device", path.display()),
-            Role::Backing(BackingState::None) => {}
+            Role::Backing(BackingState::None | BackingState::Stale) => {}
             Role::Backing(_) if part.set == self.options.set => {}
             Role::Backing(_) => {
                 bail!("{}: attached to set {}; detach it there first", path.display(), part.set)
             }
         }
+        let _turn = self.turns.lock(part.uuid).await;
         if self.is_exposed(part.uuid) {
             bail!("{}: attached to this set already", path.display());
         }
@@ -123,7 +129,8 @@ impl Engine {
         let (set, device) = (self.running()?, self.find(wanted)?);
         // The long part is done before anything is held: others may come and go meanwhile.
         set.drain(&device).await.map_err(told)?;
-        let _one = self.changing.lock().await;
+        let _one = self.changing.read().await;
+        let _turn = self.turns.lock(device.uuid).await;
         let left = self.leave(&set, &device).await;
         if left.is_err() {
             set.resume_caching(&device);
@@ -148,12 +155,16 @@ impl Engine {
         };
         // The new table claims the backing device, so ours ends here.
         drop(claim);
-        let (loaded, table) = (name.clone(), expose::direct_table(&part));
+        let (loaded, table, uuid) = (name.clone(), expose::direct_table(&part), device.uuid);
         let prepared = self.env.offload(move || {
             dm::load(&loaded, &table)?;
-            dm::suspend(&loaded)
+            hold::begin(&loaded, uuid).inspect_err(|_| {
+                let _ = dm::clear(&loaded);
+            })
         });
-        let detached = match prepared.await.with_context(|| format!("/dev/mapper/{name}")) {
+        let prepared = prepared.await;
+        let held = prepared.is_ok();
+        let detached = match prepared.with_context(|| format!("/dev/mapper/{name}")) {
             Ok(()) => set.detach(device).await.map_err(told),
             Err(error) => Err(error),
         };
@@ -162,7 +173,7 @@ impl Engine {
             if keep {
                 dm::clear(&resumed)?;
             }
-            dm::resume(&resumed)
+            if held { hold::end(&resumed, uuid) } else { Ok(()) }
         });
         let running = running.await.with_context(|| format!("/dev/mapper/{name}"));
         if let Err(error) = detached {
@@ -178,6 +189,7 @@ impl Engine {
         {
             tracing::warn!(name, %error, "the block device below is left behind");
         }
+        self.list_devices();
         running?;
         tracing::info!(name, "detached; it goes on without cache");
         Ok(path)
@@ -192,13 +204,16 @@ impl Engine {
     ///
     /// # Errors
     /// The set has no room for another device, or the kernel refuses.
-    pub(super) async fn create_volume(&self, bytes: u64, label: &str) -> Result<String> {
-        let _one = self.changing.lock().await;
+    pub(super) async fn create_volume(self: &Rc<Self>, bytes: u64, label: &str) -> Result<String> {
+        let _one = self.changing.read().await;
         let set = self.running()?;
         let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * 512;
         let bytes = bytes / block * block;
         if bytes == 0 {
             bail!("a volume has at least one block of {block} bytes");
+        }
+        if bytes > MOST {
+            bail!("a volume has at most {MOST} bytes");
         }
         let label = Label::new(label).with_context(|| format!("{label:?}: too long for a label"))?;
         let now = self.env.wall_secs();
@@ -210,7 +225,12 @@ impl Engine {
             ..UuidEntry::EMPTY
         };
         let device = set.create_volume(Uuid::new_v4(), entry).await.map_err(told)?;
-        self.expose(&set, Rc::clone(&device), None).await?;
+        if let Err(error) = self.expose(&set, Rc::clone(&device), None).await {
+            if let Err(second) = set.remove_volume(&device).await {
+                tracing::error!(volume = %device.uuid, error = %second, "a volume is left behind");
+            }
+            return Err(error);
+        }
         self.tell();
         let exposed = self.exposed.borrow();
         let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
@@ -222,8 +242,9 @@ impl Engine {
     /// # Errors
     /// Somebody has it open, or it is none.
     pub(super) async fn remove_volume(&self, wanted: &str) -> Result<()> {
-        let _one = self.changing.lock().await;
+        let _one = self.changing.read().await;
         let (set, device) = (self.running()?, self.find(wanted)?);
+        let _turn = self.turns.lock(device.uuid).await;
         if device.backing().is_some() {
             bail!("{wanted}: a backing device; it can be detached");
         }
@@ -238,6 +259,7 @@ impl Engine {
             return Err(error).with_context(|| format!("/dev/mapper/{name}"));
         }
         set.remove_volume(&device).await.map_err(told)?;
+        self.list_devices();
         self.tell();
         Ok(())
     }

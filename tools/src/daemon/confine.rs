@@ -12,8 +12,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// Capabilities that are kept.
-const KEPT: [Capability; 1] = [Capability::CAP_SYS_ADMIN];
+/// Capabilities that are kept: the second because a disk's node may belong to somebody else than root.
+const KEPT: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_DAC_OVERRIDE];
 
 /// Kinds of `ioctl` requests, the second byte of their numbers: block devices, device-mapper, NBD.
 const IOCTLS: [u64; 3] = [0x12, 0xfd, 0xab];
@@ -85,6 +85,8 @@ fn allowed() -> Vec<i64> {
         libc::SYS_readlinkat,
         libc::SYS_getdents64,
         libc::SYS_unlinkat,
+        libc::SYS_renameat,
+        libc::SYS_renameat2,
         libc::SYS_symlinkat,
         libc::SYS_mknodat,
         libc::SYS_fcntl,
@@ -164,6 +166,7 @@ fn allowed() -> Vec<i64> {
         libc::SYS_eventfd,
         libc::SYS_readlink,
         libc::SYS_unlink,
+        libc::SYS_rename,
         libc::SYS_symlink,
         libc::SYS_mknod,
         libc::SYS_access,

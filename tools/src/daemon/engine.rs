@@ -1,7 +1,7 @@
 //! The set that a process serves: which parts are there, what runs, how it ends.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,16 +10,19 @@ use anyhow::{Context, Result, bail};
 use bcache_engine::dev::{BlockDev, OpenMode, open};
 use bcache_engine::env::Env;
 use bcache_engine::request::DeviceVolume;
-use bcache_engine::set::{CacheSet, Device};
+use bcache_engine::set::{CacheSet, Device, read_superblock};
 use bcache_engine::settings::SetSettings;
-use bcache_engine::sync::{Mutex, WaitQueue};
+use bcache_engine::sync::{RwLock, WaitQueue};
+use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
-use super::exposed::Exposed;
-use super::front::Driver;
+use super::exposed::{self, Exposed, Kept};
+use super::locks::Locks;
 use super::notify::Notify;
-use crate::expose::{self, Claim};
-use crate::identify::{Part, Role, identify};
+use crate::control::paths;
+use crate::expose::Claim;
+use crate::frontend::Driver;
+use crate::identify::{Part, Role};
 use crate::serve::told;
 
 /// How long a device that is in use is waited for: what a killed process had under way has to end first.
@@ -27,10 +30,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a cache that was just started waits for what waited for it, before it is called active.
+const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(10);
+
 /// What the process was told.
 pub struct Options {
     /// The set.
     pub set: Uuid,
+    /// How long requests wait for parts that are not there.
+    pub patience: Duration,
+    /// How long a backing device with nothing dirty waits for its cache before it goes on without it; nothing: for ever.
+    pub missing_cache: Option<Duration>,
     /// How devices are made: by which driver, and with how many requests under way.
     pub front: (Driver, u16),
 }
@@ -44,6 +54,8 @@ pub(super) enum Standing {
     Waiting,
     /// In use.
     Active,
+    /// A backing device that goes on without its cache.
+    Alone,
     /// Something is wrong with it.
     Failed(String),
 }
@@ -58,11 +70,21 @@ pub struct Engine {
     /// Keeps others away from the cache device.
     claim: RefCell<Option<Claim>>,
     pub(super) exposed: RefCell<Vec<Exposed>>,
-    /// Whoever changes what runs holds it.
-    pub(super) changing: Mutex<()>,
+    /// What a process left behind and whose parts are not there yet.
+    pub(super) kept: RefCell<BTreeMap<Uuid, Kept>>,
+    /// Devices that are about to be among them.
+    taking: RefCell<BTreeSet<Uuid>>,
+    /// Whoever changes one device holds it for reading, whoever changes all of them for writing. What one device waits
+    /// for under it may hang with its disk: nobody waits for the others without a limit.
+    pub(super) changing: RwLock<()>,
+    /// One at a time looks at a part, and one at a time changes a device: a disk that hangs holds up nobody but itself.
+    pub(super) looking: Locks<PathBuf>,
+    pub(super) turns: Locks<Uuid>,
     pub(super) ending: Cell<bool>,
     /// It ends because somebody wants the set to be stopped.
     pub(super) stays_down: Cell<bool>,
+    /// It ends so that systemd starts it again.
+    pub(super) restarts: Cell<bool>,
     pub(super) over: Cell<bool>,
     pub(super) changed: WaitQueue,
 }
@@ -78,9 +100,14 @@ impl Engine {
             set: RefCell::default(),
             claim: RefCell::default(),
             exposed: RefCell::default(),
-            changing: Mutex::new(()),
+            kept: RefCell::default(),
+            taking: RefCell::default(),
+            changing: RwLock::new(()),
+            looking: Locks::default(),
+            turns: Locks::default(),
             ending: Cell::new(false),
             stays_down: Cell::new(false),
+            restarts: Cell::new(false),
             over: Cell::new(false),
             changed: WaitQueue::new(),
         })
@@ -94,36 +121,100 @@ impl Engine {
     /// Takes a part in the background. One that is in use is left alone; any other is looked at again, for what its name
     /// leads to may have changed since, also while it was being looked at.
     pub fn register(self: &Rc<Self>, path: &Path) {
-        if self.parts.borrow().get(path) != Some(&Standing::Active) {
+        if !self.is_settled(path) && self.parts.borrow().get(path) != Some(&Standing::Alone) {
             self.parts.borrow_mut().insert(path.to_owned(), Standing::New);
         }
         let (engine, path) = (Rc::clone(self), path.to_owned());
         self.env.spawn(async move { engine.take(path).await }).detach();
     }
 
+    /// Takes over what a process left behind, then takes the parts: requests are answered, with errors at worst, before
+    /// anything is done that may fail or hang.
+    pub fn begin(self: &Rc<Self>, devices: Vec<Uuid>, parts: Vec<PathBuf>) {
+        *self.taking.borrow_mut() = devices.iter().copied().collect();
+        for uuid in devices {
+            let engine = Rc::clone(self);
+            self.env
+                .spawn(async move {
+                    match exposed::take_over(&engine.env, uuid, engine.options.patience).await {
+                        Ok(kept) => engine.kept.borrow_mut().extend(kept.map(|kept| (uuid, kept))),
+                        Err(error) => tracing::error!(device = %uuid, "{error:#}"),
+                    }
+                    engine.taking.borrow_mut().remove(&uuid);
+                    engine.changed.wake_all();
+                })
+                .detach();
+        }
+        for part in parts {
+            self.register(&part);
+        }
+    }
+
     async fn take(self: Rc<Self>, path: PathBuf) {
-        let _one = self.changing.lock().await;
-        if self.ending.get() || self.parts.borrow().get(&path) == Some(&Standing::Active) {
+        let _one = self.looking.lock(path.clone()).await;
+        if self.ending.get() || self.is_settled(&path) {
             return;
         }
-        let ran = self.set.borrow().is_some();
+        let ran = self.works();
         let taken = self.take_part(&path).await;
-        if !ran && self.set.borrow().is_some() {
-            for waiting in self.waiting().into_iter().filter(|waiting| *waiting != path) {
-                let taken = self.take_part(&waiting).await;
-                self.note(waiting, taken);
-            }
+        if !ran && matches!(taken, Ok(Standing::Active)) {
+            // Last: who waits for the cache waits for what it serves, but not for a disk that hangs.
+            let _ = self.env.timeout(PATIENCE_WITH_OTHERS, self.take_waiting(&path)).await;
         }
-        // Last: who waits for the cache waits for what it serves.
         self.note(path, taken);
         self.tell();
+    }
+
+    /// Takes everything but `cache` that waited for it.
+    async fn take_waiting(self: &Rc<Self>, cache: &Path) {
+        let waiting = self.waiting().into_iter().filter(|waiting| waiting != cache);
+        let taking: Vec<_> = waiting.map(|path| self.env.spawn(Rc::clone(self).take(path))).collect();
+        for task in taking {
+            task.await;
+        }
+    }
+
+    /// Ends a set that has failed and that nobody uses any more, so that it can be started anew from a cache that came
+    /// back.
+    async fn leave_failed_set(&self, part: &Part) -> Result<()> {
+        let Some(set) = self.set.borrow().clone() else { return Ok(()) };
+        let name = part.path.display();
+        if set.failure().is_none() {
+            bail!("{name}: the set has a cache device already, {}", set.cache.dev.name());
+        }
+        if let Some(one) = self.exposed.borrow().first() {
+            bail!("{name}: {} waits for the set, which has failed; bcache upgrade starts it anew", one.name);
+        }
+        let _ = self.env.timeout(PATIENCE, set.stop()).await;
+        *self.set.borrow_mut() = None;
+        *self.claim.borrow_mut() = None;
+        Ok(())
+    }
+
+    /// Whether a part needs no look: it is in use, by a set that works.
+    fn is_settled(&self, path: &Path) -> bool {
+        let of_failed = self
+            .set
+            .borrow()
+            .as_ref()
+            .is_some_and(|set| set.failure().is_some() && Path::new(set.cache.dev.name()) == path);
+        self.parts.borrow().get(path) == Some(&Standing::Active) && !of_failed
+    }
+
+    /// Whether the set runs and has not failed.
+    fn works(&self) -> bool {
+        self.set.borrow().as_ref().is_some_and(|set| set.failure().is_none())
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        self.set.borrow().is_some()
     }
 
     /// Backing devices that came before the cache, those too that nobody has looked at yet.
     fn waiting(&self) -> Vec<PathBuf> {
         let parts = self.parts.borrow();
         let waiting =
-            parts.iter().filter(|(_, standing)| matches!(standing, Standing::Waiting | Standing::New));
+            parts.iter().filter(|(_, standing)| !matches!(standing, Standing::Active | Standing::Failed(_)));
         waiting.map(|(path, _)| path.clone()).collect()
     }
 
@@ -135,40 +226,61 @@ impl Engine {
         self.parts.borrow_mut().insert(path, standing);
     }
 
+    /// Looks at a device. The read goes through the ring: a thread that waits for a disk that hangs could not be ended,
+    /// nor could the process.
     pub(super) async fn identify(&self, path: &Path) -> Result<Part> {
-        let path = path.to_owned();
-        self.env.offload(move || identify(&path)).await
+        let device =
+            open(&self.env, path, OpenMode::READ_ONLY).with_context(|| path.display().to_string())?;
+        let (sb, _) = read_superblock(&device).await.map_err(told)?;
+        Part::of(path, &sb)
     }
 
-    async fn take_part(&self, path: &Path) -> Result<Standing> {
+    async fn take_part(self: &Rc<Self>, path: &Path) -> Result<Standing> {
         let part = self.identify(path).await?;
         // What a name led to when it was registered may have made way for another disk since.
-        if part.set != self.options.set {
+        if part.set != self.options.set && !self.left_alone(&part) {
             bail!("{}: belongs to set {} now", path.display(), part.set);
         }
         match part.role {
             Role::Cache => {
+                let _one = self.changing.read().await;
                 self.start(&part).await?;
                 Ok(Standing::Active)
             }
-            Role::Backing(_) if self.set.borrow().is_some() => {
-                self.attach(&part).await?;
-                Ok(Standing::Active)
-            }
-            Role::Backing(_) => {
-                if part.is_whole_alone() {
-                    self.env.offload(move || expose::direct(&part)).await?;
-                }
-                Ok(Standing::Waiting)
-            }
+            Role::Backing(_) => self.take_backing(&part).await,
         }
     }
 
-    /// Starts the set from its cache device.
-    async fn start(&self, part: &Part) -> Result<()> {
-        if self.set.borrow().is_some() {
-            bail!("{}: the set has a cache device already", part.path.display());
+    /// Whether it is one of our devices whose detaching was all but done when the process died.
+    fn left_alone(&self, part: &Part) -> bool {
+        let kept = self.kept.borrow().contains_key(&part.uuid) || self.taking.borrow().contains(&part.uuid);
+        part.role == Role::Backing(BackingState::None) && kept
+    }
+
+    async fn take_backing(self: &Rc<Self>, part: &Part) -> Result<Standing> {
+        let ours = part.set == self.options.set;
+        if !(ours && self.works()) && part.is_whole_alone() {
+            self.go_alone(part).await?;
+            if !ours {
+                return Ok(Standing::Alone);
+            }
         }
+        if !self.works() {
+            self.wait_for_cache(part);
+            return Ok(if part.is_whole_alone() { Standing::Alone } else { Standing::Waiting });
+        }
+        let _one = self.changing.read().await;
+        let _turn = self.turns.lock(part.uuid).await;
+        if self.ending.get() {
+            bail!("{}: the set is being stopped", part.path.display());
+        }
+        self.attach(part).await?;
+        Ok(Standing::Active)
+    }
+
+    /// Starts the set from its cache device.
+    async fn start(self: &Rc<Self>, part: &Part) -> Result<()> {
+        self.leave_failed_set(part).await?;
         self.notify.status("starting the set");
         let claim = self.claim_of(&part.path).await?;
         let device = self.open(&part.path).await?;
@@ -189,17 +301,42 @@ impl Engine {
     }
 
     pub(super) async fn expose(
-        &self,
+        self: &Rc<Self>,
         set: &Rc<CacheSet>,
         device: Rc<Device>,
         claim: Option<Claim>,
     ) -> Result<()> {
         let name = device.label.get().to_text();
+        let uuid = device.uuid;
         let volume = Rc::new(DeviceVolume::new(Rc::clone(set), Rc::clone(&device), name));
-        let exposed = Exposed::new(&self.env, device, volume, self.options.front, claim).await?;
+        self.taken_over(uuid).await;
+        let kept = self.kept.borrow_mut().remove(&uuid);
+        let exposed = match kept {
+            Some(kept) => Exposed::of(kept, device, volume, claim),
+            None => Exposed::new(&self.env, device, volume, self.options.front, claim).await?,
+        };
         tracing::info!(name = exposed.name, below = exposed.front.kernel_name(), "in service");
+        if exposed.device.backing().is_some() {
+            self.rescue_from_failure(&exposed);
+        }
         self.exposed.borrow_mut().push(exposed);
+        self.list_devices();
         Ok(())
+    }
+
+    /// Waits until what a process left behind of a device is with us.
+    pub(super) async fn taken_over(&self, uuid: Uuid) {
+        self.changed.wait_until(|| !self.taking.borrow().contains(&uuid)).await;
+    }
+
+    /// Writes down what a successor has to take over.
+    pub(super) fn list_devices(&self) {
+        let exposed = self.exposed.borrow();
+        let mut uuids: Vec<Uuid> = exposed.iter().map(|one| one.device.uuid).collect();
+        uuids.extend(self.kept.borrow().keys());
+        if let Err(error) = paths::write_devices(self.options.set, &uuids) {
+            tracing::warn!(%error, "after a crash, requests may wait until all parts are there");
+        }
     }
 
     pub(super) async fn open(&self, path: &Path) -> Result<Rc<dyn BlockDev>> {

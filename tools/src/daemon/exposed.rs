@@ -2,16 +2,20 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bcache_engine::env::Env;
 use bcache_engine::set::Device;
 use bcache_engine::volume::Volume;
 use uuid::Uuid;
 
-use super::front::{self, Driver, Front};
+use super::front::Front;
+use super::switch::{Shape, Switch};
 use crate::dm::{self, Target};
 use crate::expose::{self, Claim};
+use crate::frontend::Driver;
+use crate::hold;
 
 /// A device in service.
 pub struct Exposed {
@@ -21,20 +25,52 @@ pub struct Exposed {
     pub device: Rc<Device>,
     /// What serves it.
     pub front: Front,
+    /// What the front end serves.
+    pub switch: Rc<Switch>,
     /// Keeps others away from the backing device.
     pub claim: Option<Claim>,
 }
 
-/// Takes back what a process that died had begun and not ended: a table that was loaded and is not in force, which keeps
-/// its devices claimed, and requests that are held back.
+/// A device that a process left behind, taken over before anything is known of its parts.
+pub struct Kept {
+    /// Name below `/dev/mapper`.
+    pub name: String,
+    /// What serves it.
+    pub front: Front,
+    /// What the front end serves: nothing yet.
+    pub switch: Rc<Switch>,
+}
+
+/// Takes over the block device below the name of `uuid`, if there is one that a process left behind, and lets requests go
+/// on that a process held back. Those that arrive wait for `patience`, and then fail.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Result<Option<Kept>> {
+    let found = env.offload(move || look(uuid)).await.context("device-mapper")?;
+    let kept = match found {
+        Found::Waiting { name, device, shape } => {
+            let switch = Switch::waiting(env, uuid, shape, patience);
+            let volume = Rc::clone(&switch) as Rc<dyn Volume>;
+            let front = Front::recover(env, device, volume, uuid).await;
+            let front = front.with_context(|| format!("taking over what is below {name}"))?;
+            tracing::info!(name, "taken over from a process that ended");
+            Some(Kept { name, front, switch })
+        }
+        Found::Nothing | Found::Elsewhere { .. } => None,
+    };
+    env.offload(move || tidy(uuid)).await.context("device-mapper")?;
+    Ok(kept)
+}
+
+/// Takes back what a process that died had begun and not ended. Whether the device is there.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn tidy(uuid: Uuid) -> io::Result<bool> {
     let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(false) };
-    dm::clear(&device.name)?;
-    if device.suspended && !dm::table(&device.name)?.is_empty() {
-        dm::resume(&device.name)?;
+    if hold::settle(&device, uuid)? {
+        tracing::warn!(name = device.name, "suspended by somebody else; dmsetup resume lets it go on");
     }
     Ok(true)
 }
@@ -44,7 +80,7 @@ enum Found {
     /// Nothing.
     Nothing,
     /// A device whose server died; it waits for us.
-    Waiting { name: String, device: (Driver, u32) },
+    Waiting { name: String, device: (Driver, u32), shape: Shape },
     /// A device that leads elsewhere: straight to the backing device.
     Elsewhere { name: String },
 }
@@ -53,16 +89,17 @@ fn look(uuid: Uuid) -> Result<Found> {
     let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(Found::Nothing) };
     let name = device.name;
     let table = dm::table(&name).with_context(|| name.clone())?;
-    let below = table.first().and_then(Target::below).and_then(|(below, _)| expose::kernel_name(below));
-    Ok(match below.as_deref().and_then(front::parse_name) {
-        Some(device) => Found::Waiting { name, device },
-        // A creation that was cut off left a device without a table.
-        None if table.is_empty() => {
-            dm::remove(&name)?;
-            Found::Nothing
-        }
-        None => Found::Elsewhere { name },
-    })
+    if let Some((driver, id, offset)) = expose::front_end(&name, uuid)? {
+        let bytes = table.first().map_or(0, |target| target.sectors) * 512;
+        let shape = Shape { bytes, block: expose::block_size(driver, id)?, lead: offset * 512 };
+        return Ok(Found::Waiting { name, device: (driver, id), shape });
+    }
+    // A creation that was cut off left a device without a table.
+    if table.is_empty() {
+        dm::remove(&name)?;
+        return Ok(Found::Nothing);
+    }
+    Ok(Found::Elsewhere { name })
 }
 
 impl Exposed {
@@ -78,46 +115,48 @@ impl Exposed {
         claim: Option<Claim>,
     ) -> Result<Exposed> {
         let uuid = device.uuid;
+        // One that could not be taken over at the start of this process may be able to now.
+        if let Some(kept) = take_over(env, uuid, Duration::MAX).await? {
+            return Ok(Exposed::of(kept, device, volume, claim));
+        }
         let found = env.offload(move || look(uuid)).await?;
-        let (name, front) = match found {
-            Found::Waiting { name, device } => {
-                let front = Front::recover(env, device, volume, uuid).await;
-                let front = front.with_context(|| format!("taking over what is below {name}"))?;
-                tracing::info!(name, "taken over from a process that ended");
-                (name, front)
-            }
-            Found::Nothing => {
-                let (front, table) = Exposed::front(env, driver, volume, uuid, depth).await?;
-                let label = device.label.get().to_text();
-                match env.offload(move || expose::create(&label, uuid, &table, || Ok(()))).await {
-                    Ok(made) => (made.name, front),
-                    Err(error) => return Err(undone(front, error).await),
-                }
-            }
+        let switch = Switch::of(env, volume);
+        let (front, table) = Exposed::front(env, driver, &switch, uuid, depth).await?;
+        let label = device.label.get().to_text();
+        let named = env.offload(move || match found {
             Found::Elsewhere { name } => {
-                let (front, table) = Exposed::front(env, driver, volume, uuid, depth).await?;
-                let (known, swapped) = (name.clone(), name.clone());
-                match env.offload(move || dm::replace(&swapped, &table, || Ok(()))).await {
-                    Ok(()) => (known, front),
-                    Err(error) => return Err(undone(front, error.into()).await),
-                }
+                hold::swap(&name, uuid, &table, || Ok(())).with_context(|| format!("/dev/mapper/{name}"))?;
+                Ok(name)
             }
-        };
-        Ok(Exposed { name, device, front, claim })
+            Found::Nothing => Ok(expose::create(&label, uuid, &table, || Ok(()))?.name),
+            Found::Waiting { name, .. } => bail!("/dev/mapper/{name}: made by somebody else meanwhile"),
+        });
+        match named.await {
+            Ok(name) => Ok(Exposed { name, device, front, switch, claim }),
+            Err(error) => Err(undone(front, error).await),
+        }
+    }
+
+    /// Lets `volume` answer what a process left behind.
+    pub fn of(kept: Kept, device: Rc<Device>, volume: Rc<dyn Volume>, claim: Option<Claim>) -> Exposed {
+        let Kept { name, front, switch } = kept;
+        switch.put(volume);
+        Exposed { name, device, front, switch, claim }
     }
 
     async fn front(
         env: &Env,
         driver: Driver,
-        volume: Rc<dyn Volume>,
+        switch: &Rc<Switch>,
         uuid: Uuid,
         depth: u16,
     ) -> Result<(Front, Vec<Target>)> {
-        let sectors = volume.size_bytes() / 512;
+        let Shape { bytes, lead, .. } = switch.shape();
+        let volume = Rc::clone(switch) as Rc<dyn Volume>;
         let front = Front::create(env, driver, volume, uuid, depth).await?;
         let name = front.kernel_name();
         match env.offload(move || expose::device_number(&name)).await {
-            Ok(number) => Ok((front, vec![Target::linear(sectors, number, 0)])),
+            Ok(number) => Ok((front, vec![Target::linear(bytes / 512, number, lead / 512)])),
             Err(error) => Err(undone(front, error.into()).await),
         }
     }

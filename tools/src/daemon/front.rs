@@ -10,31 +10,20 @@ use bcache_engine::volume::Volume;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::frontend::{nbd_device, ublk};
+use crate::frontend::{Driver, mark, nbd_device, ublk};
 
-/// Which drivers the kernel has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Driver {
-    /// ublk with all that is needed.
-    Ublk,
-    /// The NBD client.
-    Nbd,
-}
-
-impl Driver {
-    /// The better of those that are there.
-    ///
-    /// # Errors
-    /// There is none; both reasons.
-    pub fn choose(backend: Backend) -> Result<Driver> {
-        let Err(ublk) = ublk::available(backend) else { return Ok(Driver::Ublk) };
-        match nbd_device::available() {
-            Ok(()) => {
-                tracing::info!("through NBD, because ublk is not there: {ublk}");
-                Ok(Driver::Nbd)
-            }
-            Err(nbd) => bail!("the kernel has neither ublk ({ublk}) nor an NBD client ({nbd})"),
+/// The better of the drivers that are there.
+///
+/// # Errors
+/// There is none; both reasons.
+pub fn choose(backend: Backend) -> Result<Driver> {
+    let Err(ublk) = ublk::available(backend) else { return Ok(Driver::Ublk) };
+    match nbd_device::available() {
+        Ok(()) => {
+            tracing::info!("through NBD, because ublk is not there: {ublk}");
+            Ok(Driver::Nbd)
         }
+        Err(nbd) => bail!("the kernel has neither ublk ({ublk}) nor an NBD client ({nbd})"),
     }
 }
 
@@ -44,18 +33,6 @@ pub enum Front {
     Ublk(ublk::Device),
     /// NBD.
     Nbd(Rc<nbd_device::Device>),
-}
-
-/// A number that leads from a ublk device back to the volume it was made for.
-fn mark(uuid: Uuid) -> u64 {
-    uuid.as_u64_pair().0
-}
-
-/// Which device of a driver sysfs calls `name`, if it is one.
-#[must_use]
-pub fn parse_name(name: &str) -> Option<(Driver, u32)> {
-    let id = |prefix| name.strip_prefix(prefix).and_then(|id: &str| id.parse().ok());
-    id("ublkb").map(|id| (Driver::Ublk, id)).or_else(|| id("nbd").map(|id| (Driver::Nbd, id)))
 }
 
 impl Front {

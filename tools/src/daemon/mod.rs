@@ -4,6 +4,7 @@
 //! there, and each backing device is served as soon as it is there, too. What must survive the process is in the
 //! devices, in the kernel (ublk and device-mapper devices) and in the list of parts ([`crate::control::paths`]).
 
+mod alone;
 mod answers;
 mod attach;
 mod confine;
@@ -12,20 +13,25 @@ mod engine;
 mod exposed;
 mod front;
 mod initramfs;
+mod locks;
 mod notify;
 mod start;
+mod succession;
+mod switch;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bcache_engine::env::{Env, Runtime, Signals};
 use uuid::Uuid;
 
 use crate::control::{paths, server};
+use crate::frontend::Driver;
 pub use confine::try_forbidden;
 use engine::{Engine, Options};
-use front::Driver;
 use notify::Notify;
+pub use succession::check;
 
 /// What the process is told.
 #[derive(Clone, Debug)]
@@ -34,17 +40,33 @@ pub struct Settings {
     pub set: Uuid,
     /// Requests under way a device.
     pub queue_depth: u16,
+    /// How long requests wait for parts that are not there, before they fail.
+    pub patience: Duration,
+    /// How long a backing device with nothing dirty waits for its cache before it goes on without it; nothing: for ever.
+    pub missing_cache: Option<Duration>,
+}
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nobody has to do anything.
+    Done,
+    /// It is to be started again: the unit's `RestartForceExitStatus`.
+    Restart,
 }
 
 /// Runs until the set is stopped, or handed over to a successor.
 ///
 /// # Errors
 /// Another process has the set, or the system lacks something.
-pub fn run(settings: &Settings) -> Result<()> {
+pub fn run(settings: &Settings, succeed: bool) -> Result<End> {
     paths::prepare().context(paths::DIR)?;
-    let Some(_alone) = paths::lock_engine(settings.set)? else {
+    if succeed {
+        succession::take_turn(settings.set)?;
+    }
+    let Some(_alone) = succession::lock(settings.set, succeed)? else {
         tracing::info!("another process serves this set already");
-        return Ok(());
+        return Ok(End::Done);
     };
     paths::clear_stopped(settings.set).context(paths::DIR)?;
     start::prepare();
@@ -52,7 +74,7 @@ pub fn run(settings: &Settings) -> Result<()> {
         tracing::warn!("once the initramfs is gone, devices that come later will not be found: {error:#}");
     }
     let runtime = Runtime::new().context("no runtime")?;
-    let driver = Driver::choose(runtime.backend())?;
+    let driver = front::choose(runtime.backend())?;
     crate::dm::available().context("device-mapper")?;
     let env = runtime.env();
     let signals = Signals::termination(&env).context("signals")?;
@@ -63,13 +85,15 @@ pub fn run(settings: &Settings) -> Result<()> {
     served
 }
 
-async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver) -> Result<()> {
+async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver) -> Result<End> {
     let socket = paths::socket(settings.set);
     let listener = server::bind(env, &socket).with_context(|| socket.display().to_string())?;
     let notify = Rc::new(Notify::from_environment());
     // Before any other thread runs, and before any device is opened.
     confine::confine().context("giving up privileges")?;
-    let options = Options { set: settings.set, front: (driver, settings.queue_depth) };
+    crate::log::start().context("a thread for the log")?;
+    let Settings { set, queue_depth, patience, missing_cache } = *settings;
+    let options = Options { set, patience, missing_cache, front: (driver, queue_depth) };
     let engine = Engine::new(env, options, Rc::clone(&notify));
     env.spawn(server::serve(env.clone(), listener, Rc::clone(&engine))).detach();
     notify.ready();
@@ -84,9 +108,8 @@ async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver)
         })
         .detach();
     }
-    for part in paths::parts(settings.set).context("the list of parts")? {
-        engine.register(&part);
-    }
+    let parts = paths::parts(settings.set).context("the list of parts")?;
+    engine.begin(paths::devices(settings.set), parts);
     let asked = Rc::clone(&engine);
     env.spawn(async move {
         while let Ok(signal) = signals.next().await {
@@ -97,5 +120,5 @@ async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver)
     .detach();
     engine.ended().await;
     let _ = std::fs::remove_file(&socket);
-    Ok(())
+    Ok(if engine.restarts.get() { End::Restart } else { End::Done })
 }

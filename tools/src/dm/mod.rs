@@ -98,25 +98,6 @@ pub fn create(
     }
 }
 
-/// Gives a device another table, if `check` agrees as for [`create`]: requests are held back while it changes, and the file
-/// system on it is not disturbed.
-///
-/// # Errors
-/// The kernel refuses, or what the check says; the old table stays.
-pub fn replace(name: &str, targets: &[Target], check: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    load(name, targets)?;
-    if let Err(error) = check() {
-        clear(name)?;
-        return Err(error);
-    }
-    let swapped = suspend(name);
-    // Whatever came of it, nothing may stay held back.
-    match resume(name) {
-        Ok(()) => swapped,
-        Err(error) => swapped.and(Err(error)),
-    }
-}
-
 /// Loads the table that [`resume`] makes the active one.
 ///
 /// # Errors

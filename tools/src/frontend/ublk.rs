@@ -89,6 +89,27 @@ pub fn devices() -> io::Result<Vec<Info>> {
     Ok(found)
 }
 
+/// The mark of device `id`, if there is one.
+///
+/// # Errors
+/// The driver does not answer.
+pub fn mark_of(id: u32) -> io::Result<Option<u64>> {
+    match Control::open()?.info(id) {
+        Ok(info) => Ok(Some(info.mark)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a process answers the requests of device `id`.
+///
+/// # Errors
+/// The driver does not answer.
+pub fn is_served(id: u32) -> io::Result<bool> {
+    let info = Control::open()?.info(id)?;
+    Ok(info.state == State::Live && std::path::Path::new(&format!("/proc/{}", info.pid)).exists())
+}
+
 impl Device {
     /// Makes a block device of `volume` with `depth` requests under way at most. `mark` is found again in [`devices`].
     ///

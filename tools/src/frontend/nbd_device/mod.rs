@@ -208,6 +208,13 @@ pub fn delete(index: u32) -> Result<()> {
     netlink::disconnect(index)
 }
 
+/// Whether device `index` was made for the volume `uuid`.
+#[must_use]
+pub fn is_made_for(index: u32, uuid: Uuid) -> bool {
+    let backend = std::fs::read_to_string(format!("/sys/block/nbd{index}/backend"));
+    backend.is_ok_and(|backend| backend.trim() == identifier(uuid))
+}
+
 /// Devices that were made for the volume `uuid`.
 ///
 /// # Errors
@@ -217,12 +224,7 @@ pub fn devices(uuid: Uuid) -> io::Result<Vec<u32>> {
     for entry in std::fs::read_dir("/sys/block")? {
         let entry = entry?;
         let index = entry.file_name().to_str().and_then(|name| name.strip_prefix("nbd")?.parse().ok());
-        let backend = std::fs::read_to_string(entry.path().join("backend"));
-        if let (Some(index), Ok(backend)) = (index, backend)
-            && backend.trim() == identifier(uuid)
-        {
-            found.push(index);
-        }
+        found.extend(index.filter(|index| is_made_for(*index, uuid)));
     }
     found.sort_unstable();
     Ok(found)

@@ -1,0 +1,196 @@
+//! Backing devices that go on without their cache, while somebody uses them: because it is missing at the start, or
+//! because it failed. Only those that have nothing dirty, and only once their superblock says, durably, that the cache is
+//! out of date.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use bcache_engine::request::AloneVolume;
+use bcache_engine::set::{CacheSet, Device};
+use bcache_format::superblock::BackingState;
+use uuid::Uuid;
+
+use super::engine::{Engine, Standing};
+use super::exposed::Exposed;
+use super::front::Front;
+use super::switch::Switch;
+use crate::expose::{self, Claim};
+use crate::hold;
+use crate::identify::{Part, Role};
+use crate::serve::told;
+
+impl Engine {
+    /// Puts a backing device that needs no cache under its name, straight from the device. What a process left behind is
+    /// served meanwhile: requests that wait there must end before the name can lead elsewhere.
+    pub(super) async fn go_alone(self: &Rc<Self>, part: &Part) -> Result<()> {
+        let _turn = self.turns.lock(part.uuid).await;
+        self.taken_over(part.uuid).await;
+        let kept = self.kept.borrow_mut().remove(&part.uuid);
+        if let Some(kept) = kept {
+            let opened = match self.open(&part.path).await {
+                Ok(device) => AloneVolume::open(device, false).await.map_err(told),
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(volume) => {
+                    kept.switch.put(Rc::new(volume));
+                    self.lead_straight(kept.name, kept.front, part).await?;
+                }
+                Err(error) => {
+                    self.kept.borrow_mut().insert(part.uuid, kept);
+                    return Err(error);
+                }
+            }
+        } else {
+            let part = part.clone();
+            self.env.offload(move || expose::direct(&part)).await?;
+        }
+        self.list_devices();
+        Ok(())
+    }
+
+    /// Lets the name lead straight to the backing device, and takes the front end away, which answers until then.
+    async fn lead_straight(&self, name: String, front: Front, part: &Part) -> Result<()> {
+        let (part, swapped, uuid) = (part.clone(), name.clone(), part.uuid);
+        let swap =
+            move || hold::swap(&swapped, uuid, &expose::direct_table(&part), || expose::still_whole(&part));
+        let swapped = self.env.offload(swap).await;
+        swapped.with_context(|| format!("/dev/mapper/{name}"))?;
+        tracing::info!(name, "goes on without cache");
+        if let Err(error) = front.remove().await {
+            tracing::warn!(name, %error, "the block device below is left behind");
+        }
+        Ok(())
+    }
+
+    /// A backing device waits for its cache, and goes on without it after a while if nothing of it is only there.
+    pub(super) fn wait_for_cache(self: &Rc<Self>, part: &Part) {
+        let Some(patience) = self.options.missing_cache else { return };
+        if part.role != Role::Backing(BackingState::Clean) {
+            return;
+        }
+        let (engine, path) = (Rc::clone(self), part.path.clone());
+        let task = async move {
+            engine.env.sleep(patience).await;
+            let waits = || engine.parts.borrow().get(&path) == Some(&Standing::Waiting);
+            if !waits() || engine.runs() || engine.ending.get() {
+                return;
+            }
+            let _one = engine.looking.lock(path.clone()).await;
+            if !waits() || engine.runs() || engine.ending.get() {
+                return;
+            }
+            match engine.leave_missing_cache(&path).await {
+                Ok(()) => {
+                    let mut parts = engine.parts.borrow_mut();
+                    parts.insert(path, Standing::Alone);
+                }
+                Err(error) => tracing::error!(device = %path.display(), "without its cache: {error:#}"),
+            }
+            engine.tell();
+        };
+        self.env.spawn(task).detach();
+    }
+
+    async fn leave_missing_cache(self: &Rc<Self>, path: &Path) -> Result<()> {
+        let part = self.identify(path).await?;
+        if part.role == Role::Backing(BackingState::Dirty) {
+            bail!("its newest data is in the cache");
+        }
+        // Nobody may have it in the meantime, and the mark must be there before anybody can write.
+        {
+            let kept = self.kept.borrow().contains_key(&part.uuid);
+            let _claim = if kept { None } else { Some(self.claim_of(path).await?) };
+            let device = self.open(path).await?;
+            drop(AloneVolume::open(device, false).await.map_err(told)?);
+        }
+        tracing::warn!(device = %path.display(), "its cache is missing, and has nothing that is only there");
+        let part = self.identify(path).await?;
+        self.go_alone(&part).await
+    }
+
+    /// Requests that fail because the set has failed are carried out without the cache, where that is possible.
+    pub(super) fn rescue_from_failure(self: &Rc<Self>, exposed: &Exposed) {
+        let (engine, uuid) = (Rc::downgrade(self), exposed.device.uuid);
+        exposed.switch.rescue_with(Box::new(move || {
+            let engine = engine.upgrade();
+            Box::pin(async move {
+                match engine {
+                    Some(engine) => engine.rescue(uuid).await,
+                    None => false,
+                }
+            })
+        }));
+    }
+
+    /// Whether a device goes on without its cache, now or since a moment ago.
+    async fn rescue(self: Rc<Self>, uuid: Uuid) -> bool {
+        let _turn = self.turns.lock(uuid).await;
+        let (Some(set), false) = (self.set.borrow().clone(), self.ending.get()) else { return false };
+        let found = {
+            let exposed = self.exposed.borrow();
+            let one = exposed.iter().find(|one| one.device.uuid == uuid);
+            one.map(|one| (Rc::clone(&one.device), Rc::clone(&one.switch)))
+        };
+        // Somebody was faster.
+        let Some((device, switch)) = found else { return true };
+        if !set.can_abandon(&device) {
+            return false;
+        }
+        match self.abandon(&set, &device, &switch).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(device = %uuid, "it cannot go on without its cache: {error:#}");
+                false
+            }
+        }
+    }
+
+    async fn abandon(
+        self: &Rc<Self>,
+        set: &Rc<CacheSet>,
+        device: &Rc<Device>,
+        switch: &Rc<Switch>,
+    ) -> Result<()> {
+        let path = PathBuf::from(device.backing().context("a volume has no backing device")?.dev.dev.name());
+        switch.hold().await;
+        let volume = match set.abandon(device).await.map_err(told) {
+            Ok(()) => AloneVolume::of(Rc::clone(device)).context("it is of the set still"),
+            Err(error) => Err(error),
+        };
+        let volume = match volume {
+            Ok(volume) => volume,
+            Err(error) => {
+                switch.release();
+                return Err(error);
+            }
+        };
+        switch.put(Rc::new(volume));
+        tracing::warn!(device = %path.display(), "the cache failed; it is clean, so this goes on without");
+        self.parts.borrow_mut().insert(path.clone(), Standing::Alone);
+        let place = self.exposed.borrow().iter().position(|one| Rc::ptr_eq(&one.device, device));
+        let Some(one) = place.map(|place| self.exposed.borrow_mut().remove(place)) else { return Ok(()) };
+        self.list_devices();
+        // Requests are answered from here on: nobody has to wait for the rest.
+        let engine = Rc::clone(self);
+        self.env
+            .spawn(async move {
+                let uuid = one.device.uuid;
+                if let Err(error) = engine.leave_front_end(&path, one).await {
+                    tracing::error!(device = %uuid, "still served by this process: {error:#}");
+                }
+                engine.tell();
+            })
+            .detach();
+        Ok(())
+    }
+
+    async fn leave_front_end(&self, path: &Path, one: Exposed) -> Result<()> {
+        let part = self.identify(path).await?;
+        let Exposed { name, front, claim, .. } = one;
+        // The table claims the device itself.
+        drop::<Option<Claim>>(claim);
+        self.lead_straight(name, front, &part).await
+    }
+}
