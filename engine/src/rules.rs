@@ -4,6 +4,7 @@
 //! Power is cut by the harness of `tests/src/crash`, which these unit tests include: only here the mistakes of
 //! [`sim_bugs`](crate::sim_bugs) can be switched on.
 
+mod abandoned;
 mod arranged;
 #[allow(dead_code, unused_imports)]
 #[path = "../../tests/src/crash/mod.rs"]

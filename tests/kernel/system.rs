@@ -92,6 +92,12 @@ fn devices_that_fail_lose_nothing_and_lie_about_nothing() {
 
 #[test]
 #[ignore = "boots a kernel"]
+fn whatever_fails_every_request_ends() {
+    Job::new("frozen.sh", 1).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
 fn a_backing_device_goes_alone_only_when_told_so_in_so_many_words() {
     Job::new("alone.sh", 1).run();
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// The scene ends well, and badly once the mistake is switched on.
-fn arranged(bug: Bug, scene: impl Fn() -> Result<(), String>) {
+pub(super) fn arranged(bug: Bug, scene: impl Fn() -> Result<(), String>) {
     if super::filter().is_none() {
         assert_eq!(scene(), Ok(()));
     }
@@ -27,7 +27,7 @@ fn arranged(bug: Bug, scene: impl Fn() -> Result<(), String>) {
 }
 
 /// A set that starts on what a power cut certainly leaves now holds what is expected, and its btree is whole.
-fn survives(images: [Image; 2], expected: &Expected) -> Result<(), String> {
+pub(super) fn survives(images: [Image; 2], expected: &Expected) -> Result<(), String> {
     let expected = expected.clone();
     Rig::with(&LARGE, images).try_run(|it| async move {
         for (sector, byte) in expected {

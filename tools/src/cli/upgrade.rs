@@ -10,7 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Out, Outcome};
-use crate::control::client::{Client, one_set, status};
+use crate::control::client::{Client, ask, one_set, status};
 use crate::control::{Request, paths};
 use crate::register::{self, Successor};
 
@@ -38,8 +38,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGPIPE];
     signals.into_iter().collect::<SigSet>().thread_block()?;
     let _one = paths::lock_registration(set)?;
-    let Some(mut engine) = Client::connect(set)? else { bail!("no engine serves set {set}") };
-    let before = engine.ask(&Request::Status)?;
+    let before = ask(set, &Request::Status)?;
     // The root file system may be on the set: nothing that is needed from here on may have to be read from it.
     register::read_ahead(set);
     register::check_program(set).context("not upgraded, the engine that runs goes on")?;
@@ -48,7 +47,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let mut successor = None;
     if register::is_systemds(set) {
         // systemd starts the next process when it sees how this one ended.
-        if engine.ask(&Request::Restart).is_err_and(|error| error.to_string().contains("not a request")) {
+        if ask(set, &Request::Restart).is_err_and(|error| error.to_string().contains("not a request")) {
             hand_over(set)?;
         }
     } else if register::systemd_starts() {

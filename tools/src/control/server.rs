@@ -19,7 +19,7 @@ const LINE: usize = 64 << 10;
 const CLIENTS: u64 = 64;
 
 /// How long a client may take for a request, and for taking the answer: places are few.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who answers requests.
 pub trait Service {
