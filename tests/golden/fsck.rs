@@ -166,7 +166,8 @@ fn what_salvage_saves_is_the_content_when_the_set_was_stopped() {
     let bcache = |args: &[&str]| {
         let mut command = Command::new(paths::program("bcache").unwrap());
         let output = command.args(args).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        // 1: without journal and root nothing says how far the leaves go.
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
     let name = |path: &Path| path.to_str().unwrap().to_owned();

@@ -78,6 +78,17 @@ pub fn narrowed(sure: &Sure, mut finding: Finding) -> Finding {
     finding
 }
 
+impl Sure {
+    /// What is left of a range without those of leaves that were found.
+    #[must_use]
+    pub fn uncovered(&self, range: (Pos, Pos)) -> Vec<(Pos, Pos)> {
+        let cut = |left: Vec<_>, known: &(Pos, Pos)| {
+            left.into_iter().flat_map(|range| without(range, *known)).collect()
+        };
+        self.ranges.iter().fold(vec![range], cut)
+    }
+}
+
 /// What `known` leaves of a range.
 fn without((from, to): (Pos, Pos), known: (Pos, Pos)) -> impl Iterator<Item = (Pos, Pos)> {
     let front = (from, to.min(known.0));

@@ -1,7 +1,7 @@
 //! Superblocks of all devices.
 
 use super::super::finding::Finding;
-use super::super::kind::{Kind, Severity};
+use super::super::kind::Kind;
 use super::super::view::{Backing, Cache, Device, Devices, Fault};
 use super::Checked;
 use bcache_format::error::Problem;
@@ -76,8 +76,7 @@ fn cache_confirmed(checked: &Checked) -> bool {
     };
     checked.cache.as_ref().is_some_and(alone)
         && checked.journal.newest().is_some()
-        && checked.set.as_ref().is_some_and(|view| view.root.is_some() && view.prios.broken.is_none())
-        && checked.findings.iter().all(|finding| finding.severity() < Severity::Loss)
+        && checked.set.as_ref().is_some_and(|view| view.root.is_some())
 }
 
 /// Whether the cache knows the device and agrees with its state.

@@ -4,7 +4,7 @@
 //! "ubcache undo 2\n"
 //! devices u32  { name length u32, name, UUID before 16 bytes, UUID after 16 bytes } * devices
 //! guards u32   { device u32, byte u64, length u64, checksum u64 } * guards
-//! writes u32   { device u32, byte u64, sectors u32, checksum of the new bytes u64 * sectors, old bytes } * writes
+//! writes u32   { device u32, byte u64, length u64, checksum of the new bytes u64 a sector, old bytes } * writes
 //! checksum u64 over everything before
 //! ```
 //! All numbers are little-endian, checksums CRC-64.
@@ -232,7 +232,7 @@ impl Undo {
         for saved in &self.saved {
             count(&mut out, saved.device);
             out.extend_from_slice(&saved.byte.to_le_bytes());
-            count(&mut out, saved.new.len());
+            out.extend_from_slice(&(saved.old.len() as u64).to_le_bytes());
             saved.new.iter().for_each(|csum| out.extend_from_slice(&csum.to_le_bytes()));
             out.extend_from_slice(&saved.old);
         }
@@ -264,10 +264,10 @@ pub fn load(bytes: &[u8]) -> Result<Undo, UndoError> {
         undo.guards.push(Guard { device, byte: rest.u64()?, bytes: rest.u64()?, csum: rest.u64()? });
     }
     for _ in 0..rest.u32()? {
-        let (device, byte, sectors) = (rest.u32()? as usize, rest.u64()?, rest.u32()?);
-        let new = rest.take(u64::from(sectors) * 8)?.as_chunks::<8>().0;
+        let (device, byte, bytes) = (rest.u32()? as usize, rest.u64()?, rest.u64()?);
+        let new = rest.take(bytes.div_ceil(SECTOR_SIZE).saturating_mul(8))?.as_chunks::<8>().0;
         let new = new.iter().map(|csum| u64::from_le_bytes(*csum)).collect();
-        let old = rest.take(u64::from(sectors) * SECTOR_SIZE)?.to_vec();
+        let old = rest.take(bytes)?.to_vec();
         undo.saved.push(Saved { device, byte, old, new });
     }
     let known = |device: usize| device < undo.devices.len();
@@ -318,12 +318,12 @@ pub fn plan(undo: &Undo, devices: &[Device]) -> Result<Plan, UndoError> {
         }
     }
     for (index, device) in here.iter().enumerate() {
-        let mut states: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let mut states: BTreeMap<(u64, usize), Vec<u64>> = BTreeMap::new();
         for (at, old, new) in undo.sectors(index) {
-            states.entry(at).or_default().extend([csum(old), new]);
+            states.entry((at, old.len())).or_default().extend([csum(old), new]);
         }
-        for (at, states) in states {
-            if !states.contains(&csum(&bytes_now(device, at, SECTOR))) {
+        for ((at, len), states) in states {
+            if !states.contains(&csum(&bytes_now(device, at, len))) {
                 return Err(changed(device, at));
             }
         }

@@ -85,13 +85,19 @@ impl Salvage {
                 slots.entry(extent.key.inode()).or_default().push((extent.key, belief));
             }
         })?;
+        // With the journal gone, where no leaf says anything.
+        let lost = if checked.has(Kind::JournalEmpty) {
+            view.sure.uncovered((Pos::ZERO, Pos::MAX))
+        } else {
+            checked.lost()
+        };
         let named = (0u32..).zip(&view.uuids).filter(|(_, entry)| !entry.is_free() && !entry.is_detached());
         Ok(Self {
             cache: view.cache.clone(),
             slots,
             uuids: named.map(|(slot, entry)| (entry.uuid, slot)).collect(),
             volumes: view.volumes().map(|(slot, entry)| (slot, Sectors(entry.sectors.0))).collect(),
-            lost: checked.lost(),
+            lost,
             leaves: (checked.found_leaves.max(view.leaves.len()), view.used_leaves),
             prios: !view.prios.entries.is_empty(),
             entries: view.journal.entries.len(),

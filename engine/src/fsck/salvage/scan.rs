@@ -12,8 +12,8 @@ use bcache_format::uuid_entry::{ENTRY_BYTES, UuidEntry, parse_table};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE, Structure};
 use std::collections::{BTreeMap, HashMap};
 
-/// Bytes looked at of every bucket.
-const HEAD: u64 = 4096;
+/// Bytes looked at of every bucket: enough for every magic number, and for some slots of a uuid table.
+const HEAD: u64 = 512;
 /// Buckets that the device is told of before they are read.
 const READS_AHEAD: u64 = 64;
 
