@@ -5,6 +5,7 @@
 mod export;
 mod fsck;
 mod inspect;
+mod rescue;
 mod seeds;
 mod sets;
 mod terminal;
