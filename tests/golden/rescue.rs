@@ -112,7 +112,11 @@ fn undo_refuses_a_set_that_was_used_and_goes_on_after_a_crash() {
     let done = bcache(&["undo", text(&undo)], &[b.clone(), c.clone()]);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     assert!(fs::read(&c).unwrap() == broken);
-    assert_eq!(bcache(&["undo", text(&undo)], &[b.clone(), c]).status.code(), Some(0), "once more is no harm");
+    assert_eq!(
+        bcache(&["undo", text(&undo)], &[b.clone(), c]).status.code(),
+        Some(0),
+        "once more is no harm"
+    );
     let none = bcache(&["undo", text(&b)], &[]);
     assert!(String::from_utf8_lossy(&none.stderr).contains("not an undo file"), "{none:?}");
 }

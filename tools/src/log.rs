@@ -170,7 +170,7 @@ mod tests {
         let dropped: usize = text
             .lines()
             .filter_map(|line| line.split_whitespace().nth(1).filter(|_| line.contains("were dropped")))
-            .map(|count| count.parse().expect("a count"))
+            .map(|count| count.parse::<usize>().expect("a count"))
             .sum();
         assert_eq!(written + dropped, 100, "{text}");
     }
