@@ -131,7 +131,9 @@ mod tests {
 
     /// Takes nothing until it is opened.
     #[derive(Clone, Default)]
-    struct Gate(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Gate(Arc<(Mutex<Written>, Condvar)>);
+    /// Whether it is open, and what was written.
+    type Written = (bool, Vec<u8>);
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
