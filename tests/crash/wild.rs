@@ -38,3 +38,20 @@ fn a_set_whose_devices_come_and_go_survives() {
 fn a_set_whose_disks_fail_survives() {
     survives("a_set_whose_disks_fail_survives", 8_000, SPOILT);
 }
+
+/// As many cuts as `SIM_CUTS` says, from the seed `SIM_FROM` on.
+mod long {
+    use super::*;
+
+    #[test]
+    #[ignore = "takes hours"]
+    fn a_million_cuts() {
+        survives("--ignored wild::long::a_million_cuts", 1_000_000, SPOILT);
+    }
+
+    #[test]
+    #[ignore = "takes hours"]
+    fn two_hundred_thousand_cuts_of_good_disks() {
+        survives("--ignored wild::long::two_hundred_thousand_cuts_of_good_disks", 200_000, MOVING);
+    }
+}

@@ -32,6 +32,8 @@ pub(super) fn trace(what: impl FnOnce() -> String) {
     }
 }
 
+/// How a write begins to fail for which the cache has no room.
+const NO_SPACE: &str = "no space left in the cache";
 /// Simulated time within which whatever was begun has to end, however slow the disks are.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 
@@ -248,6 +250,8 @@ impl Judged {
         match result {
             Ok(()) => self.model.borrow_mut().end_write(number, fua),
             Err(_) if self.may_fail => self.model.borrow_mut().fail_write(number),
+            // A volume may be larger than its cache.
+            Err(error) if error.contains(NO_SPACE) => self.model.borrow_mut().fail_write(number),
             Err(error) => return Err(error),
         }
         Ok(())

@@ -161,7 +161,12 @@ impl CachedSet {
             bucket_sectors: bucket_sectors as u32,
             nbuckets,
             backings: sizes.into_iter().map(|size| (draw_mode(rng, focus), size)).collect(),
-            volume: rng.chance(1, 2).then_some(512),
+            // Now and then one that the cache has no room for.
+            volume: match rng.below(16) {
+                0 if !deep && bucket_sectors == 8 => Some(nbuckets * bucket_sectors),
+                1..8 => Some(512),
+                _ => None,
+            },
             replacement: Replacement::ALL[rng.below(3) as usize],
             discard: rng.chance(1, 4),
             copy_gc: rng.chance(1, 3),
