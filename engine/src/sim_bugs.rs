@@ -45,6 +45,7 @@ mistakes! {
     StopLeavesNodes,
     SuperblockBeforeDurable,
     FailureToldOnce,
+    FailureToldToAnother,
     GivenBackNotAvailable,
     ClockGrows,
     ReadLeftBehind,

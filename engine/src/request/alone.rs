@@ -101,7 +101,8 @@ impl Volume for AloneVolume {
         })
     }
     fn flush(&self) -> VolumeFuture<'_, ()> {
-        Box::pin(async move { Ok(self.backing().dev.client_flush(self.backing().dev.epoch()).await?) })
+        let dev = &self.backing().dev;
+        Box::pin(async move { Ok(dev.client_flush(dev.epoch(), dev.reported()).await?) })
     }
     fn discard(&self, at: u64, len: u64) -> VolumeFuture<'_, ()> {
         Box::pin(async move {

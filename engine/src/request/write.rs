@@ -219,12 +219,14 @@ impl CacheSet {
 
     /// Makes all that was acknowledged durable: keys in the journal, and data on the backing device if any went there.
     pub(crate) async fn flush(&self, device: &Device) -> Result<()> {
-        let epoch = device.backing().map(|backing| backing.dev.epoch());
+        // Of a failure that somebody else is told of meanwhile, this client has to hear, too.
+        let began = device.backing().map(|backing| (backing.dev.epoch(), backing.dev.reported()));
         self.flush_keys(device).await?;
         let below = !seeded_bug!(FlushWithoutBacking);
-        if let (Some(backing), Some(epoch), true) = (device.backing(), epoch, below) {
+        if let (Some(backing), Some((epoch, reported)), true) = (device.backing(), began, below) {
             let failures = device.flush_failures();
-            let result = backing.dev.client_flush(epoch).await;
+            let reported = if seeded_bug!(FailureToldToAnother) { backing.dev.reported() } else { reported };
+            let result = backing.dev.client_flush(epoch, reported).await;
             self.doubt_if_failed(device, failures);
             result?;
         }

@@ -23,6 +23,7 @@ scenes! {
     a_label_under_way_does_not_count_as_dirty_on_disk: SuperblockBeforeDurable;
     a_detach_tells_of_a_flush_that_failed: DetachForgetsFailure;
     a_write_under_way_when_a_flush_failed_is_not_called_durable: FailureToldOnce;
+    a_flush_that_waits_for_the_journal_hears_of_a_failure_that_another_was_told_of: FailureToldToAnother;
     a_stale_dirty_key_of_the_journal_does_not_count: StaleDirtyCounts;
     a_write_that_waits_for_the_journal_goes_where_the_device_is_by_then;
     dirty_data_behind_the_end_does_not_cost_the_rest: WritesBehindTheEnd;
@@ -304,6 +305,28 @@ fn a_write_under_way_when_a_flush_failed_is_not_called_durable() {
         }
     }
     assert!(lost.is_empty(), "acknowledged, flushed and lost with seeds {lost:?}");
+}
+
+/// A client's flush waits for the journal. Meanwhile somebody else's flush fails and is told so, which drops what the client
+/// wrote; the flush that the client's request sends then succeeds.
+fn a_flush_that_waits_for_the_journal_hears_of_a_failure_that_another_was_told_of() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.write(0, 8, 77).await;
+        it.cache.inject(Fault::slow(FaultOn::Write, 0..u64::MAX, Duration::from_secs(10)).times(1));
+        let one = it.clone();
+        let flush = it.set.env.spawn(async move { one.volume.flush().await });
+        it.wait(1).await;
+        it.backing.inject(Fault::eio(FaultOn::Flush, 0..u64::MAX).times(1));
+        let dev = &it.device.backing().expect("a backing device").dev;
+        // As a detach does.
+        assert!(dev.client_flush(dev.epoch(), dev.reported()).await.is_err(), "it is told");
+        assert!(!flush.is_finished(), "the client waits");
+        assert!(
+            flush.await.is_err(),
+            "what the client wrote may be lost, and it was told that it is durable"
+        );
+    });
 }
 
 /// A journal entry has a dirty key whose bucket has moved on (Linux leaves such).

@@ -242,7 +242,7 @@ impl CacheSet {
     async fn leave(&self, device: &Rc<Device>, backing: &Backing) -> Result<Result<()>> {
         // As a client's: of a failure that no client has heard of, whoever detaches the device must.
         let failures = device.flush_failures();
-        let flushed = backing.dev.client_flush(backing.dev.epoch()).await;
+        let flushed = backing.dev.client_flush(backing.dev.epoch(), backing.dev.reported()).await;
         self.doubt_if_failed(device, failures);
         if !seeded_bug!(DetachForgetsFailure) {
             flushed?;

@@ -79,13 +79,16 @@ impl Tracked {
     pub fn failures(&self) -> u64 {
         self.failures.get()
     }
-    /// A client's flush. A failure of any flush, whoever sent it, is told to every client whose flush began before that
-    /// was told to one.
+    /// Failed flushes that some client was told of. Whoever flushes for a client takes it down before waiting for anything.
+    pub fn reported(&self) -> u64 {
+        self.reported.get()
+    }
+    /// A client's flush, which began when so many failures were [reported](Self::reported). A failure of any flush, whoever
+    /// sent it, is told to every client whose flush began before that was told to one.
     ///
     /// # Errors
     /// As of [`Self::ensure_flushed`].
-    pub async fn client_flush(&self, epoch: u64) -> Result<(), DevError> {
-        let reported = self.reported.get();
+    pub async fn client_flush(&self, epoch: u64, reported: u64) -> Result<(), DevError> {
         let result = self.ensure_flushed(epoch).await;
         let failures = self.failures.get();
         if failures > reported {

@@ -103,7 +103,7 @@ impl CacheSet {
         let (Some(backing), Some(inode)) = (device.backing(), device.inode.get()) else { return Ok(()) };
         self.mark_clean(device, backing, inode).await?;
         // As a client's: of a failure that no client has heard of, whoever stops the set must.
-        Ok(backing.dev.client_flush(backing.dev.epoch()).await?)
+        Ok(backing.dev.client_flush(backing.dev.epoch(), backing.dev.reported()).await?)
     }
 
     /// Whether nothing of the device is dirty, nor on its way to be.
