@@ -56,17 +56,15 @@ impl Evidence {
         let mut gens = view.gens.clone();
         let own = |leaf: &Leaf| Ptr::new(0, geometry.bucket_start(leaf.bucket).0, leaf.generation);
         // A bucket's generation is durable before the bucket is used: a node that is ahead of it was written by a
-        // repair that was cut off.
-        let begun = |leaf: &&Leaf| {
-            let known = gens.get(leaf.bucket.0);
-            known.is_none_or(|known| known == leaf.generation || gens.stale(own(leaf)) > 0)
-        };
-        let leaves: Vec<&Leaf> = self.scanned.leaves.iter().filter(begun).collect();
+        // repair that was cut off. One that is behind was given up, and so was whatever it had replaced: neither does
+        // it count, nor does it say anything about those that are not behind.
+        let may_count = |leaf: &&Leaf| gens.get(leaf.bucket.0).is_none_or(|known| known == leaf.generation);
+        let leaves: Vec<&Leaf> = self.scanned.leaves.iter().filter(may_count).collect();
         let live = in_use(&leaves);
         let used: Vec<&Leaf> = leaves
             .into_iter()
             .zip(live)
-            .filter(|(leaf, live)| *live && !reached.contains(&leaf.bucket) && gens.stale(own(leaf)) == 0)
+            .filter(|(leaf, live)| *live && !reached.contains(&leaf.bucket))
             .map(|(leaf, _)| leaf)
             .collect();
         let mut map = ExtentMap::default();

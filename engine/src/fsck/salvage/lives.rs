@@ -50,24 +50,37 @@ pub fn in_use(leaves: &[&Leaf]) -> Vec<bool> {
             }
         }
     }
-    let replacers: Vec<Vec<usize>> =
-        (0..leaves.len()).map(|index| replacers(leaves, index, &firsts)).collect();
-    (0..leaves.len())
-        .map(|index| {
-            let others = replacers.get(index).map(Vec::as_slice).unwrap_or_default();
-            // Of leaves that replace each other, being alike, the first is kept.
-            let gone = others.iter().any(|other| {
-                let back = replacers.get(*other).is_some_and(|theirs| theirs.contains(&index));
-                !back || *other < index
+    let replaced: Vec<Replaced> = (0..leaves.len()).map(|index| replacers(leaves, index, &firsts)).collect();
+    replaced
+        .iter()
+        .enumerate()
+        .map(|(index, mine)| {
+            // Of two that seem to replace each other the older is all in the newer, which has something of its own.
+            // Of leaves that are alike the first is kept.
+            let gone = mine.by.iter().any(|other| {
+                replaced.get(*other).is_none_or(|theirs| {
+                    let (ours, back) = (mine.shared * theirs.all, theirs.shared * mine.all);
+                    !theirs.by.contains(&index) || ours > back || (ours == back && *other < index)
+                })
             });
             !gone
         })
         .collect()
 }
 
-/// The leaves whose first bsets together hold nearly all that this one held at its end; empty when they do not.
-fn replacers(leaves: &[&Leaf], index: usize, firsts: &HashMap<Line, Vec<(u64, u64, usize)>>) -> Vec<usize> {
-    let Some(leaf) = leaves.get(index) else { return Vec::new() };
+/// What of a leaf is in others' first bsets.
+#[derive(Default)]
+struct Replaced {
+    /// The leaves whose first bsets together hold nearly all that this one held at its end; empty when they do not.
+    by: Vec<usize>,
+    /// Its extents of which they have something.
+    shared: u64,
+    /// All its extents.
+    all: u64,
+}
+
+fn replacers(leaves: &[&Leaf], index: usize, firsts: &HashMap<Line, Vec<(u64, u64, usize)>>) -> Replaced {
+    let Some(leaf) = leaves.get(index) else { return Replaced::default() };
     let (mut all, mut shared) = (0u64, 0u64);
     let mut others: HashMap<usize, u64> = HashMap::new();
     for key in &leaf.keys {
@@ -85,8 +98,9 @@ fn replacers(leaves: &[&Leaf], index: usize, firsts: &HashMap<Line, Vec<(u64, u6
         shared += u64::from(any);
     }
     if all == 0 || shared * 100 < all * REPLACED_PERCENT {
-        return Vec::new();
+        return Replaced { by: Vec::new(), shared, all };
     }
     // Those that hold more than a stray extent of it.
-    others.into_iter().filter(|(_, count)| *count * 20 >= all).map(|(other, _)| other).collect()
+    let by = others.into_iter().filter(|(_, count)| *count * 20 >= all).map(|(other, _)| other).collect();
+    Replaced { by, shared, all }
 }

@@ -2,6 +2,7 @@
 
 use super::super::view::Cache;
 use super::super::view::extent_map::ExtentMap;
+use super::super::view::node::{NodeRef, place};
 use super::super::view::overlay::merge_all;
 use super::lives::Leaf;
 use bcache_format::bset::{Bset, BsetHeader, VERSION};
@@ -145,8 +146,20 @@ fn is_interior(cache: &Cache, sets: &[Vec<Bkey>]) -> bool {
     keys.peek().is_some() && keys.clone().all(like) && keys.any(|key| is_node(cache, key))
 }
 
+/// Whether there is an interior node at a place.
+pub(in super::super) fn is_interior_node(cache: &Cache, at: &NodeRef) -> bool {
+    let Ok(ptr) = place(cache, at) else { return false };
+    let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
+    let len = at.key.size().saturating_mul(SECTOR_SIZE);
+    let Ok((bytes, _)) = cache.read_around(Structure::BtreeNode, byte, len) else { return false };
+    let Ok(node) = parse(&bytes, ptr, cache.magic, cache.geometry.block_bytes()) else { return false };
+    let keys = |set: &Bset<'_>| set.keys().map_while(Result::ok).collect();
+    let sets: Vec<Vec<Bkey>> = node.sets.iter().map(|(_, set)| keys(set)).collect();
+    is_interior(cache, &sets)
+}
+
 /// Whether a key points at the beginning of a node.
-pub(in super::super) fn is_node(cache: &Cache, key: &Bkey) -> bool {
+fn is_node(cache: &Cache, key: &Bkey) -> bool {
     let Some(ptr) = key.ptr().filter(|ptr| ptr.is_device()) else { return false };
     let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
     let bytes = cache.read(Structure::BtreeNode, byte, cache.geometry.btree_node_bytes());

@@ -3,12 +3,13 @@
 //! Interior nodes come before everything below them, so a node that is also pointed at from further down belongs to
 //! whoever points at it from further up. Only leaves' places come out of this; reading them is [`super::sweep`]'s.
 
+use super::super::salvage::scan::is_interior_node;
 use super::devices::Cache;
 use super::fault::{Fault, What};
 use super::gens::Gens;
 use super::node::{NodeRef, NodeView};
 use super::tree::{children, raise};
-use bcache_format::{BucketNr, Structure};
+use bcache_format::{BucketNr, Pos, Structure};
 use std::collections::{HashSet, VecDeque};
 
 /// What lies above the leaves.
@@ -48,9 +49,29 @@ pub fn descend(cache: &Cache, root: NodeRef, gens: &mut Gens, report: &mut dyn F
             }
             let mut faults = VecDeque::new();
             below.extend(children(&node, cache, gens, &mut faults));
+            // A root whose children end before it does may be another node, and not have the first ones either.
+            let whole = |fault: &mut Fault| {
+                if at.key.pos() == Pos::MAX
+                    && at.lower == Pos::ZERO
+                    && matches!(fault.what, What::ChildrenEnd { .. })
+                {
+                    fault.range = Some(Box::new((Pos::ZERO, Pos::MAX)));
+                }
+            };
+            faults.iter_mut().for_each(whole);
             node.faults.into_iter().chain(faults).for_each(&mut *report);
         }
         level = below;
+    }
+    // With a wrong level, or a wrong root, interior nodes stand where leaves should be.
+    let known = |at: &NodeRef| bucket_of(cache, at).is_some_and(|bucket| found.nodes.contains(&bucket));
+    let wrong = |at: &&NodeRef| !known(at) && is_interior_node(cache, at);
+    let ends = [level.first().copied(), level.last().copied()];
+    if let Some(at) = ends.iter().flatten().find(wrong) {
+        let byte =
+            bucket_of(cache, at).map_or(at.named_at, |bucket| cache.geometry.bucket_start_byte(bucket));
+        report(cache.fault(Structure::BtreeNode, byte, What::NotALeaf).hiding(Pos::ZERO, Pos::MAX));
+        level.clear();
     }
     found.leaves = level;
     found

@@ -288,7 +288,7 @@ impl NodeView {
 }
 
 /// The pointer to follow to a node.
-pub(super) fn place(cache: &Cache, at: &NodeRef) -> Result<Ptr, Fault> {
+pub(in super::super) fn place(cache: &Cache, at: &NodeRef) -> Result<Ptr, Fault> {
     let bad = |why| {
         let what = What::Pointer { key: at.key.to_string(), why };
         cache.fault(Structure::BtreeNode, at.named_at, what)
