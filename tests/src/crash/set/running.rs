@@ -530,10 +530,11 @@ impl Running for RunningSet {
         };
         let volumes = self.volumes();
         let alone = volumes.iter().enumerate().filter(|(index, _)| !attached(*index));
+        let mut flushed = Ok(());
         for volume in alone.filter_map(|(_, volume)| volume.as_ref()) {
-            volume.flush().await.map_err(|error| error.to_string())?;
+            flushed = flushed.and(volume.flush().await.map_err(|error| error.to_string()));
         }
-        let Some(set) = &self.set else { return Ok(false) };
+        let Some(set) = &self.set else { return flushed.map(|()| false) };
         let failed = set.failure().is_some();
         let writes = || self.disks[0].stats().writes;
         let before = writes();
@@ -542,7 +543,7 @@ impl Running for RunningSet {
             // Not to be taken for one of the failures that spoilt disks excuse.
             panic!("a set that has failed wrote to its cache when it was stopped");
         }
-        stopped?;
+        flushed.and(stopped)?;
         Self::audit(set).await.map(|()| true)
     }
 }
