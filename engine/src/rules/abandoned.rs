@@ -1,11 +1,12 @@
 //! Devices that part with a set in disorder: what the cache has of them is never served again.
 
-use super::arranged::survives;
+use super::arranged::{arranged, survives};
 use super::crash::{Rig, Shape};
 use super::tree::LARGE;
 use crate::dev::Buf;
 use crate::request::AloneVolume;
 use crate::sim::{Fault, FaultOn};
+use crate::sim_bugs::Bug;
 use crate::volume::Volume;
 use bcache_format::superblock::CacheMode;
 use std::rc::Rc;
@@ -20,6 +21,8 @@ fn rule_9_a_device_that_a_failed_set_has_abandoned_says_stale() {
             it.write(64, 8, 1).await;
             it.volume.flush().await.map_err(|error| error.to_string())?;
             it.cached_at(0).await;
+            // A leaf has the keys: of those that only the journal has a start trusts none that says clean.
+            it.set.checkpoint().await.map_err(|error| error.to_string())?;
             assert!(!it.set.can_abandon(&it.device), "it works");
             it.cache.inject(Fault::eio(FaultOn::Any, 0..u64::MAX));
             // A write has to forget the clean copy in the cache first, which is the end of the set.
@@ -38,7 +41,7 @@ fn rule_9_a_device_that_a_failed_set_has_abandoned_says_stale() {
         })?;
         survives(rig.images(), &written)
     };
-    assert_eq!(scene(), Ok(()));
+    arranged(Bug::AbandonWithoutStale, scene);
 }
 
 /// What only the cache has is not given up.
