@@ -72,6 +72,8 @@ mistakes! {
     RateClampPanics,
     NobodyFinishes,
     MovingInThePass,
+    PriosOverRoots,
+    CleanNotRetried,
 }
 
 thread_local!(static BUG: Cell<Option<Bug>> = const { Cell::new(None) });

@@ -107,7 +107,8 @@ impl CacheSet {
     }
 
     /// Gives buckets in which GC has just found nothing to the prio sets, if those have too few: no key on disk points there
-    /// that counts, so that their generations need not be durable first, and without them none can be.
+    /// that counts, so that their generations need not be durable first, and without them none can be. What the newest
+    /// durable journal entry names is not among them, though memory may have something newer by now.
     fn hand_out_for_prios(&self) {
         if self.alloc.has_prios() {
             return;
@@ -115,7 +116,8 @@ impl CacheSet {
         let empty: Vec<BucketNr> = {
             let buckets = self.alloc.buckets.borrow();
             let empty = buckets.usable().filter(|(nr, bucket)| {
-                bucket.mark == Mark::Free && bucket.sectors == 0 && buckets.may_invalidate(*nr)
+                let empty = bucket.mark == Mark::Free && bucket.sectors == 0 && buckets.may_invalidate(*nr);
+                empty && (!self.journal.names(&self.cache.geometry, *nr) || seeded_bug!(PriosOverRoots))
             });
             empty.map(|(nr, _)| nr).collect()
         };

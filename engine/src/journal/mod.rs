@@ -19,7 +19,7 @@ pub use replay::{Found, read as read_journal};
 use crate::sync::WaitQueue;
 use bcache_format::bkey::Bkey;
 use bcache_format::jset::{HEADER_BYTES, Jset};
-use bcache_format::{BucketNr, Geometry};
+use bcache_format::{BucketNr, Geometry, Ptr};
 use pins::Pins;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -72,6 +72,8 @@ pub struct Journal {
     /// Newest durable entry, and the oldest that it needs.
     durable: Cell<u64>,
     durable_last: Cell<u64>,
+    /// Where the newest durable entry says that root and uuid table are: a crash brings them back.
+    durable_roots: Cell<[Option<Ptr>; 2]>,
     /// The open entry must be written even if it holds no keys.
     requested: Cell<u64>,
     timer_armed: Cell<bool>,
@@ -108,6 +110,7 @@ impl Journal {
             ring: RefCell::new(Ring { buckets, current, used }),
             durable: Cell::new(newest),
             durable_last: Cell::new(last_seq),
+            durable_roots: Cell::default(),
             requested: Cell::new(0),
             timer_armed: Cell::new(false),
             writer: WaitQueue::new(),
@@ -159,6 +162,14 @@ impl Journal {
     #[must_use]
     pub fn has_unwritten_keys(&self) -> bool {
         !self.open.borrow().keys.is_empty() || !self.closed.borrow().is_empty()
+    }
+    /// Whether the newest durable entry names this bucket for the root or the uuid table, whatever memory says by now.
+    pub(crate) fn names(&self, geometry: &Geometry, nr: BucketNr) -> bool {
+        self.durable_roots.get().into_iter().flatten().any(|ptr| geometry.ptr_bucket(ptr) == nr)
+    }
+    /// Takes note of what the newest durable entry names.
+    pub(crate) fn note_roots(&self, root: &Bkey, uuids: &Bkey) {
+        self.durable_roots.set([root.ptr(), uuids.ptr()]);
     }
     /// Keeps entry `seq`, which has keys that nobody wrote yet, from being reclaimed.
     pub fn pin(&self, seq: u64) -> JournalPin {

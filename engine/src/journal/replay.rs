@@ -43,6 +43,9 @@ pub async fn read(cache: &CacheDev, discard: bool) -> Result<Option<Found>> {
         buckets.push(read_bucket(cache, bucket, &mut entries).await?);
     }
     let newest = entries.last_key_value().map(|(seq, entry)| (*seq, entry.last_seq));
+    if let Some((seq, _)) = newest.filter(|(seq, _)| *seq == 0 || *seq >= u64::MAX - 1) {
+        return Err(cache.untrusted(format!("the newest journal entry has the number {seq}")));
+    }
     let missing =
         |from: u64| (from..=newest.map_or(0, |(seq, _)| seq)).find(|seq| !entries.contains_key(seq));
     // An entry behind a damaged one can be newer than all that were found only where the newest is, and in the bucket that
@@ -95,7 +98,7 @@ async fn refuse_rot(
     let (start, block) = (geometry.bucket_start_byte(bucket.nr), geometry.block_bytes());
     let needed = newest.map_or(0, |(_, last)| last);
     // Somebody went on from the last whole entry: what is behind it here was given up then.
-    if bucket.newest > 0 && entries.contains_key(&(bucket.newest + 1)) {
+    if bucket.newest > 0 && entries.contains_key(&bucket.newest.saturating_add(1)) {
         return Ok(());
     }
     let mut at = bucket.whole;

@@ -89,7 +89,8 @@ impl CacheSet {
         let Some(Entry { seq, pin, keys, .. }) = journal.take_next() else { return Ok(()) };
         let last_seq = journal.last_seq();
         let this_dev = self.cache.this_dev();
-        let jset = self.roots().jset(seq, last_seq, this_dev, keys);
+        let roots = self.roots();
+        let jset = roots.jset(seq, last_seq, this_dev, keys);
         let image = jset.write(self.cache.magic, journal.block_bytes).map_err(|e| self.format_error(e))?;
         let at = journal.ring.borrow_mut().place(seq, image.len() as u64, journal.bucket_bytes);
         let skip_flush = seeded_bug!(JournalWithoutFlush);
@@ -100,6 +101,7 @@ impl CacheSet {
         self.metadata(self.cache.write_fua(at, Buf::copied(&image).freeze()).await)?;
         journal.durable.set(seq);
         journal.durable_last.set(last_seq);
+        journal.note_roots(&roots.btree_root, &roots.uuid_bucket);
         drop(pin);
         self.stats.journal_writes.add(1);
         self.stats.other_metadata_sectors_written.add(image.len() as u64 / bcache_format::SECTOR_SIZE);

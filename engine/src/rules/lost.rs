@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 scenes! {
+    clean_is_said_again_when_it_could_not_be_said: CleanNotRetried;
     writeback_does_not_overwrite_a_newer_write_below: WritebackHoldsLate;
     two_superblock_changes_at_once_both_stay: SuperblockUnlocked;
     what_is_forgotten_in_doubt_does_not_come_back_dirty: DoubtInMemory;
@@ -395,4 +396,19 @@ fn dirty_data_behind_the_end_does_not_cost_the_rest() {
         set.env.sleep(Duration::from_secs(1000)).await;
         assert_eq!(get(&*volume, 0, 8).await.map(|data| data[0]), Ok(1));
     });
+}
+
+/// The superblock cannot be written when the last dirty data has been written back. A device that says dirty for ever could not
+/// be used without its cache.
+fn clean_is_said_again_when_it_could_not_be_said() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.write(0, 8, 1).await;
+        it.volume.flush().await.expect("a flush");
+        it.backing.inject(Fault::eio(FaultOn::Write, SB).times(1));
+        writes_back(&it.device);
+        it.wait(60).await;
+        it.set.stop().await.expect("it stops");
+    });
+    assert_eq!(parse(&rig.images()[1]).state(), BackingState::Clean);
 }

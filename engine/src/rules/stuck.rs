@@ -16,6 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 scenes! {
+    the_prio_sets_take_no_bucket_that_the_journal_names: PriosOverRoots;
     a_future_that_is_dropped_does_no_harm: NobodyFinishes;
     a_failed_read_leaves_no_placeholder: MissLeftBehind;
     a_dropped_read_is_harmless: ReadLeftBehind;
@@ -547,5 +548,25 @@ fn drop_at_random(seed: u64) {
             assert!(may.contains(&has[0]), "seed {seed}: range {at} has {}, not one of {may:?}", has[0]);
         }
         ends(&env, set.stop()).await.expect("the stop ends").expect("it stops");
+    });
+}
+
+/// A new uuid table is written, and the journal entry that names it is under way when GC finds nothing in the old one's bucket, and
+/// the prio sets want for buckets. A crash now would bring the old one back.
+fn the_prio_sets_take_no_bucket_that_the_journal_names() {
+    Rig::new(&USUAL).run(|it| async move {
+        it.write(0, 8, 1).await;
+        it.volume.flush().await.expect("a flush");
+        let (set, env) = (Rc::clone(&it.set), it.set.env.clone());
+        let old =
+            set.uuids.borrow().key.ptr().map(|ptr| set.cache.geometry.ptr_bucket(ptr)).expect("a table");
+        it.cache.inject(Fault::slow(FaultOn::Write, 3 * 4096..7 * 4096, Duration::from_secs(10_000)));
+        let label = set.set_device_attribute(&it.device, "label", "x");
+        env.spawn(label).detach();
+        it.wait(1).await;
+        while set.alloc.try_take(Reserve::Prio).map(|taken| taken.used().leave()).is_some() {}
+        fill_up(&set);
+        it.wait(100).await;
+        assert!(!set.alloc.free_buckets().contains(&old), "the newest entry names it");
     });
 }

@@ -90,15 +90,19 @@ impl Backing {
     pub(crate) fn says_dirty(&self) -> bool {
         self.sb.says_dirty()
     }
+    /// Whether it may say so: a write of it may have failed.
+    pub(crate) fn may_say_dirty(&self) -> bool {
+        self.sb.may_say_dirty()
+    }
     /// Marks the superblock clean if `still_clean` is true when nobody else can change it any more. Everything written back
     /// is flushed.
     pub(crate) async fn mark_clean(&self, still_clean: impl Fn() -> bool) -> Result<()> {
         let writer = self.sb.writer(&self.dev).await;
-        if !self.says_dirty() || !(still_clean() || seeded_bug!(CleanTooEarly)) {
+        if !self.sb.may_say_dirty() || !(still_clean() || seeded_bug!(CleanTooEarly)) {
             return Ok(());
         }
-        writer.doubt_dirty();
-        self.dev.ensure_flushed(self.dev.epoch()).await.inspect_err(|_| writer.still_dirty())?;
+        let before = writer.doubt_dirty();
+        self.dev.ensure_flushed(self.dev.epoch()).await.inspect_err(|_| writer.restore_dirty(before))?;
         writer.write(|sb| sb.set_state(BackingState::Clean)).await
     }
     /// Bytes of data.

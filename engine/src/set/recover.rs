@@ -244,6 +244,7 @@ impl CacheSet {
         // With discard on, leading entries may be gone; what pins them is given up at once.
         let first = replay.first().map_or(newest.seq, |(seq, _)| *seq);
         let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, newest.seq, first);
+        journal.note_roots(&newest.btree_root, &newest.uuid_bucket);
         let entries = read_uuids(&cache, &newest.uuid_bucket, newest.version).await?;
         let uuids = UuidTable { entries, key: newest.uuid_bucket };
         let starting = Starting::begin(Self::build(env, cache, settings, journal, uuids));

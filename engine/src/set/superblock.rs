@@ -15,6 +15,8 @@ pub struct StoredSuperblock {
     /// The disk is known to say dirty. Never so while a write that says otherwise is under way, or after one failed:
     /// whether it arrived all the same nobody knows.
     says_dirty: Cell<bool>,
+    /// A write failed, and none succeeded since: the disk may say what that one was to say.
+    unsettled: Cell<bool>,
 }
 
 /// The right to change a superblock, which one caller has at a time.
@@ -29,7 +31,13 @@ impl StoredSuperblock {
     #[must_use]
     pub fn new(sb: Superblock, block: Vec<u8>) -> Self {
         let says_dirty = Cell::new(sb.state() == BackingState::Dirty);
-        Self { sb: RefCell::new(sb), block: RefCell::new(block), io: Mutex::new(()), says_dirty }
+        Self {
+            sb: RefCell::new(sb),
+            block: RefCell::new(block),
+            io: Mutex::new(()),
+            says_dirty,
+            unsettled: Cell::new(false),
+        }
     }
     /// What it says: the latest that is known to be durable.
     pub fn borrow(&self) -> Ref<'_, Superblock> {
@@ -38,6 +46,13 @@ impl StoredSuperblock {
     /// Whether the disk says dirty for certain.
     pub fn says_dirty(&self) -> bool {
         self.says_dirty.get()
+    }
+    /// Whether the disk may say dirty.
+    pub fn may_say_dirty(&self) -> bool {
+        if seeded_bug!(CleanNotRetried) {
+            return self.says_dirty();
+        }
+        self.unsettled.get() || self.sb.borrow().state() == BackingState::Dirty
     }
     /// Waits until nobody else changes the superblock on `dev`, and keeps others from it.
     pub async fn writer<'a>(&'a self, dev: &'a Tracked) -> SuperblockWriter<'a> {
@@ -62,7 +77,9 @@ impl SuperblockWriter<'_> {
             stored.says_dirty.set(dirty);
         }
         stored.says_dirty.set(stored.says_dirty.get() && dirty);
+        stored.unsettled.set(true);
         self.dev.write_fua(SB_OFFSET, image).await?;
+        stored.unsettled.set(false);
         stored.says_dirty.set(dirty);
         *stored.sb.borrow_mut() = sb;
         Ok(())
@@ -83,12 +100,13 @@ impl SuperblockWriter<'_> {
     }
     /// Sees to it that nobody takes the disk for dirty from here on: who wants to write dirty data waits for this writer,
     /// and then says dirty again.
-    pub(super) fn doubt_dirty(&self) {
-        self.stored.says_dirty.set(false);
+    /// Answers what was known before.
+    pub(super) fn doubt_dirty(&self) -> bool {
+        self.stored.says_dirty.replace(false)
     }
     /// Takes [`doubt_dirty`](Self::doubt_dirty) back: nothing was written.
-    pub(super) fn still_dirty(&self) {
-        self.stored.says_dirty.set(true);
+    pub(super) fn restore_dirty(&self, before: bool) {
+        self.stored.says_dirty.set(before);
     }
     fn image(&self, write: impl FnOnce(&mut [u8]) -> Result<(), bcache_format::Error>) -> Result<Shared> {
         let mut block = self.stored.block.borrow_mut();

@@ -127,7 +127,7 @@ impl CacheSet {
 
     pub(crate) fn may_write_back(&self, device: &Device) -> bool {
         // The last dirty data may have been overwritten instead; then all there is to do is to say clean.
-        let says = device.backing().is_some_and(crate::set::Backing::says_dirty);
+        let says = device.backing().is_some_and(crate::set::Backing::may_say_dirty);
         let dirty = device.inode.get().is_some_and(|inode| says || self.dirty_sectors(inode) > 0);
         let due = self.writes_back_all(device) || device.settings.writeback_running.get();
         dirty && due
