@@ -5,7 +5,7 @@ start_engine /dev/vda /dev/vdb
 engine=$(engine_pid)
 [[ $(cat "/proc/$engine/oom_score_adj") == -1000 ]]
 (($(awk '/^VmLck/ {print $2}' "/proc/$engine/status") > 1000))
-# One capability, no new ones, and a filter of system calls.
+# Two capabilities (to administer devices, and to open nodes that belong to others), no new ones, and a filter of system calls.
 [[ $(awk '/^CapPrm|^CapEff|^CapBnd/ {print $2}' "/proc/$engine/status" | sort -u) == 0000000000200002 ]]
 [[ $(awk '/^NoNewPrivs|^Seccomp:/ {print $2}' "/proc/$engine/status" | tr '\n' ' ') == '1 2 ' ]]
 mkfs.ext4 -q /dev/mapper/bcache0

@@ -62,16 +62,14 @@ impl Engine {
         let devices = self.names();
         let removed = self.env.offload(move || {
             let mut gone = Vec::new();
-            // Somebody may have been here before: a machine that shuts down removes names of its own accord.
-            let is_gone = |error: &io::Error| error.raw_os_error() == Some(libc::ENXIO);
             for (name, uuid) in devices {
                 let table = match dm::table(&name) {
-                    Err(error) if is_gone(&error) => continue,
+                    // Somebody was here before: a machine that shuts down removes names of its own accord.
+                    Err(error) if error.raw_os_error() == Some(libc::ENXIO) => continue,
                     table => table?,
                 };
                 match dm::remove(&name) {
                     Ok(()) => gone.push((name, uuid, table)),
-                    Err(error) if is_gone(&error) => {}
                     Err(error) => {
                         for (name, uuid, table) in gone {
                             if let Err(second) = dm::create(&name, &dm::uuid_of(uuid), &table, || Ok(())) {
