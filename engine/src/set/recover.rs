@@ -32,6 +32,7 @@ use bcache_format::{BucketNr, Pos};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Journal buckets of a new set: one in 128, 2 to 256.
 fn journal_buckets(nbuckets: u64) -> u16 {
@@ -41,6 +42,8 @@ fn journal_buckets(nbuckets: u64) -> u16 {
 /// Stale dirty extents that are kept to be looked at again. Of what is wrong one is enough, and more than these are not legal
 /// in any number that would matter.
 const STALE_DIRTY_MAX: usize = 1 << 16;
+/// How long nothing may move while the journal is replayed.
+const STALL: Duration = Duration::from_secs(120);
 
 /// A set that is being started. If that is given up, for an error or because nobody waits for it any more, its tasks end
 /// and nothing more is written.
@@ -262,24 +265,52 @@ impl CacheSet {
         set.alloc.count_available();
         set.hand_out_unused();
         set.start_tasks();
-        let entry_pins = set.journal.replay_pins();
-        for ((seq, keys), pin) in replay.into_iter().zip(entry_pins) {
+        set.replay_or_stall(replay).await?;
+        drop(journal_pins);
+        set.check()?;
+        Ok(starting.done())
+    }
+
+    /// Replays what the journal holds. Replaying may need buckets, buckets need room in the journal, and the journal may be full
+    /// of what is being replayed: where nothing moves any more the start is given up, and nothing is lost.
+    async fn replay_or_stall(self: &Rc<Self>, replay: Vec<(u64, Vec<Bkey>)>) -> Result<()> {
+        let mut replaying = Box::pin(self.replay(replay));
+        loop {
+            let before = self.moved();
+            if let Ok(replayed) = self.env.timeout(STALL, replaying.as_mut()).await {
+                return replayed;
+            }
+            if self.moved() == before {
+                let what = "the journal cannot be replayed: neither it nor the buckets have room for what that needs";
+                return Err(self.cache.untrusted(what));
+            }
+        }
+    }
+
+    /// Grows as long as anything of replay gets on.
+    fn moved(&self) -> u64 {
+        let stats = &self.stats;
+        let counts =
+            [&stats.journal_writes, &stats.prio_writes, &stats.node_writes, &stats.node_reads, &stats.splits];
+        counts.iter().map(|count| count.get()).sum()
+    }
+
+    async fn replay(self: &Rc<Self>, replay: Vec<(u64, Vec<Bkey>)>) -> Result<()> {
+        for ((seq, keys), pin) in replay.into_iter().zip(self.journal.replay_pins()) {
             let mut extents = Vec::with_capacity(keys.len());
             for key in keys {
-                extents.extend(set.replayed(&key)?);
+                extents.extend(self.replayed(&key)?);
             }
-            set.insert_replayed(&extents, seq).await?;
+            self.insert_replayed(&extents, seq).await?;
             drop(pin);
         }
-        drop(journal_pins);
         // What was concluded is durable before anybody relies on it. After another crash all who read the set, by whatever
         // rules, would replay the same entries, and take for good a clean key that is a hole here, though something newer
         // has been written below since.
         if !seeded_bug!(ReplayNotDurable) {
-            set.checkpoint().await?;
+            self.checkpoint().await?;
         }
-        set.check()?;
-        Ok(starting.done())
+        Ok(())
     }
 
     /// The chain of prio sets: counted, because its end points into the chain before.
