@@ -28,8 +28,10 @@ pub fn begin(name: &str, uuid: Uuid) -> io::Result<()> {
     refuse_if_suspended(name)?;
     paths::mark_held(uuid)?;
     dm::suspend(name).inspect_err(|_| {
-        // The kernel may have begun.
-        let _ = end(name, uuid);
+        // The kernel may have begun. What goes on is the old table: a resume would put in force what was loaded.
+        if dm::clear(name).is_ok() {
+            let _ = end(name, uuid);
+        }
     })
 }
 
@@ -38,11 +40,12 @@ pub fn begin(name: &str, uuid: Uuid) -> io::Result<()> {
 /// # Errors
 /// The kernel refuses the new table.
 pub fn end(name: &str, uuid: Uuid) -> io::Result<()> {
-    let resumed = dm::resume(name).or_else(|error| {
-        // A table that is refused is dropped by the kernel, but what it was to take the place of stays suspended.
+    let resumed = dm::resume(name);
+    if resumed.is_err() {
+        // A table that is refused is dropped by the kernel, but what it was to take the place of stays suspended. If it
+        // does all the same, the mark stays for a successor.
         dm::resume(name)?;
-        Err(error)
-    });
+    }
     // Nobody is to be let go for nothing later; if this fails, that is all that happens.
     let _ = paths::clear_held(uuid);
     resumed

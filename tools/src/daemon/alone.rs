@@ -12,8 +12,8 @@ use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
 use super::engine::{Engine, Standing};
-use super::exposed::Exposed;
-use super::front::Front;
+use super::exposed::{Exposed, Kept};
+
 use super::switch::Switch;
 use crate::expose::{self, Claim};
 use crate::hold;
@@ -35,7 +35,7 @@ impl Engine {
             match opened {
                 Ok(volume) => {
                     kept.switch.put(Rc::new(volume));
-                    self.lead_straight(kept.name, kept.front, part).await?;
+                    self.lead_straight(kept, part).await?;
                 }
                 Err(error) => {
                     self.kept.borrow_mut().insert(part.uuid, kept);
@@ -50,15 +50,20 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets the name lead straight to the backing device, and takes the front end away, which answers until then.
-    async fn lead_straight(&self, name: String, front: Front, part: &Part) -> Result<()> {
-        let (part, swapped, uuid) = (part.clone(), name.clone(), part.uuid);
+    /// Lets the name lead straight to the backing device, and takes the front end away, which answers until then, and goes on
+    /// answering where the name cannot lead elsewhere.
+    async fn lead_straight(&self, kept: Kept, part: &Part) -> Result<()> {
+        let (part, swapped, uuid) = (part.clone(), kept.name.clone(), part.uuid);
         let swap =
             move || hold::swap(&swapped, uuid, &expose::direct_table(&part), || expose::still_whole(&part));
-        let swapped = self.env.offload(swap).await;
-        swapped.with_context(|| format!("/dev/mapper/{name}"))?;
+        if let Err(error) = self.env.offload(swap).await {
+            let name = kept.name.clone();
+            self.kept.borrow_mut().insert(uuid, kept);
+            return Err(error).with_context(|| format!("/dev/mapper/{name}"));
+        }
+        let name = kept.name;
         tracing::info!(name, "goes on without cache");
-        if let Err(error) = front.remove().await {
+        if let Err(error) = kept.front.remove().await {
             tracing::warn!(name, %error, "the block device below is left behind");
         }
         Ok(())
@@ -187,10 +192,17 @@ impl Engine {
     }
 
     async fn leave_front_end(&self, path: &Path, one: Exposed) -> Result<()> {
-        let part = self.identify(path).await?;
-        let Exposed { name, front, claim, .. } = one;
+        let Exposed { name, front, switch, device, claim, .. } = one;
+        let kept = Kept { name, front, switch };
+        let part = match self.identify(path).await {
+            Ok(part) => part,
+            Err(error) => {
+                self.kept.borrow_mut().insert(device.uuid, kept);
+                return Err(error);
+            }
+        };
         // The table claims the device itself.
         drop::<Option<Claim>>(claim);
-        self.lead_straight(name, front, &part).await
+        self.lead_straight(kept, &part).await
     }
 }
