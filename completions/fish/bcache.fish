@@ -169,6 +169,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand register" -s w -l wait -d 
 complete -c bcache -n "__fish_bcache_using_subcommand register" -s q -l quiet -d 'Print nothing when all is well'
 complete -c bcache -n "__fish_bcache_using_subcommand register" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand restore" -l uuid -d 'Which superblock of the backup, when several devices have the same size' -r
+complete -c bcache -n "__fish_bcache_using_subcommand restore" -l force -d 'Even if the device carries the signature of something else, as another disk of the same size would'
 complete -c bcache -n "__fish_bcache_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand salvage" -s o -l output -d 'Write an image: the backing device\'s content with the dirty data on top' -r -F
 complete -c bcache -n "__fish_bcache_using_subcommand salvage" -l to -d 'Write the dirty data to this backing device itself' -r -F

@@ -134,6 +134,16 @@ fn a_superblock_comes_back_from_a_backup() {
     let done = bcache(&["restore", text(&kept)], &[cache.clone(), backing.clone()]);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     assert!(fs::read(&cache).unwrap() == whole);
+    // Another disk of the same size, which swaps.
+    let mut other = whole;
+    other[4096..8192].fill(0);
+    other[1024..1032].copy_from_slice(&[1, 0, 0, 0, 10, 0, 0, 0]);
+    other[4086..4096].copy_from_slice(b"SWAPSPACE2");
+    fs::write(&cache, &other).unwrap();
+    let refused = bcache(&["restore", text(&kept)], &[cache.clone(), backing]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("swap"), "{refused:?}");
+    assert!(fs::read(&cache).unwrap() == other);
 }
 
 #[test]

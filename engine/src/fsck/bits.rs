@@ -117,8 +117,12 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
     if !kinds.iter().any(|kind| checked.has(*kind)) {
         return;
     }
-    for scan in checked.journal.scans.iter().filter(|scan| matches!(scan.stopped, Some(Stop::Invalid { .. })))
-    {
+    for scan in &checked.journal.scans {
+        let Some(Stop::Invalid { seq, .. }) = &scan.stopped else { continue };
+        // Somebody took it for the torn end and went on from there: another entry has its number by now.
+        if seq.is_some_and(|seq| checked.journal.entries.contains_key(&seq)) {
+            continue;
+        }
         let end = cache.geometry.bucket_start_byte(scan.bucket) + cache.geometry.bucket_bytes();
         let bytes = JSET_MAX_BYTES.min(end.saturating_sub(scan.end));
         fixes.extend(look(&cache.device, scan.end, bytes, Sealed::Jset(cache.magic)));

@@ -41,6 +41,9 @@ pub struct RestoreArgs {
     /// Which superblock of the backup, when several devices have the same size
     #[arg(long, value_name = "UUID")]
     uuid: Option<uuid::Uuid>,
+    /// Even if the device carries the signature of something else, as another disk of the same size would
+    #[arg(long)]
+    force: bool,
     /// The device that lost its superblock
     #[arg(value_name = "DEV")]
     device: PathBuf,
@@ -68,6 +71,15 @@ pub fn backup(args: BackupArgs, out: &mut Out) -> Outcome {
 pub fn restore(args: RestoreArgs, out: &mut Out) -> Outcome {
     let name = || args.file.display().to_string();
     let kept = backup::load(&std::fs::read(&args.file).with_context(name)?).with_context(name)?;
+    let mut found = crate::signature::find(&args.device)?;
+    found.retain(|one| one.kind != "bcache");
+    if let Some(one) = found.first().filter(|_| !args.force) {
+        bail!(
+            "{}: it carries the signature of {}: another disk, perhaps; --force writes to it all the same",
+            args.device.display(),
+            one.kind
+        );
+    }
     let (device, writable) = open_for(&args.device, InUse::Refuse, Access::Write)?;
     let Some(writable) = writable else { bail!("{}: cannot be written", args.device.display()) };
     let mut others = Vec::new();
