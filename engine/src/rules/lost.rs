@@ -3,7 +3,7 @@
 use super::crash::{DATA_OFFSET as DATA, Rig, Shape, USUAL};
 use super::scenes;
 use super::tree::{LARGE, grow, leave_on_disk};
-use super::world::{GEO, Geo, SB, World, ends, get, parse, put, writes_back};
+use super::world::{CacheShape, GEO, Geo, SB, World, ends, get, move_on, parse, put, writes_back};
 use crate::btree::{Extent, children_of};
 use crate::request::AloneVolume;
 use crate::sim::{Fault, FaultOn};
@@ -333,20 +333,14 @@ fn a_flush_that_waits_for_the_journal_hears_of_a_failure_that_another_was_told_o
 /// A journal entry has a dirty key whose bucket has moved on (Linux leaves such).
 fn a_stale_dirty_key_of_the_journal_does_not_count() {
     let rig = Rig::new(&USUAL);
-    let (head, bucket, magic, geometry) = rig.run(|it| async move {
+    let (shape, bucket) = rig.run(|it| async move {
         it.write(0, 8, 1).await;
         it.volume.flush().await.expect("a flush");
         let at = it.cached_at(0).await.start / 4096;
-        (it.set.alloc.prio_head.get(), at, it.set.cache.magic, it.set.cache.geometry)
+        (CacheShape::of(&it.set), at)
     });
     let [mut cache, backing] = rig.images();
-    let mut bytes = vec![0; geometry.meta_bucket_bytes() as usize];
-    let at = geometry.bucket_start_byte(head);
-    cache.read(at, &mut bytes);
-    let mut prios = bcache_format::prio::PrioSet::parse(&bytes, magic).expect("a prio set");
-    // The pointer raises the generation by one; two more make it stale.
-    prios.entries[bucket as usize].generation += 3;
-    cache.write(at, &prios.write(magic, geometry.meta_bucket_bytes()));
+    move_on(&mut cache, &shape, bucket);
     Rig::with(&USUAL, [cache, backing]).run(|it| async move {
         let env = it.set.env.clone();
         let detached = ends(&env, it.set.detach(&it.device)).await;

@@ -2,12 +2,11 @@
 
 use super::crash::{DATA_OFFSET as DATA, Rig, Started, USUAL};
 use super::scenes;
-use super::world::{GEO, Geo, World, parse, put};
+use super::world::{CacheShape, GEO, Geo, World, move_on, parse, put};
 use crate::sim::Image;
 use crate::volume::Volume;
 use bcache_format::bkey::Bkey;
 use bcache_format::jset::Jset;
-use bcache_format::prio::PrioSet;
 use bcache_format::superblock::{CacheMode, SB_BYTES, SB_OFFSET};
 
 scenes! {
@@ -147,19 +146,14 @@ async fn written_leaf(it: &Started) {
 
 fn a_generation_ahead_of_dirty_data_is_refused() {
     let rig = Rig::new(&USUAL);
-    let (head, bucket, magic, geometry) = rig.run(|it| async move {
+    let (shape, bucket) = rig.run(|it| async move {
         it.device.settings.writeback_running.set(false);
         written_leaf(&it).await;
         let at = it.cached_at(0).await.start / 4096;
-        (it.set.alloc.prio_head.get(), at, it.set.cache.magic, it.set.cache.geometry)
+        (CacheShape::of(&it.set), at)
     });
     let [mut cache, backing] = rig.images();
-    let mut bytes = vec![0; geometry.meta_bucket_bytes() as usize];
-    let at = geometry.bucket_start_byte(head);
-    cache.read(at, &mut bytes);
-    let mut prios = PrioSet::parse(&bytes, magic).expect("a prio set");
-    prios.entries[bucket as usize].generation += 3;
-    cache.write(at, &prios.write(magic, geometry.meta_bucket_bytes()));
+    move_on(&mut cache, &shape, bucket);
     let refused = start([cache, backing]).expect_err("dirty data would be lost without a word");
     assert!(refused.contains("generation") && refused.contains("bcache fsck"), "{refused}");
 }

@@ -6,6 +6,8 @@ use super::tree::{LARGE, grow, leave_on_disk};
 use super::world::{GEO, Geo, World, ends, get, put, volume};
 use crate::alloc::{Mark, Reserve};
 use crate::btree::children_of;
+use crate::request::DeviceVolume;
+use crate::set::CacheSet;
 use crate::sim::{Fault, FaultOn};
 use crate::volume::Volume;
 use bcache_format::Sectors;
@@ -86,22 +88,27 @@ fn given_back_buckets_are_available() {
     });
 }
 
+/// Grows a tree of three levels, all of it on disk.
+async fn deep_tree(world: &World) -> (Rc<CacheSet>, Rc<DeviceVolume>) {
+    let set = world.start().await.expect("starts");
+    let (_device, volume) = world.attach(&set, 0).await.expect("attached");
+    set.settings.congested_write_threshold_us.set(0);
+    let mut n = 0u64;
+    while set.tree.root().level < 2 && n < 30_000 {
+        put(&*volume, n * 2, 1, 1 + (n % 200) as u8).await.expect("a write");
+        n += 1;
+    }
+    assert_eq!(set.tree.root().level, 2);
+    volume.flush().await.expect("a flush");
+    set.checkpoint().await.expect("all nodes are written");
+    (set, volume)
+}
+
 /// Nodes of a path put each other out of memory, for ever: one reader, nobody else, a tree of three levels.
 fn a_lookup_ends_however_little_memory_there_is() {
-    let geo = Geo { nbuckets: 4096, backing_sectors: 64 * 1024, ..GEO };
-    let world = World::new(geo);
+    let world = World::new(Geo { nbuckets: 4096, backing_sectors: 64 * 1024, ..GEO });
     world.runtime.block_on(async {
-        let set = world.start().await.expect("starts");
-        let (_device, volume) = world.attach(&set, 0).await.expect("attached");
-        set.settings.congested_write_threshold_us.set(0);
-        let mut n = 0u64;
-        while set.tree.root().level < 2 && n < 30_000 {
-            put(&*volume, n * 2, 1, 1 + (n % 200) as u8).await.expect("a write");
-            n += 1;
-        }
-        assert_eq!(set.tree.root().level, 2);
-        volume.flush().await.expect("a flush");
-        set.checkpoint().await.expect("all nodes are written");
+        let (set, volume) = deep_tree(&world).await;
         set.set_attribute("btree_cache_bytes", "4096").await.expect("it is set");
         set.set_attribute("prune_cache", "1").await.expect("pruned");
         let env = set.env.clone();
@@ -112,19 +119,9 @@ fn a_lookup_ends_however_little_memory_there_is() {
 
 /// The same with a request across the boundary of two interior nodes, and memory for one of them.
 fn a_read_across_two_interior_nodes_ends() {
-    let geo = Geo { nbuckets: 4096, backing_sectors: 64 * 1024, ..GEO };
-    let world = World::new(geo);
+    let world = World::new(Geo { nbuckets: 4096, backing_sectors: 64 * 1024, ..GEO });
     world.runtime.block_on(async {
-        let set = world.start().await.expect("starts");
-        let (_device, volume) = world.attach(&set, 0).await.expect("attached");
-        set.settings.congested_write_threshold_us.set(0);
-        let mut n = 0u64;
-        while set.tree.root().level < 2 && n < 30_000 {
-            put(&*volume, n * 2, 1, 1 + (n % 200) as u8).await.expect("a write");
-            n += 1;
-        }
-        volume.flush().await.expect("a flush");
-        set.checkpoint().await.expect("all nodes are written");
+        let (set, volume) = deep_tree(&world).await;
         let children = crate::btree::children_of(&set.tree.root());
         let boundary = children[0].max.offset - DATA;
         set.set_attribute("btree_cache_bytes", "8k").await.expect("it is set");

@@ -8,10 +8,12 @@ use crate::set::{CacheSet, Device};
 use crate::settings::SetSettings;
 use crate::sim::{Config, Disk, Image, Power, Runtime};
 use crate::volume::Volume;
-use bcache_format::Sectors;
+use bcache_format::magic::SetMagic;
+use bcache_format::prio::PrioSet;
 use bcache_format::superblock::{
     BackingFields, CacheFields, CacheMode, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
 };
+use bcache_format::{BucketNr, Geometry, Sectors};
 use std::rc::Rc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -151,4 +153,29 @@ pub(super) const LONG: Duration = Duration::from_secs(600);
 
 pub(super) async fn ends<T>(env: &Env, future: impl Future<Output = T>) -> Option<T> {
     env.timeout(LONG, future).await.ok()
+}
+
+/// Raises the generation of `bucket` in the prio set that begins at bucket `head`, as if the bucket had been given to others
+/// since.
+pub(super) fn move_on(cache: &mut Image, dev: &CacheShape, bucket: u64) {
+    let mut bytes = vec![0; dev.geometry.meta_bucket_bytes() as usize];
+    let at = dev.geometry.bucket_start_byte(dev.head);
+    cache.read(at, &mut bytes);
+    let mut prios = PrioSet::parse(&bytes, dev.magic).expect("a prio set");
+    // A pointer raises the generation by one; two more make it stale.
+    prios.entries[bucket as usize].generation += 3;
+    cache.write(at, &prios.write(dev.magic, dev.geometry.meta_bucket_bytes()));
+}
+
+/// What must be known of a cache to find its prio set.
+pub(super) struct CacheShape {
+    head: BucketNr,
+    magic: SetMagic,
+    geometry: Geometry,
+}
+
+impl CacheShape {
+    pub(super) fn of(set: &CacheSet) -> Self {
+        Self { head: set.alloc.prio_head.get(), magic: set.cache.magic, geometry: set.cache.geometry }
+    }
 }
