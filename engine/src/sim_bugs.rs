@@ -68,6 +68,7 @@ mistakes! {
     AttachTwice,
     UuidsBeforeDurable,
     DetachForgetsFailure,
+    DetachHearsForClients,
     SuperblockUnlocked,
     RateClampPanics,
     NobodyFinishes,

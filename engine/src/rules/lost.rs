@@ -23,6 +23,7 @@ scenes! {
     nothing_dirty_is_acknowledged_while_the_superblock_says_clean: SuperblockBeforeDurable;
     a_label_under_way_does_not_count_as_dirty_on_disk: SuperblockBeforeDurable;
     a_detach_tells_of_a_flush_that_failed: DetachForgetsFailure;
+    what_a_detach_was_told_of_a_client_is_told_too: DetachHearsForClients;
     a_write_under_way_when_a_flush_failed_is_not_called_durable: FailureToldOnce;
     a_flush_that_waits_for_the_journal_hears_of_a_failure_that_another_was_told_of: FailureToldToAnother;
     a_stale_dirty_key_of_the_journal_does_not_count: StaleDirtyCounts;
@@ -277,6 +278,31 @@ fn a_detach_tells_of_a_flush_that_failed() {
             "what was written before may be lost, and nobody was told"
         );
     });
+}
+
+/// Whoever detaches a device is told of a failed flush, and reads it on a terminal. The file system above has heard nothing,
+/// and is told by its next flush, or by the stop.
+fn what_a_detach_was_told_of_a_client_is_told_too() {
+    for stops in [false, true] {
+        let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+        rig.run(|it| async move {
+            it.write(0, 8, 9).await;
+            it.backing.inject(Fault::eio(FaultOn::Flush, 0..u64::MAX).times(1));
+            assert!(it.set.detach(&it.device).await.is_err(), "the flush of the detach failed");
+            if stops {
+                assert!(
+                    it.set.stop().await.is_err(),
+                    "acknowledged data may be lost, and no client was told"
+                );
+                return;
+            }
+            assert!(
+                it.volume.flush().await.is_err(),
+                "acknowledged data may be lost, and no client was told"
+            );
+            it.set.detach(&it.device).await.expect("everybody was told");
+        });
+    }
 }
 
 /// A write is below, but not acknowledged yet, when a flush of another client fails. It is acknowledged later, and the flush

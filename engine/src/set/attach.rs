@@ -240,9 +240,9 @@ impl CacheSet {
 
     /// Makes the superblock of a device with nothing dirty say that it belongs to no cache. Answers how telling the cache went.
     async fn leave(&self, device: &Rc<Device>, backing: &Backing) -> Result<Result<()>> {
-        // As a client's: of a failure that no client has heard of, whoever detaches the device must.
+        // Of a failure that no client has heard of, whoever detaches the device must hear.
         let failures = device.flush_failures();
-        let flushed = backing.dev.client_flush(backing.dev.epoch(), backing.dev.reported()).await;
+        let flushed = backing.dev.operator_flush().await;
         self.doubt_if_failed(device, failures);
         if !seeded_bug!(DetachForgetsFailure) {
             flushed?;

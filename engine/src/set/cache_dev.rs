@@ -21,14 +21,16 @@ pub struct Tracked {
     flushes: Cell<u64>,
     failures: Cell<u64>,
     reported: Cell<u64>,
+    announced: Cell<u64>,
 }
 
 impl Tracked {
     /// Wraps a device. What was written before is taken as not durable.
     pub fn new(dev: Rc<dyn BlockDev>) -> Self {
         let zero = || Cell::new(0);
-        let (flushed, flushes, failures, reported) = (zero(), zero(), zero(), zero());
-        Self { dev, epoch: Cell::new(1), flushed, flushes, failures, reported }
+        let (flushed, flushes, failures) = (zero(), zero(), zero());
+        let (reported, announced) = (zero(), zero());
+        Self { dev, epoch: Cell::new(1), flushed, flushes, failures, reported, announced }
     }
     /// Writes completed so far.
     pub fn epoch(&self) -> u64 {
@@ -97,11 +99,29 @@ impl Tracked {
         }
         result
     }
+    /// A flush for whoever operates the device. A failure that nobody was told of is told, once: the next client's flush is
+    /// told of it all the same, for what an operator reads reaches no client.
+    ///
+    /// # Errors
+    /// As of [`Self::ensure_flushed`].
+    pub async fn operator_flush(&self) -> Result<(), DevError> {
+        let result = self.ensure_flushed(self.epoch()).await;
+        let failures = self.failures.get();
+        if failures > self.reported.get().max(self.announced.get()) {
+            self.announced.set(failures);
+            if seeded_bug!(DetachHearsForClients) {
+                self.reported.set(failures);
+            }
+            return result.and(Err(self.flush_failed()));
+        }
+        result
+    }
     /// Something is acknowledged only now that was written when so many flushes had failed: the next client's flush is told
     /// of those that failed since, though other clients were told already.
     pub fn tell_again(&self, failures: u64) {
         if !seeded_bug!(FailureToldOnce) {
             self.reported.set(self.reported.get().min(failures));
+            self.announced.set(self.announced.get().min(failures));
         }
     }
     /// An error if a flush failed since `failures` had.

@@ -33,7 +33,7 @@ pub(super) fn trace(what: impl FnOnce() -> String) {
 }
 
 /// How a write begins to fail for which the cache has no room.
-const NO_SPACE: &str = "no space left in the cache";
+pub(super) const NO_SPACE: &str = "no space left in the cache";
 /// Simulated time within which whatever was begun has to end, however slow the disks are.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 

@@ -16,7 +16,7 @@ use bcache_format::superblock::CacheMode;
 use bcache_format::uuid_entry::UuidEntry;
 use uuid::Uuid;
 
-use super::super::load::trace;
+use super::super::load::{NO_SPACE, trace};
 use super::super::run::{Running, Volumes};
 use super::switch::Switch;
 use super::{CachedSet, VOLUME_UUID};
@@ -379,8 +379,10 @@ impl RunningSet {
             let volume = DeviceVolume::new(Rc::clone(set), Rc::clone(&device), "passing".to_owned());
             for i in 0..rng.below(8) {
                 let data = bcache_engine::dev::Buf::zeroed(4096).freeze();
-                if let Err(error) = volume.write(i * 4096, data, false).await {
-                    return Err(Error::refused(error.to_string()));
+                match volume.write(i * 4096, data, false).await.map_err(|error| error.to_string()) {
+                    // Other volumes may have taken it all.
+                    Err(error) if error.contains(NO_SPACE) => break,
+                    result => result.map_err(Error::refused)?,
                 }
             }
             set.remove_volume(&device).await
