@@ -6,6 +6,7 @@
 //! `ROUNDS` is how many, `ROUNDS_SEED` what is drawn from. The seed says what is asked for, not when the kernel answers: a
 //! failure may need some more tries to be seen again.
 
+mod kernel;
 mod load;
 mod readers;
 
@@ -74,7 +75,10 @@ fn said<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Outcome<T>
 
 impl World {
     fn new(rng: &mut Rng) -> Outcome<World> {
-        let dir = said("a directory", paths::scratch())?;
+        Self::within(said("a directory", paths::scratch())?, rng)
+    }
+
+    fn within(dir: tempfile::TempDir, rng: &mut Rng) -> Outcome<World> {
         let block = [1, 8][rng.below(2) as usize];
         let bucket = [8, 16, 32][rng.below(3) as usize];
         let sizes = [bucket * 1024 * 640, (CACHED + DATA_OFFSET) * SECTOR, (CACHED + DATA_OFFSET) * SECTOR];
@@ -153,6 +157,7 @@ impl World {
             load::run(self, served, end, rng)?;
         }
         for model in &self.models {
+            // A client over NBD learns that its server died, as it would of a lost power: what it did not flush may be gone.
             with(model, |model| if end == End::Stop { model.stopped() } else { model.cut() });
         }
         readers::agree(self, end, rng)?;
