@@ -97,7 +97,8 @@ impl Visitor {
     /// Judges what Linux read, and what others read after it.
     fn back(&mut self) -> Outcome {
         for (number, model) in self.world.models.iter().enumerate() {
-            let bytes = said("what Linux read", std::fs::read(self.world.dir.path().join(format!("read-{number}"))))?;
+            let bytes =
+                said("what Linux read", std::fs::read(self.world.dir.path().join(format!("read-{number}"))))?;
             let wanted = with(model, |model| model.sectors()) * SECTOR;
             if bytes.len() as u64 != wanted {
                 return Err(format!("Linux shows {} bytes of device {number}, not {wanted}", bytes.len()));
@@ -121,7 +122,9 @@ fn visits(test: &str, count: u64) {
     let count = super::number("ROUNDS").unwrap_or(count);
     let first = super::number("ROUNDS_SEED").unwrap_or(1);
     let replay = |seed: u64| {
-        format!("replay: ROUNDS_SEED={seed} ROUNDS=1 cargo test -p bcache-tests --test rounds -- --ignored {test}")
+        format!(
+            "replay: ROUNDS_SEED={seed} ROUNDS=1 cargo test -p bcache-tests --test rounds -- --ignored {test}"
+        )
     };
     let share = bcache_tests::paths::scratch().expect("a directory");
     let mut script = TURN.to_owned();
@@ -145,7 +148,9 @@ fn visits(test: &str, count: u64) {
         let seed = visitor.seed;
         visitor.back().unwrap_or_else(|what| panic!("set {seed}: {what}\n{}", replay(seed)));
     }
-    println!("{test}: {count} sets handed to Linux and back, {ROUNDS} rounds before and after, ROUNDS_SEED={first}");
+    println!(
+        "{test}: {count} sets handed to Linux and back, {ROUNDS} rounds before and after, ROUNDS_SEED={first}"
+    );
 }
 
 #[test]

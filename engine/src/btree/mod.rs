@@ -62,6 +62,7 @@ pub use extent::Extent;
 pub use extent_map::ExtentMap;
 pub use insert::Durability;
 pub use lookup::Piece;
+pub(crate) use node::PendingWrite;
 pub use node::{Body, Child, Node};
 pub(crate) use node_io::NodeRef;
 pub(crate) use split::children_of;

@@ -2,7 +2,7 @@
 
 use crate::dev::{Buf, Shared};
 use crate::error::Error;
-use crate::set::{CacheSet, Device};
+use crate::set::{AtWork, CacheSet, Device, Stage};
 use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::SECTOR_SIZE;
 use std::rc::Rc;
@@ -19,13 +19,18 @@ pub struct DeviceVolume {
 }
 
 /// Counts a request for as long as it runs.
-struct Running(Rc<Device>);
+struct Running {
+    device: Rc<Device>,
+    /// One that began on an attached device is the set's to wait for, though the device is detached meanwhile.
+    _of_set: Option<AtWork>,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.requests.set(self.0.requests.get() - 1);
-        if self.0.requests.get() == 0 {
-            self.0.idle.wake_all();
+        let requests = &self.device.requests;
+        requests.set(requests.get() - 1);
+        if requests.get() == 0 {
+            self.device.idle.wake_all();
         }
     }
 }
@@ -56,7 +61,9 @@ impl DeviceVolume {
         }
         self.set.request_came();
         self.device.requests.set(self.device.requests.get() + 1);
-        Ok(Running(Rc::clone(&self.device)))
+        let attached = self.device.inode.get().is_some() && !seeded_bug!(FormerRequestsLeft);
+        let of_set = attached.then(|| self.set.at_work(Stage::Device));
+        Ok(Running { device: Rc::clone(&self.device), _of_set: of_set })
     }
 
     /// A request that changes something: once begun it is finished, whoever waits for it.

@@ -4,8 +4,8 @@ use super::crash::{DATA_OFFSET as DATA, Rig, Shape, USUAL};
 use super::scenes;
 use super::tree::{LARGE, grow, leave_on_disk};
 use super::world::{CacheShape, GEO, Geo, SB, World, ends, get, move_on, parse, put, writes_back};
-use crate::btree::{Extent, children_of};
-use crate::request::AloneVolume;
+use crate::btree::{Extent, Piece, children_of};
+use crate::request::{AloneVolume, DeviceVolume};
 use crate::sim::{Fault, FaultOn};
 use crate::volume::Volume;
 use bcache_format::superblock::{BackingState, CacheMode};
@@ -22,6 +22,9 @@ scenes! {
     the_same_after_a_stop: SuperblockBeforeDurable;
     nothing_dirty_is_acknowledged_while_the_superblock_says_clean: SuperblockBeforeDurable;
     a_label_under_way_does_not_count_as_dirty_on_disk: SuperblockBeforeDurable;
+    who_had_a_device_before_writes_its_superblock_no_more: TwoOwners;
+    a_device_that_left_is_not_marked: LeftButMarked;
+    a_flush_that_failed_between_two_sets_is_remembered: FailuresForgotten;
     a_detach_tells_of_a_flush_that_failed: DetachForgetsFailure;
     what_a_detach_was_told_of_a_client_is_told_too: DetachHearsForClients;
     a_write_under_way_when_a_flush_failed_is_not_called_durable: FailureToldOnce;
@@ -262,6 +265,65 @@ fn a_label_under_way_does_not_count_as_dirty_on_disk() {
     if let Some(images) = images {
         assert_eq!(parse(&images[1]).state(), BackingState::Dirty, "dirty data was acknowledged");
     }
+}
+
+/// A device is detached, and its label changed through who still has it, while it is attached again and gets dirty data.
+fn who_had_a_device_before_writes_its_superblock_no_more() {
+    let rig = Rig::new(&USUAL);
+    let images = rig.run(|it| async move {
+        it.set.detach(&it.device).await.expect("detached");
+        it.backing.inject(Fault::slow(FaultOn::Write, SB, Duration::from_secs(100)).times(1));
+        let (set, device) = (Rc::clone(&it.set), Rc::clone(&it.device));
+        let label = it.set.env.spawn(async move { set.set_device_attribute(&device, "label", "x").await });
+        it.wait(1).await;
+        let device = it.set.attach(it.backing.dev()).await.expect("attached again");
+        device.settings.cache_mode.set(CacheMode::Writeback);
+        let volume = DeviceVolume::new(Rc::clone(&it.set), Rc::clone(&device), "again".to_owned());
+        put(&volume, 0, 8, 7).await.expect("written");
+        volume.flush().await.expect("flushed");
+        let _ = label.await;
+        let later = it.set.set_device_attribute(&it.device, "label", "y").await;
+        assert!(later.is_err(), "two owners of one superblock");
+        Some([it.cache.durable(), it.backing.durable()])
+    });
+    let images = images.expect("a run");
+    assert_eq!(parse(&images[1]).state(), BackingState::Dirty, "dirty data was acknowledged");
+}
+
+/// A device is detached; then its label cannot be written, and what still waited for its turn to say clean has it.
+fn a_device_that_left_is_not_marked() {
+    let rig = Rig::new(&USUAL);
+    rig.run(|it| async move {
+        it.set.detach(&it.device).await.expect("detached");
+        it.backing.inject(Fault::eio(FaultOn::Write, SB).times(1));
+        assert!(it.set.set_device_attribute(&it.device, "label", "x").await.is_err());
+        let backing = it.device.backing().expect("a backing device");
+        backing.mark_clean(|| true).await.expect("nothing to be done");
+        assert_eq!(parse(&it.backing.durable()).state(), BackingState::None, "it is of no set");
+        assert!(backing.mark_dirty().await.is_err(), "nothing dirty of it can be kept");
+        assert_eq!(parse(&it.backing.durable()).state(), BackingState::None, "it is of no set");
+    });
+}
+
+/// A detached device is written, and its flush fails: what is read below may be gone after a power cut. Attached again,
+/// nothing of it is cached, for the copy would be called clean and be newer than what is below.
+fn a_flush_that_failed_between_two_sets_is_remembered() {
+    let rig = Rig::new(&Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        it.set.detach(&it.device).await.expect("detached");
+        it.write(0, 8, 7).await;
+        it.backing.inject(Fault::eio(FaultOn::Flush, 0..u64::MAX).times(1));
+        assert!(it.volume.flush().await.is_err(), "its client is told");
+        let device = it.set.attach(it.backing.dev()).await.expect("attached again");
+        let volume = DeviceVolume::new(Rc::clone(&it.set), Rc::clone(&device), "again".to_owned());
+        get(&volume, 0, 8).await.expect("read");
+        it.wait(10).await;
+        let inode = device.inode.get().expect("a slot");
+        let first = device.first_sector();
+        let pieces = it.set.pieces(inode, first, first + 8).await.expect("looked up");
+        let cached = pieces.iter().any(|piece| matches!(piece, Piece::Cached(_)));
+        assert!(!cached, "a copy of what may be gone: {pieces:?}");
+    });
 }
 
 /// A flush that failed, and that no client has heard of, is told by a stop; a detach must tell it, too: after it there is

@@ -40,6 +40,7 @@ scenes! {
     the_prio_sets_never_want_for_buckets: PriosFromTheGeneralList;
     the_order_of_eviction_is_no_longer_than_there_are_nodes: ClockGrows;
     a_drain_ends_when_the_set_stops;
+    a_stop_waits_for_what_began_before_a_detach: FormerRequestsLeft;
 }
 
 /// A read of which one part fails leaves the other's placeholder behind.
@@ -565,5 +566,21 @@ fn the_prio_sets_take_no_bucket_that_the_journal_names() {
         fill_up(&set);
         it.wait(100).await;
         assert!(!set.alloc.free_buckets().contains(&old), "the newest entry names it");
+    });
+}
+
+/// A read that missed takes long; its device is detached meanwhile, and the set stops.
+fn a_stop_waits_for_what_began_before_a_detach() {
+    let rig = Rig::new(&crate::rules::crash::Shape { mode: CacheMode::Writethrough, ..USUAL });
+    rig.run(|it| async move {
+        let slow = Fault::slow(FaultOn::Read, 16 * 512..16 * 512 + 4096, Duration::from_secs(100));
+        it.backing.inject(slow.times(1));
+        let volume = Rc::clone(&it.volume);
+        let read = it.set.env.spawn(async move { volume.read(0, 4096).await.map(|_| ()) });
+        it.wait(1).await;
+        it.set.detach(&it.device).await.expect("detached");
+        it.set.stop().await.expect("stopped");
+        assert_eq!(it.set.left_behind(), Vec::<String>::new(), "the stop did not wait for a read");
+        read.await.expect("the read ends well");
     });
 }

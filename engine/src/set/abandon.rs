@@ -97,6 +97,7 @@ impl CacheSet {
         }
         device.inode.set(None);
         self.devices.borrow_mut().remove(&inode);
+        self.left.borrow_mut().push(Rc::downgrade(device));
         device.closed.set(true);
         device.writeback.close();
         Ok(())

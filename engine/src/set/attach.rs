@@ -1,13 +1,14 @@
 //! Bringing backing devices and volumes to a set.
 
-use super::cache_dev::{Tracked, settled_superblock};
+use super::cache_dev::{Tracked, read_superblock, settled_superblock};
 use super::device::{Backing, Device, Kind};
+use super::superblock::SuperblockWriter;
 use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
 use crate::error::{Error, Result};
 use bcache_format::superblock::{BackingState, Superblock};
 use bcache_format::uuid_entry::UuidEntry;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use uuid::Uuid;
 
 /// A device is being attached: nobody else attaches one with its UUID meanwhile.
@@ -50,6 +51,15 @@ impl CacheSet {
     }
 
     async fn attach_now(self: &Rc<Self>, dev: Rc<dyn BlockDev>) -> Result<Rc<Device>> {
+        // What once was attached may be in somebody's hands yet, who changes its label: nobody does from here on.
+        let (found, _) = read_superblock(&dev).await?;
+        let former = self.former_owners(found.uuid);
+        let mut writers = Vec::new();
+        if !seeded_bug!(TwoOwners) {
+            for backing in former.iter().filter_map(|device| device.backing()) {
+                writers.push(backing.sb.writer(&backing.dev).await);
+            }
+        }
         let (sb, block) = settled_superblock(&dev).await?;
         let name = dev.name().to_owned();
         let set_uuid = self.cache.sb.borrow().set_uuid;
@@ -70,7 +80,11 @@ impl CacheSet {
                 "{name}: a device with UUID {uuid} is being attached already"
             )));
         };
-        let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
+        let tracked = match former.iter().find_map(|device| device.backing()) {
+            Some(former) if !seeded_bug!(FailuresForgotten) => Tracked::shared(dev, &former.dev),
+            _ => Tracked::new(dev),
+        };
+        let Some(backing) = Backing::new(tracked, sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
         };
         let known = self.uuids.borrow().find(&uuid);
@@ -92,7 +106,15 @@ impl CacheSet {
             }
         };
         self.adopt(&device, slot);
+        writers.into_iter().for_each(SuperblockWriter::hand_over);
         Ok(device)
+    }
+
+    /// Devices with this UUID that left the set, and that somebody still has.
+    fn former_owners(&self, uuid: Uuid) -> Vec<Rc<Device>> {
+        let mut left = self.left.borrow_mut();
+        left.retain(|device| device.strong_count() > 0);
+        left.iter().filter_map(Weak::upgrade).filter(|device| device.uuid == uuid).collect()
     }
 
     async fn new_slot(&self, device: &Device, set_uuid: Uuid) -> Result<u32> {
@@ -229,6 +251,7 @@ impl CacheSet {
         let told = left?;
         device.inode.set(None);
         self.devices.borrow_mut().remove(&inode);
+        self.left.borrow_mut().push(Rc::downgrade(device));
         device.writeback.close();
         device.detaching.set(false);
         if let Err(error) = told.and(self.invalidate_slot(inode).await) {

@@ -184,29 +184,29 @@ impl CacheSet {
         self: &Rc<Self>,
         name: &str,
         value: &str,
-    ) -> impl Future<Output = Result<()>> + use<> {
+    ) -> impl Future<Output = Result<Option<Clamped>>> + use<> {
         let (set, name, value) = (Rc::clone(self), name.to_owned(), value.to_owned());
         self.env.finish(async move { set.set_attribute_now(&name, &value).await })
     }
 
-    async fn set_attribute_now(self: &Rc<Self>, name: &str, value: &str) -> Result<()> {
+    async fn set_attribute_now(self: &Rc<Self>, name: &str, value: &str) -> Result<Option<Clamped>> {
         match name {
             "trigger_gc" => {
                 self.collect_garbage().await;
-                return self.check();
+                return self.check().map(|()| None);
             }
             "prune_cache" => {
                 self.tree.prune();
-                return Ok(());
+                return Ok(None);
             }
             "clear_stats" => {
                 self.io_errors.clear();
                 self.devices().iter().for_each(|device| device.clear_stats());
-                return Ok(());
+                return Ok(None);
             }
             _ => {}
         }
-        say_clamped(self.settings.assign(name, value))?;
+        let clamped = taken(self.settings.assign(name, value))?;
         let settings = &self.settings;
         match name {
             "cache_replacement_policy" | "discard" => {
@@ -215,15 +215,15 @@ impl CacheSet {
                     sb.set_replacement(policy);
                     sb.set_discard(discard);
                 };
-                self.cache.update_sb(change).await.inspect_err(|error| self.fail(error.clone()))
+                self.cache.update_sb(change).await.inspect_err(|error| self.fail(error.clone()))?;
             }
             "btree_cache_bytes" => {
                 self.tree.set_limit(settings.btree_cache_bytes.get());
                 self.tree.evict();
-                Ok(())
             }
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(clamped)
     }
 
     /// The same for a device: also `label` (kept in its superblock and in the set's uuid table) and `clear_stats`.
@@ -235,7 +235,7 @@ impl CacheSet {
         device: &Rc<Device>,
         name: &str,
         value: &str,
-    ) -> impl Future<Output = Result<()>> + use<> {
+    ) -> impl Future<Output = Result<Option<Clamped>>> + use<> {
         let (set, device) = (Rc::clone(self), Rc::clone(device));
         let (name, value) = (name.to_owned(), value.to_owned());
         self.env.finish(async move { set.set_device_attribute_now(&device, &name, &value).await })
@@ -246,26 +246,26 @@ impl CacheSet {
         device: &Rc<Device>,
         name: &str,
         value: &str,
-    ) -> Result<()> {
+    ) -> Result<Option<Clamped>> {
         match name {
             "clear_stats" => {
                 device.clear_stats();
-                return Ok(());
+                return Ok(None);
             }
-            "label" => return self.set_label(device, value).await,
+            "label" => return self.set_label(device, value).await.map(|()| None),
             _ => {}
         }
         let before = device.settings.cache_mode.get();
-        say_clamped(device.settings.assign(name, value))?;
+        let clamped = taken(device.settings.assign(name, value))?;
         device.writeback.wake();
         if name == "cache_mode"
             && let Some(backing) = device.backing()
         {
             let mode = device.settings.cache_mode.get();
             let kept = backing.update(|sb| sb.set_cache_mode(mode)).await;
-            return kept.inspect_err(|_| device.settings.cache_mode.set(before));
+            kept.inspect_err(|_| device.settings.cache_mode.set(before))?;
         }
-        Ok(())
+        Ok(clamped)
     }
 
     async fn set_label(&self, device: &Device, text: &str) -> Result<()> {
@@ -300,12 +300,13 @@ impl Device {
     }
 }
 
-fn say_clamped(assigned: std::result::Result<Option<Clamped>, BadSetting>) -> Result<()> {
+/// A setting's new value, with what has to be said about it.
+fn taken(assigned: std::result::Result<Option<Clamped>, BadSetting>) -> Result<Option<Clamped>> {
     let clamped = assigned.map_err(|error| Error::refused(error.to_string()))?;
-    if let Some(clamped) = clamped {
+    if let Some(clamped) = &clamped {
         tracing::warn!("{clamped}");
     }
-    Ok(())
+    Ok(clamped)
 }
 
 /// In the kernel's words.

@@ -16,6 +16,12 @@ use std::rc::Rc;
 pub struct Tracked {
     /// The device.
     pub dev: Rc<dyn BlockDev>,
+    counts: Rc<Counts>,
+}
+
+/// What is counted of a device, by all who have it.
+#[derive(Default)]
+struct Counts {
     epoch: Cell<u64>,
     flushed: Cell<u64>,
     flushes: Cell<u64>,
@@ -27,22 +33,23 @@ pub struct Tracked {
 impl Tracked {
     /// Wraps a device. What was written before is taken as not durable.
     pub fn new(dev: Rc<dyn BlockDev>) -> Self {
-        let zero = || Cell::new(0);
-        let (flushed, flushes, failures) = (zero(), zero(), zero());
-        let (reported, announced) = (zero(), zero());
-        Self { dev, epoch: Cell::new(1), flushed, flushes, failures, reported, announced }
+        Self { dev, counts: Rc::new(Counts { epoch: Cell::new(1), ..Counts::default() }) }
+    }
+    /// Wraps a device that others have, or had: a flush of theirs that failed is one of its.
+    pub fn shared(dev: Rc<dyn BlockDev>, other: &Self) -> Self {
+        Self { dev, counts: Rc::clone(&other.counts) }
     }
     /// Writes completed so far.
     pub fn epoch(&self) -> u64 {
-        self.epoch.get()
+        self.counts.epoch.get()
     }
     /// Flushes sent so far.
     pub fn flushes(&self) -> u64 {
-        self.flushes.get()
+        self.counts.flushes.get()
     }
     /// Counts a write that completed.
     pub fn completed(&self) {
-        self.epoch.set(self.epoch.get() + 1);
+        self.counts.epoch.set(self.counts.epoch.get() + 1);
     }
     /// Writes; durable after a flush.
     pub async fn write(&self, at: u64, data: Shared) -> Result<(), DevError> {
@@ -63,27 +70,27 @@ impl Tracked {
         if self.is_flushed(epoch) {
             return Ok(());
         }
-        let (covers, failures) = (self.epoch.get(), self.failures.get());
-        self.flushes.set(self.flushes.get() + 1);
+        let (covers, failures) = (self.counts.epoch.get(), self.counts.failures.get());
+        self.counts.flushes.set(self.counts.flushes.get() + 1);
         if let Err(error) = self.dev.flush().await {
-            self.failures.set(self.failures.get() + 1);
+            self.counts.failures.set(self.counts.failures.get() + 1);
             return Err(error);
         }
         self.none_failed_since(failures)?;
-        self.flushed.set(self.flushed.get().max(covers));
+        self.counts.flushed.set(self.counts.flushed.get().max(covers));
         Ok(())
     }
     /// Whether the writes completed before `epoch` are durable.
     pub fn is_flushed(&self, epoch: u64) -> bool {
-        self.flushed.get() >= epoch
+        self.counts.flushed.get() >= epoch
     }
     /// Flushes that failed.
     pub fn failures(&self) -> u64 {
-        self.failures.get()
+        self.counts.failures.get()
     }
     /// Failed flushes that some client was told of. Whoever flushes for a client takes it down before waiting for anything.
     pub fn reported(&self) -> u64 {
-        self.reported.get()
+        self.counts.reported.get()
     }
     /// A client's flush, which began when so many failures were [reported](Self::reported). A failure of any flush, whoever
     /// sent it, is told to every client whose flush began before that was told to one.
@@ -92,9 +99,9 @@ impl Tracked {
     /// As of [`Self::ensure_flushed`].
     pub async fn client_flush(&self, epoch: u64, reported: u64) -> Result<(), DevError> {
         let result = self.ensure_flushed(epoch).await;
-        let failures = self.failures.get();
+        let failures = self.counts.failures.get();
         if failures > reported {
-            self.reported.set(failures);
+            self.counts.reported.set(failures);
             return result.and(Err(self.flush_failed()));
         }
         result
@@ -106,11 +113,11 @@ impl Tracked {
     /// As of [`Self::ensure_flushed`].
     pub async fn operator_flush(&self) -> Result<(), DevError> {
         let result = self.ensure_flushed(self.epoch()).await;
-        let failures = self.failures.get();
-        if failures > self.reported.get().max(self.announced.get()) {
-            self.announced.set(failures);
+        let failures = self.counts.failures.get();
+        if failures > self.counts.reported.get().max(self.counts.announced.get()) {
+            self.counts.announced.set(failures);
             if seeded_bug!(DetachHearsForClients) {
-                self.reported.set(failures);
+                self.counts.reported.set(failures);
             }
             return result.and(Err(self.flush_failed()));
         }
@@ -120,13 +127,13 @@ impl Tracked {
     /// of those that failed since, though other clients were told already.
     pub fn tell_again(&self, failures: u64) {
         if !seeded_bug!(FailureToldOnce) {
-            self.reported.set(self.reported.get().min(failures));
-            self.announced.set(self.announced.get().min(failures));
+            self.counts.reported.set(self.counts.reported.get().min(failures));
+            self.counts.announced.set(self.counts.announced.get().min(failures));
         }
     }
     /// An error if a flush failed since `failures` had.
     pub fn none_failed_since(&self, failures: u64) -> Result<(), DevError> {
-        if self.failures.get() == failures { Ok(()) } else { Err(self.flush_failed()) }
+        if self.counts.failures.get() == failures { Ok(()) } else { Err(self.flush_failed()) }
     }
     fn flush_failed(&self) -> DevError {
         DevError::new(self.dev.name(), DevOp::Flush, 0, 0, libc::EIO)

@@ -2,7 +2,7 @@
 
 use super::cache_dev::Tracked;
 use super::superblock::StoredSuperblock;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::request::{Ranges, Streams};
 use crate::settings::DeviceSettings;
 use crate::stats::{DeviceStats, Windows};
@@ -84,7 +84,18 @@ impl Backing {
             return Ok(());
         }
         let writer = self.sb.writer(&self.dev).await;
-        if self.says_dirty() { Ok(()) } else { writer.write(|sb| sb.set_state(BackingState::Dirty)).await }
+        if self.says_dirty() {
+            return Ok(());
+        }
+        if !self.is_of_a_set() {
+            return Err(Error::refused(format!("{}: it was detached meanwhile", self.dev.dev.name())));
+        }
+        writer.write(|sb| sb.set_state(BackingState::Dirty)).await
+    }
+    /// Whether the superblock says that a cache counts. Only who may write it can rely on that.
+    fn is_of_a_set(&self) -> bool {
+        let none = matches!(self.sb.borrow().state(), BackingState::None | BackingState::Stale);
+        !none || seeded_bug!(LeftButMarked)
     }
     /// Whether the superblock on disk says dirty.
     pub(crate) fn says_dirty(&self) -> bool {
@@ -98,7 +109,8 @@ impl Backing {
     /// is flushed.
     pub(crate) async fn mark_clean(&self, still_clean: impl Fn() -> bool) -> Result<()> {
         let writer = self.sb.writer(&self.dev).await;
-        if !self.sb.may_say_dirty() || !(still_clean() || seeded_bug!(CleanTooEarly)) {
+        // It may have been detached while this waited for its turn.
+        if !self.is_of_a_set() || !self.sb.may_say_dirty() || !(still_clean() || seeded_bug!(CleanTooEarly)) {
             return Ok(());
         }
         let before = writer.doubt_dirty();

@@ -33,7 +33,7 @@ use crate::stats::{SetStats, Timings};
 use crate::sync::{Mutex, WaitQueue};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use uuid::Uuid;
 
 /// When a task stops: those of a stage need all later ones.
@@ -68,6 +68,8 @@ pub struct CacheSet {
     dirty: RefCell<BTreeMap<u32, i64>>,
     /// UUIDs of backing devices that are being attached.
     attaching: RefCell<BTreeSet<Uuid>>,
+    /// Devices that are of the set no more.
+    left: RefCell<Vec<Weak<Device>>>,
     /// Attached devices by inode.
     pub(crate) devices: RefCell<BTreeMap<u32, Rc<Device>>>,
     /// Settings.
@@ -88,9 +90,23 @@ pub struct CacheSet {
     /// See [`CacheSet::outlive`].
     pub(crate) outlived: Cell<bool>,
     closing: Cell<bool>,
-    /// Tasks of the set that run, by when they stop.
+    /// What works for the set, by when it stops.
     tasks: [Cell<usize>; 3],
     tasks_ended: WaitQueue,
+}
+
+/// Works for a set until it is dropped: a stop waits for it.
+pub(crate) struct AtWork {
+    set: Rc<CacheSet>,
+    stage: Stage,
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let running = &self.set.tasks[self.stage as usize];
+        running.set(running.get() - 1);
+        self.set.tasks_ended.wake_all();
+    }
 }
 
 impl CacheSet {
@@ -221,17 +237,19 @@ impl CacheSet {
     }
     /// Runs a task of the set until it ends by itself.
     pub(crate) fn task(self: &Rc<Self>, stage: Stage, future: impl Future<Output = ()> + 'static) {
-        let set = Rc::clone(self);
-        let running = &self.tasks[stage as usize];
-        running.set(running.get() + 1);
+        let at_work = self.at_work(stage);
         self.env
             .spawn(async move {
+                let _at_work = at_work;
                 future.await;
-                let running = &set.tasks[stage as usize];
-                running.set(running.get() - 1);
-                set.tasks_ended.wake_all();
             })
             .detach();
+    }
+    /// Something that a stop waits for.
+    pub(crate) fn at_work(self: &Rc<Self>, stage: Stage) -> AtWork {
+        let running = &self.tasks[stage as usize];
+        running.set(running.get() + 1);
+        AtWork { set: Rc::clone(self), stage }
     }
     /// Attached devices and volumes, by inode.
     pub fn devices(&self) -> Vec<Rc<Device>> {

@@ -170,6 +170,7 @@ impl CacheSet {
             uuids_io: Mutex::new(()),
             dirty: RefCell::default(),
             attaching: RefCell::default(),
+            left: RefCell::default(),
             devices: RefCell::default(),
             settings,
             stats: SetStats::default(),

@@ -1,6 +1,7 @@
 //! Stopping a set, and writing leaves that have waited long.
 
 use super::{Backing, CacheSet, Device, Stage};
+use crate::btree::PendingWrite;
 use crate::error::Result;
 use crate::stats::TICK;
 use std::rc::Rc;
@@ -81,6 +82,10 @@ impl CacheSet {
         }
         self.journal.close();
         self.ended(Stage::Journal).await;
+        // After a failure nodes keep what nobody may write any more: nothing waits for that.
+        for node in self.tree.dirty_nodes() {
+            node.state_mut().write = PendingWrite::default();
+        }
         result
     }
 

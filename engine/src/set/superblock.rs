@@ -17,6 +17,8 @@ pub struct StoredSuperblock {
     says_dirty: Cell<bool>,
     /// A write failed, and none succeeded since: the disk may say what that one was to say.
     unsettled: Cell<bool>,
+    /// The device was attached again and has another owner, who read what the last write here left.
+    handed_over: Cell<bool>,
 }
 
 /// The right to change a superblock, which one caller has at a time.
@@ -37,6 +39,7 @@ impl StoredSuperblock {
             io: Mutex::new(()),
             says_dirty,
             unsettled: Cell::new(false),
+            handed_over: Cell::new(false),
         }
     }
     /// What it says: the latest that is known to be durable.
@@ -68,6 +71,9 @@ impl SuperblockWriter<'_> {
     /// It cannot be written. What it says in memory is what it said before.
     pub async fn write(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
         let stored = self.stored;
+        if stored.handed_over.get() {
+            return Err(Error::refused(format!("{}: it was attached again meanwhile", self.dev.dev.name())));
+        }
         let mut sb = stored.sb.borrow().clone();
         change(&mut sb);
         let dirty = sb.state() == BackingState::Dirty;
@@ -97,6 +103,10 @@ impl SuperblockWriter<'_> {
             now.write_to(block)
         })?;
         Ok(self.dev.write_fua(SB_OFFSET, image).await?)
+    }
+    /// Nobody writes the superblock from here any more: the device has another owner.
+    pub(super) fn hand_over(self) {
+        self.stored.handed_over.set(!seeded_bug!(TwoOwners));
     }
     /// Sees to it that nobody takes the disk for dirty from here on: who wants to write dirty data waits for this writer,
     /// and then says dirty again.

@@ -362,6 +362,10 @@ impl Subject for CachedSet {
         let at_rest = offline::AtRest { shape: self, disks, states: &states, checked: &checked };
         at_rest.judge(models)?;
         self.looks.set(self.looks.get() + 1);
-        if self.looks.get().is_multiple_of(FLUSH_EVERY) { at_rest.judge_flushed(models) } else { Ok(()) }
+        if !self.looks.get().is_multiple_of(FLUSH_EVERY) {
+            return Ok(());
+        }
+        at_rest.judge_salvaged(models)?;
+        at_rest.judge_flushed(models)
     }
 }

@@ -52,7 +52,10 @@ pub fn run_set(args: SetArgs, _out: &mut Out) -> Outcome {
         None => (one_set(args.set)?, None),
     };
     for assignment in args.assignments {
-        ask(set, &Request::Set { device: device.clone(), assignment })?;
+        let clamped = ask(set, &Request::Set { device: device.clone(), assignment })?;
+        if let Some(clamped) = clamped.as_str() {
+            eprintln!("bcache: {clamped}");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::set::{Absent, Attribute, CacheSet, Device};
+use bcache_engine::settings::Clamped;
 use bcache_engine::settings::Shown;
 use serde_json::{Map, Value, json};
 
@@ -27,7 +28,10 @@ impl Engine {
             Request::Register { .. } if self.stays_down.get() => bail!("the set is being stopped"),
             Request::Register { device } => self.register(&device),
             Request::Status => return Ok(self.status()),
-            Request::Set { device, assignment } => self.assign(device.as_deref(), &assignment).await?,
+            Request::Set { device, assignment } => {
+                let clamped = self.assign(device.as_deref(), &assignment).await?;
+                return Ok(clamped.map_or(Value::Null, |clamped| json!(clamped.to_string())));
+            }
             Request::Attach { device } => self.attach_on_request(&device).await?,
             Request::Detach { device } => return Ok(json!(self.detach(&device).await?)),
             Request::Unregister { lose_dirty_data } => self.unregister(lose_dirty_data).await?,
@@ -46,8 +50,9 @@ impl Engine {
         Ok(Value::Null)
     }
 
-    /// Changes a setting of one device, of all, or of the set, or does what its name says.
-    async fn assign(&self, device: Option<&str>, assignment: &str) -> Result<()> {
+    /// Changes a setting of one device, of all, or of the set, or does what its name says. Answers what it is instead of a
+    /// value that is out of bounds.
+    async fn assign(&self, device: Option<&str>, assignment: &str) -> Result<Option<Clamped>> {
         let set = self.running()?;
         let (name, value) = assignment.split_once('=').context("must be NAME=VALUE")?;
         let of_set = set.settings.list().iter().any(|shown| shown.name == name);
@@ -58,10 +63,11 @@ impl Engine {
             Some(wanted) => vec![self.find(wanted)?],
             None => set.devices(),
         };
+        let mut clamped = None;
         for device in devices {
-            set.set_device_attribute(&device, name, value).await.map_err(told)?;
+            clamped = set.set_device_attribute(&device, name, value).await.map_err(told)?;
         }
-        Ok(())
+        Ok(clamped)
     }
 
     fn status(&self) -> Value {

@@ -5,16 +5,19 @@
 //! durable: a clean key that only the journal has is a copy for Linux and for the offline tools, and a reason to read from
 //! below for the engine, because the device below may have lost what the copy has.
 
+use std::fmt::Write as _;
 use std::io;
 use std::sync::{Arc, Mutex};
 
 use bcache_engine::fsck::Checked;
 use bcache_engine::fsck::flush::{Flush, FlushError};
 use bcache_engine::fsck::repair::WriteAt;
+use bcache_engine::fsck::salvage::{Belief, Salvage, data_byte};
 use bcache_engine::fsck::view::{Backing, Content, Device, SetView};
 use bcache_engine::sim::Image;
 use bcache_format::superblock::{BackingState, Superblock};
 
+use super::super::load::trace;
 use super::super::model::Model;
 use super::super::run::Subject;
 use super::{Bytes, CachedSet, DATA_OFFSET, VOLUME_UUID};
@@ -78,11 +81,51 @@ impl AtRest<'_> {
         content_of(&content).map_err(|error| text(&error))
     }
 
+    /// What is known of volume `index`, for whoever looks for a mistake.
+    fn told(&self, index: usize) -> String {
+        let mut text = format!("at rest, volume {index}: {:?}", self.states.get(index));
+        let (Some(view), Some(backing)) = (self.view(), self.backing(index)) else { return text };
+        let _ = write!(text, ", {:?}", view.attachment(backing));
+        if let Ok(content) = view.cached_device(backing) {
+            for piece in content.pieces(0, content.bytes).flatten() {
+                let _ = write!(text, "\n  {piece:?}");
+            }
+        }
+        text
+    }
+
     /// Judges what is exported.
     pub(super) fn judge(&self, models: &mut [Model]) -> Result<(), String> {
         for (index, model) in models.iter_mut().enumerate() {
             let bytes = self.exported(index, model.sectors())?;
+            trace(|| self.told(index));
             model.judge_at_rest(&bytes).map_err(|wrong| format!("exported, volume {index}: {wrong}"))?;
+        }
+        Ok(())
+    }
+
+    /// Judges what `bcache salvage` would write of each backing device.
+    pub(super) fn judge_salvaged(&self, models: &mut [Model]) -> Result<(), String> {
+        if self.view().is_none() {
+            return Ok(());
+        }
+        let salvage = Salvage::of(self.checked).map_err(|refused| format!("salvage: {refused}"))?;
+        for (index, model) in models.iter_mut().enumerate().take(self.states.len()) {
+            let attached = matches!(self.states[index], Some(BackingState::Clean | BackingState::Dirty));
+            let (Some(backing), true) = (self.backing(index), attached) else { continue };
+            let mut bytes = Self::raw(&self.disks[index + 1], model.sectors());
+            let slot = salvage.slot_of(backing).and_then(|slot| salvage.slots.get(&slot));
+            for (key, belief) in slot.into_iter().flatten() {
+                if *belief != Belief::Sure {
+                    return Err(format!("salvage doubts {key}, and nothing is damaged"));
+                }
+                let at = (key.start() - DATA_OFFSET) as usize * 512;
+                let place = bytes.get_mut(at..at + key.size() as usize * 512);
+                let place = place.ok_or_else(|| format!("salvage of {key}: behind the end"))?;
+                self.disks[0].read(data_byte(key), place);
+            }
+            let judged = model.judge_at_rest(&bytes);
+            judged.map_err(|wrong| format!("salvaged, volume {index}: {wrong}"))?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use bcache_format::superblock::CacheMode;
 use bcache_format::uuid_entry::UuidEntry;
 use uuid::Uuid;
 
-use super::super::load::{NO_SPACE, trace};
+use super::super::load::{NO_SPACE, ends, trace};
 use super::super::run::{Running, Volumes};
 use super::switch::Switch;
 use super::{CachedSet, VOLUME_UUID};
@@ -209,7 +209,12 @@ impl RunningSet {
                 Err(_) if set.failure().is_some() && self.spoilt => {}
                 result => result?,
             },
-            1 | 2 => set.trigger_gc(),
+            1 => set.trigger_gc(),
+            2 => {
+                let pass = set.set_attribute("trigger_gc", "1");
+                let ended = ends(env, "a pass of GC", pass).await?;
+                self.excuse("trigger_gc", ended)?;
+            }
             3 => set.settings.copy_gc_enabled.set(rng.chance(1, 2)),
             4 => set.settings.gc_always_rewrite.set(rng.chance(1, 4)),
             5 | 6 => {
