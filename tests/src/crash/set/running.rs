@@ -167,6 +167,9 @@ impl RunningSet {
     }
 }
 
+/// How a change of a device is refused that was attached again meanwhile.
+const ATTACHED_AGAIN: &str = "it was attached again meanwhile";
+
 /// Which write a sector's content is of.
 fn told(sector: &[u8; 512]) -> String {
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| sector[at + i]));
@@ -183,6 +186,8 @@ impl RunningSet {
         match result {
             Ok(_) => Ok(()),
             Err(_) if self.spoilt || self.stopping.get() => Ok(()),
+            // Who has the device now is to be asked.
+            Err(error) if error.to_string().contains(ATTACHED_AGAIN) => Ok(()),
             Err(error) => Err(format!("{what}: {error}")),
         }
     }
