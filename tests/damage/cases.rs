@@ -1,11 +1,14 @@
 //! Kinds of single damage: what is done to a golden set, and which finding must name it.
 
+use std::collections::HashSet;
+
 use bcache_engine::fsck::Kind;
+use bcache_engine::fsck::view::node::NodeView;
 use bcache_engine::fsck::view::tree::{Step, Walk};
 use bcache_engine::fsck::view::{Device, SetView};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::ENTRY_BYTES;
-use bcache_format::{Bkey, Pos, Ptr};
+use bcache_format::{Bkey, BucketNr, Pos, Ptr, bset};
 
 use crate::patched::Patched;
 use crate::regions::{Kind as Holds, Region, change, of};
@@ -137,6 +140,40 @@ impl World {
             }
         }
         found
+    }
+    /// Zeros in place of the root.
+    fn wipe_root(&mut self) {
+        for region in self.root() {
+            self.cache.write(region.byte, &vec![0; region.len as usize]);
+        }
+    }
+    /// Writes a leaf that nothing leads to and that has the last leaf's range: the data of every two of its dirty extents
+    /// is exchanged.
+    fn contradict(&mut self) {
+        let view = &self.view;
+        let at = *view.leaves.last().unwrap();
+        let mut keys = NodeView::read(&view.cache, at).unwrap().keys;
+        keys.retain(|key| key.dirty() && view.gens.stale_key(key) == 0);
+        for i in
+            (1..keys.len()).step_by(2).filter(|i| keys[*i].size() == keys[i - 1].size()).collect::<Vec<_>>()
+        {
+            let (one, other) = (keys[i - 1].ptr().unwrap(), keys[i].ptr().unwrap());
+            keys[i - 1].set_ptrs(&[other]);
+            keys[i].set_ptrs(&[one]);
+        }
+        let used: HashSet<u64> = view
+            .extents(Pos::ZERO, Pos::MAX)
+            .flatten()
+            .filter_map(|extent| Some(view.cache.geometry.ptr_bucket(extent.key.ptr()?).0))
+            .chain(view.nodes.iter().map(|bucket| bucket.0))
+            .collect();
+        let geometry = view.cache.geometry;
+        // The highest number, which must not make it count more.
+        let bucket = (0..geometry.nbuckets).rev().find(|bucket| !used.contains(bucket)).unwrap();
+        let ptr = Ptr::new(0, geometry.bucket_start(BucketNr(bucket)).0, view.gens.get(bucket).unwrap());
+        let bytes = bset::write(&keys, 0x5eed, bset::VERSION, ptr, view.cache.magic).unwrap();
+        self.cache.write(bucket * geometry.bucket_bytes(), &vec![0; geometry.bucket_bytes() as usize]);
+        self.cache.write(bucket * geometry.bucket_bytes(), &bytes);
     }
     /// Bumps the stored generation of a bucket.
     pub fn bump(&mut self, bucket: u64, by: u8) {
@@ -364,6 +401,10 @@ pub const CASES: &[Case] = &[
     }),
     case!("interior node without a child", "deep-btree", NodeNoChild, Less, |w| {
         change_children(w, |_, key| key.set_ptrs(&[Ptr::new(4095, 0, 0)]));
+    }),
+    case!("leaves that disagree", "deep-btree", NodesDisagree, Less, |w| {
+        w.wipe_root();
+        w.contradict();
     }),
     case!("last child lost", "deep-btree", NodeEnd, Less, |w| {
         change_children(w, |_, key| {

@@ -1,6 +1,7 @@
 //! One finding of a check.
 
 use super::kind::{Kind, Severity};
+use super::ranges::Ranges;
 use super::view::extent_map::ExtentMap;
 use super::view::{Fault, What};
 use bcache_format::{BucketNr, Pos, Problem, Structure};
@@ -46,8 +47,11 @@ const PIECES_MAX: usize = 256;
 pub struct Sure {
     /// The journal's extents: newer than the btree's.
     pub journal: ExtentMap,
-    /// Ranges of leaves that nothing leads to any more, but that were found, and are whole.
-    pub ranges: Vec<(Pos, Pos)>,
+    /// Ranges of leaves that nothing leads to any more, but that were found, are whole, and say nothing that another
+    /// contradicts.
+    pub ranges: Ranges,
+    /// Ranges of which leaves that may all be in use say different things.
+    pub doubtful: Ranges,
 }
 
 /// A finding about the btree without what is known of its lost ranges all the same.
@@ -56,11 +60,15 @@ pub fn narrowed(sure: &Sure, mut finding: Finding) -> Finding {
     if matches!(finding.kind, Kind::JournalKey | Kind::JournalEmpty) {
         return finding;
     }
-    let mut left = std::mem::take(&mut finding.lost);
-    let whole = left.clone();
-    for known in &sure.ranges {
-        left = left.into_iter().flat_map(|range| without(range, *known)).collect();
-    }
+    let whole = std::mem::take(&mut finding.lost);
+    let few = |ranges: &mut dyn Iterator<Item = (Pos, Pos)>| {
+        let ranges: Vec<_> = ranges.take(PIECES_MAX + 1).collect();
+        (ranges.len() <= PIECES_MAX).then_some(ranges)
+    };
+    let Some(left) = few(&mut whole.iter().flat_map(|range| sure.ranges.outside(*range))) else {
+        finding.lost = whole;
+        return finding;
+    };
     let mut pieces = Vec::new();
     for (from, to) in &left {
         let mut at = *from;
@@ -74,7 +82,7 @@ pub fn narrowed(sure: &Sure, mut finding: Finding) -> Finding {
             pieces.push((at, *to));
         }
     }
-    finding.lost = [pieces, left].into_iter().find(|ranges| ranges.len() <= PIECES_MAX).unwrap_or(whole);
+    finding.lost = if pieces.len() <= PIECES_MAX { pieces } else { left };
     finding
 }
 
@@ -82,20 +90,8 @@ impl Sure {
     /// What is left of a range without those of leaves that were found.
     #[must_use]
     pub fn uncovered(&self, range: (Pos, Pos)) -> Vec<(Pos, Pos)> {
-        let cut = |left: Vec<_>, known: &(Pos, Pos)| {
-            left.into_iter().flat_map(|range| without(range, *known)).collect()
-        };
-        self.ranges.iter().fold(vec![range], cut)
+        self.ranges.outside(range).collect()
     }
-}
-
-/// What `known` leaves of a range.
-fn without((from, to): (Pos, Pos), known: (Pos, Pos)) -> impl Iterator<Item = (Pos, Pos)> {
-    let front = (from, to.min(known.0));
-    let back = (from.max(known.1), to);
-    let apart = known.1 <= from || to <= known.0 || known.0 >= known.1;
-    let parts = if apart { [(from, to), (to, to)] } else { [front, back] };
-    parts.into_iter().filter(|(from, to)| from < to)
 }
 
 /// Findings of one kind that are kept; more are only counted.
@@ -108,8 +104,8 @@ pub struct Findings {
     kept: Vec<Finding>,
     /// How many there are of each kind, also those that are not kept.
     pub counts: BTreeMap<Kind, u64>,
-    /// Everything that is lost, by where it starts, without overlaps.
-    lost: BTreeMap<Pos, Pos>,
+    /// Everything that is lost.
+    lost: Ranges,
 }
 
 impl std::ops::Deref for Findings {
@@ -123,9 +119,7 @@ impl std::ops::Deref for Findings {
 impl Findings {
     /// Adds one.
     pub fn add(&mut self, finding: Finding) {
-        for (from, to) in &finding.lost {
-            self.lose(*from, *to);
-        }
+        finding.lost.iter().for_each(|range| self.lost.add(*range));
         let count = self.counts.entry(finding.kind).or_default();
         *count += 1;
         if *count <= KEPT_OF_A_KIND {
@@ -139,7 +133,7 @@ impl Findings {
             *self.counts.entry(kind).or_default() += count - kept;
         }
         other.kept.into_iter().for_each(|finding| self.add(finding));
-        other.lost.into_iter().for_each(|(from, to)| self.lose(from, to));
+        other.lost.iter().for_each(|range| self.lost.add(range));
     }
     /// Calls those of one kind on a device what they turned out to be.
     pub fn turn(&mut self, device: &str, from: Kind, to: Kind) {
@@ -157,24 +151,13 @@ impl Findings {
     /// What is lost, in order, without overlaps.
     #[must_use]
     pub fn lost(&self) -> Vec<(Pos, Pos)> {
-        self.lost.iter().map(|(from, to)| (*from, *to)).collect()
+        self.lost.iter().collect()
     }
     /// The finding of a fault that hides keys of which none tells yet: it was not there a moment ago.
     #[must_use]
     pub fn untold(&self, sure: &Sure, fault: Fault) -> Option<Finding> {
         let finding = narrowed(sure, fault.into());
-        let told = |(from, to): &(Pos, Pos)| {
-            self.lost.range(..=*from).next_back().is_some_and(|(_, told_to)| to <= told_to)
-        };
-        (!finding.lost.iter().all(told)).then_some(finding)
-    }
-    fn lose(&mut self, from: Pos, to: Pos) {
-        let (mut from, mut to) = (from, to);
-        while let Some((&start, &end)) = self.lost.range(..=to).next_back().filter(|(_, end)| **end >= from) {
-            self.lost.remove(&start);
-            (from, to) = (from.min(start), to.max(end));
-        }
-        self.lost.insert(from, to);
+        (!finding.lost.iter().all(|range| self.lost.cover(*range))).then_some(finding)
     }
 }
 
@@ -272,9 +255,9 @@ mod tests {
         let mut finding = Finding::new(Kind::BsetChecksum, &"cache".into(), 0, String::new());
         finding.lost.push((Pos::new(0, 15), Pos::new(0, 150)));
         let want = [(20, 35), (40, 100)].map(|(from, to)| (Pos::new(0, from), Pos::new(0, to)));
-        let mut sure = Sure { journal, ranges: Vec::new() };
+        let mut sure = Sure { journal, ..Sure::default() };
         assert_eq!(narrowed(&sure, finding.clone()).lost, want);
-        sure.ranges.push((Pos::new(0, 10), Pos::new(0, 30)));
+        sure.ranges.add((Pos::new(0, 10), Pos::new(0, 30)));
         assert_eq!(
             narrowed(&sure, finding).lost,
             [(30, 35), (40, 100)].map(|(a, b)| (Pos::new(0, a), Pos::new(0, b)))

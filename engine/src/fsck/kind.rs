@@ -197,6 +197,9 @@ kinds! {
     NodeOrder "node-order" Loss
         "A child ends where the one before it does."
         "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
+    NodesDisagree "nodes-disagree" Loss
+        "Leaves that nothing leads to any more, and that may all be in use, say different things of the same place: which is newer nothing tells."
+        "What is likelier is kept: leaves that have what the journal has before others, and newer bsets of a leaf before whole older leaves.";
     ChildLost "child-lost" Lossless
         "A child looks stale though it was never freed: its bucket's generation is ahead. Linux would silently drop its whole range."
         "The generation is taken from the btree again.";

@@ -9,6 +9,7 @@ pub mod flush;
 pub mod image;
 pub mod kind;
 pub mod made;
+pub mod ranges;
 pub mod repair;
 pub mod salvage;
 pub mod usage;

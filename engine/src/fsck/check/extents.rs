@@ -91,7 +91,8 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
 /// Adds what other leaves have of the ranges of those that are damaged.
 fn recover(checked: &mut Checked, view: &mut SetView, lost: Vec<(Pos, Pos)>, options: Options<'_>) {
     let evidence = Evidence::gather(view, lost, &mut |done, of| options.tell(5, done, of));
-    evidence.recover(view);
+    let doubt = evidence.recover(view);
+    super::journal::disagree(checked, view, &doubt);
     checked.found_leaves = evidence.leaves();
     for bucket in &view.nodes {
         checked.metadata.entry(*bucket).or_insert(Use::Node);

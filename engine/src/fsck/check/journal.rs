@@ -3,6 +3,7 @@
 use super::super::evidence::Evidence;
 use super::super::finding::{Finding, narrowed};
 use super::super::kind::Kind;
+use super::super::ranges::Ranges;
 use super::super::view::journal::{Journal, Stop};
 use super::super::view::node::NodeView;
 use super::super::view::{Fault, SetView, What};
@@ -62,8 +63,10 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     let lost: Vec<_> = faults.iter().filter_map(lost_nodes).collect();
     if !lost.is_empty() || table_lost {
         let evidence = Evidence::gather(&view, lost, &mut |done, of| options.tell(4, done, of));
-        evidence.complete(&mut view);
-        evidence.recover(&mut view);
+        let completed = evidence.complete(&mut view);
+        checked.reserved.extend(completed.buckets);
+        let doubt = evidence.recover(&mut view);
+        disagree(checked, &view, &doubt);
         checked.found_leaves = evidence.leaves();
         if table_lost
             && faults.iter().all(|fault| fault.structure != Structure::UuidTable)
@@ -98,14 +101,31 @@ fn lost(checked: &mut Checked, journal: Journal, options: Options<'_>) -> bool {
     let fault = cache.fault(Structure::Jset, byte, What::JournalEmpty).hiding(everything.0, everything.1);
     let mut view = SetView::above_leaves(cache, journal, &mut |_| {});
     let evidence = Evidence::gather(&view, vec![everything], &mut |done, of| options.tell(4, done, of));
-    evidence.complete(&mut view);
-    evidence.recover(&mut view);
+    let completed = evidence.complete(&mut view);
+    checked.reserved.extend(completed.buckets);
+    let doubt = evidence.recover(&mut view);
     checked.found_leaves = evidence.leaves();
     let found = checked.found_leaves > 0;
     checked.found(fault.into());
+    disagree(checked, &view, &doubt);
     checked.set = found.then_some(view);
     found
 }
+
+/// Tells of places of which leaves that were found say different things.
+pub(super) fn disagree(checked: &mut Checked, view: &SetView, doubt: &Ranges) {
+    let cache = &view.cache;
+    let ranges: Vec<_> = doubt.iter().collect();
+    for some in ranges.chunks(PIECES) {
+        let detail = format!("{} ranges of which leaves that were found say different things", some.len());
+        let mut finding = Finding::new(Kind::NodesDisagree, &cache.name, 0, detail);
+        finding.lost = some.to_vec();
+        checked.found(finding);
+    }
+}
+
+/// Ranges that are told with one finding.
+const PIECES: usize = 256;
 
 /// The range of keys that a fault above the leaves hides.
 fn lost_nodes(fault: &Fault) -> Option<(Pos, Pos)> {

@@ -87,6 +87,8 @@ pub struct Checked {
     pub bits: Plan,
     /// Leaves that a scan of the whole cache found, where something could not be reached.
     pub found_leaves: usize,
+    /// Buckets that something was taken from to which nothing leads: they look free, and must not be written to.
+    pub reserved: HashSet<BucketNr>,
     /// Buckets whose generation is ahead of dirty data that nobody replaced: by the check, the data is live.
     pub revived: HashSet<BucketNr>,
 }

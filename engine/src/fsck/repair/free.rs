@@ -8,7 +8,7 @@ use bcache_format::BucketNr;
 #[must_use]
 pub fn free_buckets(checked: &Checked, cache: &Cache, want: usize) -> Vec<BucketNr> {
     let first = cache.geometry.first_bucket + cache.njournal_buckets();
-    let free = |bucket: &BucketNr| checked.is_free(*bucket);
+    let free = |bucket: &BucketNr| checked.is_free(*bucket) && !checked.reserved.contains(bucket);
     let generation =
         |bucket: BucketNr| checked.set.as_ref().and_then(|set| set.gens.get(bucket.0)).unwrap_or(0);
     let all = || (first..cache.geometry.nbuckets).map(BucketNr).filter(free);

@@ -27,7 +27,10 @@ pub(super) fn make(checked: &Checked, cache: &Cache, view: &SetView, want: usize
     let first = cache.geometry.first_bucket + cache.njournal_buckets();
     let dirty = dirty_buckets(checked, view)?;
     let clean = |bucket: &BucketNr| {
-        checked.has_data(*bucket) && !dirty.contains(bucket) && !checked.metadata.contains_key(bucket)
+        checked.has_data(*bucket)
+            && !dirty.contains(bucket)
+            && !checked.metadata.contains_key(bucket)
+            && !checked.reserved.contains(bucket)
     };
     let victims: Vec<_> = (first..cache.geometry.nbuckets).map(BucketNr).filter(clean).take(want).collect();
     if victims.len() < want || !journal_is_whole {

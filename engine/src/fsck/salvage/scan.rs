@@ -1,5 +1,6 @@
 //! The scan for btree nodes, prio sets and uuid tables.
 
+use super::super::ranges::Ranges;
 use super::super::view::Cache;
 use super::super::view::extent_map::ExtentMap;
 use super::super::view::node::{NodeRef, place};
@@ -11,7 +12,7 @@ use bcache_format::node::parse;
 use bcache_format::prio::{BucketDisk, PrioSet};
 use bcache_format::uuid_entry::{ENTRY_BYTES, UuidEntry, parse_table};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE, Structure};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Bytes looked at of every bucket: enough for every magic number, and for some slots of a uuid table.
 const HEAD: u64 = 512;
@@ -28,16 +29,32 @@ pub struct Scanned {
     /// Where the ranges of nodes are, by their bucket and the generation of the pointer to them, as interior nodes of
     /// all lives say. A node's range never changes.
     pub ranges: HashMap<(BucketNr, u8), (Pos, Pos)>,
-    /// The newest whole chain of prio sets, as its sequence number and its entries; empty when there is none.
-    pub prios: (u64, Vec<BucketDisk>),
-    /// The newest uuid table.
+    /// The newest whole chain of prio sets.
+    pub prios: Chain,
+    /// The newest uuid table; empty when there is none.
     pub uuids: Vec<UuidEntry>,
+    /// The bucket that it is in.
+    pub uuid_bucket: Option<BucketNr>,
 }
 
+/// A whole chain of prio sets; without entries when there is none.
+#[derive(Default)]
+pub struct Chain {
+    /// Its sequence number.
+    pub seq: u64,
+    /// Its buckets.
+    pub buckets: Vec<BucketNr>,
+    /// What it says of all buckets.
+    pub entries: Vec<BucketDisk>,
+}
+
+/// What a prio set says of its chain: its sequence number, and the next bucket.
+type Link = (u64, BucketNr);
+
 /// Scans all buckets, and keeps what leaves have of the ranges `lost`.
-pub fn scan(cache: &Cache, lost: &[(Pos, Pos)], progress: &mut dyn FnMut(u64, u64)) -> Scanned {
+pub fn scan(cache: &Cache, lost: &Ranges, progress: &mut dyn FnMut(u64, u64)) -> Scanned {
     let mut scanned = Scanned::default();
-    let mut prios: HashMap<BucketNr, PrioSet> = HashMap::new();
+    let mut prios: HashMap<BucketNr, Link> = HashMap::new();
     let mut newest_table = (0, 0);
     let geometry = cache.geometry;
     let first = geometry.first_bucket + cache.njournal_buckets();
@@ -60,13 +77,11 @@ pub fn scan(cache: &Cache, lost: &[(Pos, Pos)], progress: &mut dyn FnMut(u64, u6
         if magic == Some(cache.magic.bset()) {
             node(cache, bucket, lost, &mut scanned);
         } else if magic == Some(cache.magic.prio_set()) {
-            let bytes = cache.read(Structure::PrioSet, byte, geometry.meta_bucket_bytes());
-            let set = bytes.ok().and_then(|bytes| PrioSet::parse(&bytes, cache.magic).ok());
-            prios.extend(set.map(|set| (bucket, set)));
+            prios.extend(prio_set(cache, bucket).map(|set| (bucket, (set.seq, set.next_bucket))));
         } else if let Some(table) = uuids(cache, bucket, &head) {
             let age = table_age(&table);
             if scanned.uuids.is_empty() || age > newest_table {
-                (scanned.uuids, newest_table) = (table, age);
+                (scanned.uuids, scanned.uuid_bucket, newest_table) = (table, Some(bucket), age);
             }
         }
     }
@@ -75,7 +90,7 @@ pub fn scan(cache: &Cache, lost: &[(Pos, Pos)], progress: &mut dyn FnMut(u64, u6
 }
 
 /// Notes the node in a bucket. Which generation its pointer has follows from a checksum.
-fn node(cache: &Cache, bucket: BucketNr, lost: &[(Pos, Pos)], scanned: &mut Scanned) {
+fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) {
     let geometry = cache.geometry;
     let byte = geometry.bucket_start_byte(bucket);
     let Ok((bytes, _)) = cache.read_around(Structure::BtreeNode, byte, geometry.btree_node_bytes()) else {
@@ -110,7 +125,7 @@ fn node(cache: &Cache, bucket: BucketNr, lost: &[(Pos, Pos)], scanned: &mut Scan
     let (Some(start), Some(end)) = (keys.first().map(Bkey::start_pos), keys.last().map(Bkey::pos)) else {
         return;
     };
-    let wanted = |key: &Bkey| lost.iter().any(|(from, to)| *from < key.pos() && key.start_pos() < *to);
+    let wanted = |key: &Bkey| lost.touch((key.start_pos(), key.pos()));
     first.retain(wanted);
     keys.retain(wanted);
     if !keys.is_empty() {
@@ -199,12 +214,14 @@ fn generation(cache: &Cache, bytes: &[u8], sector: u64) -> Option<u8> {
 
 /// The same for one bset.
 ///
-/// A checksum is linear in its initial value, so eight of them, one a bit of the generation, tell all 256.
+/// A checksum is linear in its initial value, so eight of them, one a bit of the generation, tell all 256. That of the
+/// version before, which nobody has written for longer than there were tools for it, says nothing of its pointer: a copy
+/// of it would pass in any bucket.
 fn generation_of_set(bytes: &[u8], sector: u64) -> Option<u8> {
     let header = BsetHeader::read(bytes)?;
     let covered = bytes.get(8..usize::try_from(header.bytes()).ok()?)?;
     if header.version.get() != VERSION {
-        return Some(0);
+        return None;
     }
     let csum = |generation: u8| crc64(Ptr::new(0, sector, generation).0, covered);
     let base = csum(0);
@@ -215,30 +232,41 @@ fn generation_of_set(bytes: &[u8], sector: u64) -> Option<u8> {
     })
 }
 
-/// The generations of the newest chain that is whole.
-fn newest_chain(cache: &Cache, sets: &HashMap<BucketNr, PrioSet>) -> (u64, Vec<BucketDisk>) {
+/// The prio set in a bucket.
+fn prio_set(cache: &Cache, bucket: BucketNr) -> Option<PrioSet> {
+    let byte = cache.geometry.bucket_start_byte(bucket);
+    let bytes = cache.read(Structure::PrioSet, byte, cache.geometry.meta_bucket_bytes()).ok()?;
+    PrioSet::parse(&bytes, cache.magic).ok()
+}
+
+/// Sets that are tried as the first of a chain: an image made to be slow has none that is whole.
+const STARTS_MAX: usize = 4096;
+
+/// The newest chain that is whole.
+fn newest_chain(cache: &Cache, sets: &HashMap<BucketNr, Link>) -> Chain {
     let want = usize::try_from(cache.geometry.nbuckets).unwrap_or(usize::MAX);
     let per_set = usize::try_from(cache.geometry.prios_per_bucket()).unwrap_or(usize::MAX);
     let count = want.div_ceil(per_set.max(1));
-    let mut starts: Vec<_> = sets.iter().map(|(bucket, set)| (set.seq, *bucket)).collect();
+    let mut starts: Vec<_> = sets.iter().map(|(bucket, (seq, _))| (*seq, *bucket)).collect();
     starts.sort_unstable_by(|a, b| b.cmp(a));
-    let named: Vec<_> = sets.values().map(|set| (set.seq, set.next_bucket)).collect();
-    starts
-        .into_iter()
-        // The first of a chain is named by none of its own.
-        .filter(|(seq, bucket)| count == 1 || !named.contains(&(*seq, *bucket)))
-        .find_map(|(seq, start)| {
-            let mut entries = Vec::new();
-            let mut bucket = start;
-            for _ in 0..count {
-                let set = sets.get(&bucket).filter(|set| set.seq == seq)?;
-                let take = per_set.min(want - entries.len());
-                entries.extend(set.entries.iter().take(take));
-                bucket = set.next_bucket;
-            }
-            Some((seq, entries))
-        })
-        .unwrap_or_default()
+    let named: HashSet<_> = sets.values().collect();
+    let whole = |(seq, start): (u64, BucketNr)| {
+        let mut buckets = vec![start];
+        while buckets.len() < count {
+            let (_, next) = buckets.last().and_then(|last| sets.get(last))?;
+            sets.get(next).filter(|(of, _)| *of == seq)?;
+            buckets.push(*next);
+        }
+        let mut entries = Vec::new();
+        for bucket in &buckets {
+            let set = prio_set(cache, *bucket)?;
+            entries.extend(set.entries.iter().take(per_set.min(want - entries.len())));
+        }
+        Some(Chain { seq, buckets, entries })
+    };
+    // The first of a chain is named by none of its own.
+    let first = |start: &(u64, BucketNr)| count == 1 || !named.contains(start);
+    starts.into_iter().filter(first).take(STARTS_MAX).find_map(whole).unwrap_or_default()
 }
 
 /// What looks like a uuid table: a used slot with a sensible time, and all slots either used or empty.
