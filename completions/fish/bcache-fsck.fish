@@ -2,7 +2,7 @@ complete -c bcache-fsck -l undo -d 'Keep what the repair overwrites in this file
 complete -c bcache-fsck -s C -d 'Write progress to this file descriptor: number of the pass, how much is done, of how much, device. With 0 it is the bar that a terminal has anyway' -r
 complete -c bcache-fsck -l explain -d 'Say what a finding means and what repair does; `all` for all of them' -r
 complete -c bcache-fsck -s n -d 'Check only: nothing is opened for writing'
-complete -c bcache-fsck -s p -s a -d 'Repair what can be repaired without losing anything'
+complete -c bcache-fsck -s p -s a -d 'Repair what can be repaired without losing anything: no sector of any device reads otherwise than before'
 complete -c bcache-fsck -s y -d 'Repair all that can be repaired; what is lost by it is told'
 complete -c bcache-fsck -s f -d 'Check although the set was stopped cleanly. It is always checked; fsck(8) has the option'
 complete -c bcache-fsck -l dry-run -d 'With -p or -y: list the writes of the repair and do none of them'

@@ -147,6 +147,19 @@ impl World {
             self.cache.write(region.byte, &vec![0; region.len as usize]);
         }
     }
+    /// The bucket with the highest number that nothing is in.
+    pub fn unused_bucket(&self) -> u64 {
+        let (view, geometry) = (&self.view, self.view.cache.geometry);
+        let used: HashSet<u64> = view
+            .extents(Pos::ZERO, Pos::MAX)
+            .flatten()
+            .filter_map(|extent| Some(geometry.ptr_bucket(extent.key.ptr()?).0))
+            .chain(view.nodes.iter().map(|bucket| bucket.0))
+            .chain(view.prios.buckets.iter().map(|(bucket, _)| bucket.0))
+            .chain(self.regions.iter().map(|region| region.byte / geometry.bucket_bytes()))
+            .collect();
+        (0..geometry.nbuckets).rev().find(|bucket| !used.contains(bucket)).unwrap()
+    }
     /// Writes a leaf that nothing leads to and that has the last leaf's range: the data of every two of its dirty extents
     /// is exchanged.
     fn contradict(&mut self) {
@@ -161,15 +174,7 @@ impl World {
             keys[i - 1].set_ptrs(&[other]);
             keys[i].set_ptrs(&[one]);
         }
-        let used: HashSet<u64> = view
-            .extents(Pos::ZERO, Pos::MAX)
-            .flatten()
-            .filter_map(|extent| Some(view.cache.geometry.ptr_bucket(extent.key.ptr()?).0))
-            .chain(view.nodes.iter().map(|bucket| bucket.0))
-            .collect();
-        let geometry = view.cache.geometry;
-        // The highest number, which must not make it count more.
-        let bucket = (0..geometry.nbuckets).rev().find(|bucket| !used.contains(bucket)).unwrap();
+        let (geometry, bucket) = (view.cache.geometry, self.unused_bucket());
         let ptr = Ptr::new(0, geometry.bucket_start(BucketNr(bucket)).0, view.gens.get(bucket).unwrap());
         let bytes = bset::write(&keys, 0x5eed, bset::VERSION, ptr, view.cache.magic).unwrap();
         self.cache.write(bucket * geometry.bucket_bytes(), &vec![0; geometry.bucket_bytes() as usize]);

@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use bcache_engine::fsck::repair::{Plan, undo};
 use bcache_engine::fsck::view::overlay::Layer;
 use bcache_engine::fsck::view::{Device, SetView};
-use bcache_engine::fsck::{Checked, Kind, Options, check, repair};
+use bcache_engine::fsck::{Checked, Kind, Options, Severity, check, repair};
+use bcache_format::uuid_entry::ENTRY_BYTES;
 use bcache_format::{Bkey, BucketNr, Pos, Ptr};
 use bcache_tests::golden::Set;
 
 use crate::cases::{After, CASES, Case, World};
 use crate::mutations::Random;
 use crate::patched::Patched;
-use crate::regions::Kind as Holds;
+use crate::regions::{Kind as Holds, Region};
 
 fn run(devices: &[Device]) -> Checked {
     check(devices.iter().cloned(), Options::default())
@@ -124,6 +125,7 @@ fn one(case: &Case, stops: &Stops) {
     }
     let count = plan_made.writes().count();
     assert!(count > 0, "{name}: nothing to do");
+    says_what_it_changes(name, &checked, &plan_made, &devices);
     // A crash after any write: a second run ends clean and loses nothing more.
     for stop in stops(&plan_made) {
         let mut now = plan_made.simulate(&devices, stop).unwrap();
@@ -162,6 +164,110 @@ fn one(case: &Case, stops: &Stops) {
             };
             assert!(bytes(&back) == bytes(&devices), "{name}: undo at byte {}", write.byte);
         }
+    }
+}
+
+/// What a plan says that it changes is what a reader finds changed, sector by sector; where it is called lossless that is
+/// nothing.
+fn says_what_it_changes(name: &str, checked: &Checked, plan: &Plan, devices: &[Device]) {
+    let Some(before) = &checked.set else { return };
+    let after = run(&plan.simulate(devices, usize::MAX).unwrap());
+    let lossless = checked.worst().unwrap() <= Severity::Lossless;
+    assert!(!lossless || plan.changed.is_empty(), "{name}: lossless, but changes {:?}", plan.changed);
+    let (before, after) = (dirty(before), dirty(after.set.as_ref().unwrap()));
+    let changed: BTreeSet<(u32, u64)> =
+        before.symmetric_difference(&after).map(|(inode, sector, _)| (*inode, *sector)).collect();
+    let said = |(inode, sector): &&(u32, u64)| {
+        let range = (Pos::new(*inode, *sector), Pos::new(*inode, sector + 1));
+        // Dirty data that only looks stale, and data in buckets of metadata, counts otherwise than a view says.
+        plan.changed.cover(range)
+            || is_lost(&checked.lost(), *inode, *sector)
+            || checked.has(Kind::ExtentDirtyStale)
+    };
+    let unsaid: Vec<_> = changed.iter().filter(|sector| !said(sector)).take(5).collect();
+    assert!(unsaid.is_empty(), "{name}: changed without a word: {unsaid:?}");
+}
+
+/// Bytes of the uuid table.
+fn table(world: &World) -> (Region, Vec<u8>) {
+    let region = *world.regions.iter().find(|region| region.kind == Holds::Uuids).unwrap();
+    let bytes = world.cache.bytes(region.byte, region.len);
+    (region, bytes)
+}
+
+/// Writes a uuid table where nothing leads to it, and zeros in place of the one that counts.
+fn only_an_older_table(world: &mut World, change: impl FnOnce(&mut [u8])) {
+    let (region, mut bytes) = table(world);
+    change(&mut bytes);
+    let bucket = world.unused_bucket();
+    world.cache.write(bucket * world.view.cache.geometry.bucket_bytes(), &bytes);
+    world.cache.write(region.byte, &vec![0; region.len as usize]);
+}
+
+#[test]
+fn what_is_only_likely_is_left_to_who_says_yes() {
+    // A table that nothing leads to may be older than the newest one.
+    let mut world = World::of("two-backing-flash");
+    let before = dirty(&world.view);
+    only_an_older_table(&mut world, |bytes| bytes[0x38..0x3c].fill(0));
+    let devices = world.devices();
+    let checked = run(&devices);
+    assert!(checked.table_found, "{:?}", ids(&checked));
+    assert_eq!(checked.worst(), Some(Severity::Loss), "{:?}", ids(&checked));
+    let made = plan(&devices, &checked).unwrap();
+    assert!(made.changed.is_empty(), "{:?}", made.changed);
+    // The bucket that the table was found in is not written to.
+    let geometry = world.view.cache.geometry;
+    let reserved: Vec<_> =
+        checked.reserved.iter().map(|bucket| geometry.bucket_start_byte(*bucket)).collect();
+    assert!(made.writes().all(|write| !reserved.contains(&write.byte) || &*write.device != "cache"));
+    let after = run(&made.simulate(&devices, usize::MAX).unwrap());
+    assert_eq!(dirty(after.set.as_ref().unwrap()), before);
+
+    // A superblock without its magic number, on a device that has since been used for something else.
+    for (foreign, worst) in [(false, Severity::Lossless), (true, Severity::Loss)] {
+        let mut world = World::of("wb-dirty");
+        world.backings[0].write(4096 + 0x18, &[0; 16]);
+        if foreign {
+            world.backings[0].write(1024 + 0x38, b"\x53\xef");
+        }
+        let checked = run(&world.devices());
+        assert!(checked.has(Kind::SbWiped));
+        assert_eq!(checked.worst(), Some(worst), "{:?}", checked.findings.to_vec());
+    }
+}
+
+#[test]
+fn no_device_gets_a_slot_whose_data_is_not_its() {
+    // A table so old that two devices had each other's slots.
+    let mut world = World::of("two-backing-flash");
+    let slots: Vec<usize> = world
+        .backings
+        .iter()
+        .filter_map(|backing| {
+            let uuid = backing.bytes(4096 + 0x28, 16);
+            world.view.uuids.iter().position(|entry| entry.uuid.as_bytes()[..] == uuid[..])
+        })
+        .collect();
+    let &[one, other] = slots.as_slice() else { panic!("{slots:?}") };
+    only_an_older_table(&mut world, |bytes| {
+        let at = |slot: usize| slot * ENTRY_BYTES..slot * ENTRY_BYTES + 16;
+        let (first, second) = (bytes[at(one)].to_vec(), bytes[at(other)].to_vec());
+        bytes[at(one)].copy_from_slice(&second);
+        bytes[at(other)].copy_from_slice(&first);
+    });
+    let devices = world.devices();
+    let checked = run(&devices);
+    assert!(checked.worst() > Some(Severity::Lossless), "{:?}", ids(&checked));
+    let Ok(made) = plan(&devices, &checked) else { return };
+    let after = run(&made.simulate(&devices, usize::MAX).unwrap());
+    let uuids = &after.set.as_ref().unwrap().uuids;
+    for slot in [one, other] {
+        assert!(
+            uuids[slot].uuid == world.view.uuids[slot].uuid || !world.view.uuids.contains(&uuids[slot]),
+            "slot {slot} is {}",
+            uuids[slot].uuid
+        );
     }
 }
 

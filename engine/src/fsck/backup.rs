@@ -10,7 +10,7 @@
 
 use super::check::{Options, check};
 use super::kind::{Kind, Severity};
-use super::repair::{Plan, Step, Write};
+use super::repair::{Plan, Write};
 use super::view::Device;
 use bcache_format::Superblock;
 use bcache_format::csum::{SEED_ONES, crc64};
@@ -152,7 +152,8 @@ pub fn restore(
         bytes: one.block.clone(),
         what: "superblock of the backup".to_owned(),
     };
-    let plan = Plan { steps: vec![Step { why: "bring the superblock back", writes: vec![write] }] };
+    let mut plan = Plan::default();
+    plan.push("bring the superblock back", vec![write]);
     let all: Vec<Device> = std::iter::once(device).chain(others).cloned().collect();
     let after = plan.simulate(&all, usize::MAX).map_err(|error| BackupError::Io(Arc::clone(&name), error))?;
     let checked = check(after, Options::default());

@@ -23,18 +23,20 @@ pub struct Finding {
     pub detail: String,
     /// Keys that are lost by it, or whose newest state is: behind the first position, up to the second.
     pub lost: Vec<(Pos, Pos)>,
+    /// Its repair goes by what is likely, and proved by nothing: whoever asks for it should know.
+    pub guess: bool,
 }
 
 impl Finding {
     /// A finding at a place.
     #[must_use]
     pub fn new(kind: Kind, device: &Arc<str>, byte: u64, detail: String) -> Self {
-        Self { kind, device: Arc::clone(device), byte, bucket: None, detail, lost: Vec::new() }
+        Self { kind, device: Arc::clone(device), byte, bucket: None, detail, lost: Vec::new(), guess: false }
     }
-    /// How bad it is: what its kind says, and a loss whenever something is lost.
+    /// How bad it is: what its kind says, and a loss whenever something is lost or may be.
     #[must_use]
     pub fn severity(&self) -> Severity {
-        let least = if self.lost.is_empty() { Severity::Harmless } else { Severity::Loss };
+        let least = if self.lost.is_empty() && !self.guess { Severity::Harmless } else { Severity::Loss };
         self.kind.severity().max(least)
     }
 }
@@ -148,6 +150,16 @@ impl Findings {
         }
         self.counts.retain(|_, count| *count > 0);
     }
+    /// Notes of those of one kind, on one device or on any, that their repair would be a guess, and why.
+    pub fn doubt(&mut self, kind: Kind, device: Option<&str>, why: &str) {
+        let of = |finding: &&mut Finding| {
+            finding.kind == kind && device.is_none_or(|device| *finding.device == *device) && !finding.guess
+        };
+        for finding in self.kept.iter_mut().filter(of) {
+            finding.guess = true;
+            finding.detail.push_str(&format!("; {why}"));
+        }
+    }
     /// What is lost, in order, without overlaps.
     #[must_use]
     pub fn lost(&self) -> Vec<(Pos, Pos)> {
@@ -166,7 +178,7 @@ impl From<Fault> for Finding {
         let kind = kind_of(fault.structure, &fault.what);
         let lost = fault.range.map(|range| *range).filter(|(from, to)| from < to).into_iter().collect();
         let (device, byte, detail) = (fault.device, fault.byte, fault.what.to_string());
-        Self { kind, device, byte, bucket: None, detail, lost }
+        Self { kind, device, byte, bucket: None, detail, lost, guess: false }
     }
 }
 

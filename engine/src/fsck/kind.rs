@@ -79,7 +79,7 @@ kinds! {
         "None; nothing says how the device is laid out. `bcache salvage` may find dirty data.";
     SbWiped "superblock-wiped" Lossless
         "The magic number of the superblock is gone, as `wipefs` leaves it; all else of it is there, checksum and all."
-        "The magic number is put back.";
+        "The magic number is put back; with `-y` only when nothing says that the device is still in use, or something stands before the superblock.";
     SbMagic "superblock-magic" Fatal
         "There is no bcache superblock on the device."
         "None; check that the right device was named.";
@@ -148,16 +148,16 @@ kinds! {
         "Priorities are forgotten, generations taken from the btree, and new prio sets written. Clean data of which only the lost sets could say that it is valid is dropped from the cache; the backing device has it.";
     UuidPointer "uuid-pointer" Lossless
         "The newest journal entry does not point at a uuid table."
-        "A new table is written; backing devices that were named are linked to their keys again.";
+        "A new table is written; backing devices that were named are linked to their keys again. Where an older table that was found is taken, that is a guess, and asks for `-y`.";
     UuidUnreadable "uuid-unreadable" Lossless
         "The device cannot be read in the uuid table."
-        "A new table is written; backing devices that were named are linked to their keys again.";
+        "A new table is written; backing devices that were named are linked to their keys again. Where an older table that was found is taken, that is a guess, and asks for `-y`.";
     UuidLost "uuid-lost" Lossless
         "A backing device of this set is not in the uuid table: Linux refuses it when it is dirty, and would give it a new slot when it is not."
         "It is linked to the slot whose keys are its, when that is beyond doubt. A slot that stays without one is kept for its device under a UUID of its own, so that no other device gets its keys: name that device later.";
     UuidDuplicate "uuid-duplicate" Lossless
         "Two slots have one UUID; only the first is ever used."
-        "The slot without keys is marked as detached.";
+        "A later slot without keys is marked as detached, or the first when the keys are in a later one: that changes what is read, and asks for `-y`.";
     UuidInvalidated "uuid-invalidated" Lossless
         "A slot is marked as gone, but its UUID was not overwritten as detaching does."
         "The mark is taken away.";

@@ -49,7 +49,7 @@ pub struct Args {
     /// Check only: nothing is opened for writing
     #[arg(short = 'n', group = "mode")]
     no: bool,
-    /// Repair what can be repaired without losing anything
+    /// Repair what can be repaired without losing anything: no sector of any device reads otherwise than before
     #[arg(short = 'p', visible_short_alias = 'a', group = "mode")]
     preen: bool,
     /// Repair all that can be repaired; what is lost by it is told
@@ -159,6 +159,10 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
             return Ok(ExitCode::from(OPERATION));
         }
     };
+    tell_changed(&plan, &checked, args.json, out)?;
+    if mode == Mode::Preen && !plan.changed.is_empty() {
+        return Ok(ExitCode::from(UNCORRECTED));
+    }
     if args.dry_run {
         list(&plan, args.json, out)?;
         return Ok(ExitCode::from(UNCORRECTED));
@@ -250,6 +254,20 @@ fn agreed(plan: &Plan, out: &mut Out) -> Result<bool> {
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Sectors of which a reader gets something else after the repair.
+fn tell_changed(plan: &Plan, checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
+    let changed = plan.changed.iter().flat_map(|range| sectors(range, checked));
+    if json && !plan.changed.is_empty() {
+        let ranges: Vec<_> = changed.map(|range| range.json()).collect();
+        writeln!(out, "{}", json!({"kind": "changed", "sectors": ranges}))?;
+    } else if !json {
+        for range in changed {
+            writeln!(out, "a repair changes what is read there: {range}")?;
+        }
+    }
+    Ok(())
 }
 
 /// The writes of a repair, in their order.

@@ -2,8 +2,8 @@
 
 use super::super::finding::Finding;
 use super::super::kind::Kind;
-use super::super::repair::{Link, links};
-use super::super::view::{Backing, Cache};
+use super::super::repair::{Link, Proof, links, misfits, stand_in};
+use super::super::view::{Backing, Cache, SetView};
 use super::Checked;
 use bcache_format::superblock::{BackingState, SB_OFFSET};
 use bcache_format::{Pos, Sectors};
@@ -17,6 +17,10 @@ const SET_UUID_AT: u64 = SB_OFFSET + 0x38;
 const UUID_AT: u64 = SB_OFFSET + 0x28;
 
 pub(super) fn pass(checked: &mut Checked) {
+    if checked.table_found {
+        take_misfits(checked);
+    }
+    duplicates(checked);
     let backings = checked.backings.clone();
     let mut seen: HashMap<Uuid, Arc<str>> = HashMap::new();
     for backing in &backings {
@@ -83,6 +87,10 @@ fn against_cache(checked: &mut Checked, backing: &Backing) {
             match link {
                 Some(Link { slot, proof, .. }) => {
                     finding.detail.push_str(&format!("; {} slot {slot} is its", proof.words()));
+                    if proof == Proof::State && !all_are_named(checked, view) {
+                        finding.guess = true;
+                        finding.detail.push_str(", unless it is that of a device that was not named");
+                    }
                 }
                 None => finding.detail.push_str("; which is its nothing tells, and none is given to it"),
             }
@@ -142,8 +150,56 @@ fn slots_without_uuid(checked: &mut Checked) {
     for (slot, used) in lost {
         let detail =
             format!("slot {slot} is free, but has {} sectors, {} of them dirty", used.all, used.dirty);
-        checked.found(Finding::new(Kind::UuidLost, &name, byte, detail));
+        let mut finding = Finding::new(Kind::UuidLost, &name, byte, detail);
+        if checked.table_found {
+            finding.guess = true;
+            finding.detail.push_str("; the table is older than that");
+        }
+        checked.found(finding);
     }
+}
+
+/// Takes slots from devices whose data says that they are not theirs: a table that was found may be so old that a slot
+/// has since been given up.
+fn take_misfits(checked: &mut Checked) {
+    let Some(view) = &checked.set else { return };
+    let misfits = misfits(checked, view);
+    let Some(view) = &mut checked.set else { return };
+    for slot in misfits {
+        if let Some(entry) = view.uuids.get_mut(slot as usize) {
+            *entry = stand_in(slot);
+        }
+    }
+}
+
+/// Of slots with one UUID the first counts. Where its keys are in another, that one counts after a repair.
+fn duplicates(checked: &mut Checked) {
+    let Some(view) = checked.set.as_ref().filter(|_| checked.has(Kind::UuidDuplicate)) else { return };
+    let mut first: HashMap<Uuid, bool> = HashMap::new();
+    let mut changes = false;
+    for (slot, entry) in (0u32..).zip(&view.uuids).filter(|(_, entry)| !entry.is_free()) {
+        let has_keys = checked.slots.get(&slot).is_some_and(|used| used.all > 0);
+        let first_has = *first.entry(entry.uuid).or_insert(has_keys);
+        changes |= !entry.is_detached() && has_keys && !first_has;
+    }
+    if changes {
+        let why = "the keys are in the later one, which nobody looks at until then";
+        checked.findings.doubt(Kind::UuidDuplicate, None, why);
+    }
+}
+
+/// Whether each slot with keys is a volume's, that of a device that was named, or linked to one: then what is left over
+/// is somebody's by that alone.
+fn all_are_named(checked: &Checked, view: &SetView) -> bool {
+    let linked: Vec<u32> = links(checked, view).iter().map(|link| link.slot).collect();
+    let named = |slot: u32| {
+        let entry = view.uuids.get(slot as usize);
+        entry.is_some_and(|entry| {
+            entry.is_flash_only() || checked.backings.iter().any(|backing| backing.sb.uuid == entry.uuid)
+        })
+    };
+    let with_keys = checked.slots.iter().filter(|(_, used)| used.all > 0);
+    with_keys.map(|(slot, _)| *slot).all(|slot| named(slot) || linked.contains(&slot))
 }
 
 /// Volumes that end before their data.

@@ -65,6 +65,7 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
         let evidence = Evidence::gather(&view, lost, &mut |done, of| options.tell(4, done, of));
         let completed = evidence.complete(&mut view);
         checked.reserved.extend(completed.buckets);
+        checked.table_found = completed.table;
         let doubt = evidence.recover(&mut view);
         disagree(checked, &view, &doubt);
         checked.found_leaves = evidence.leaves();
@@ -81,6 +82,15 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     for fault in faults {
         let finding = place(&view, fault);
         checked.found(finding);
+    }
+    if checked.table_found {
+        for kind in [Kind::UuidPointer, Kind::UuidUnreadable, Kind::UuidLost] {
+            checked.findings.doubt(
+                kind,
+                None,
+                "a table that nothing leads to is taken, perhaps an older one",
+            );
+        }
     }
     checked.set = Some(view);
     true
@@ -103,6 +113,7 @@ fn lost(checked: &mut Checked, journal: Journal, options: Options<'_>) -> bool {
     let evidence = Evidence::gather(&view, vec![everything], &mut |done, of| options.tell(4, done, of));
     let completed = evidence.complete(&mut view);
     checked.reserved.extend(completed.buckets);
+    checked.table_found = completed.table;
     let doubt = evidence.recover(&mut view);
     checked.found_leaves = evidence.leaves();
     let found = checked.found_leaves > 0;

@@ -13,7 +13,7 @@ pub(super) use journal::kernel_finds;
 use super::bits;
 use super::finding::{Finding, Findings};
 use super::kind::{Kind, Severity};
-use super::repair::{Plan, Step};
+use super::repair::Plan;
 use super::usage::{SectorMap, SlotUse, Use};
 use super::view::journal::Journal;
 use super::view::{Backing, Cache, Device, SetView};
@@ -87,6 +87,8 @@ pub struct Checked {
     pub bits: Plan,
     /// Leaves that a scan of the whole cache found, where something could not be reached.
     pub found_leaves: usize,
+    /// The uuid table is one that a scan found: an older one, perhaps.
+    pub table_found: bool,
     /// Buckets that something was taken from to which nothing leads: they look free, and must not be written to.
     pub reserved: HashSet<BucketNr>,
     /// Buckets whose generation is ahead of dirty data that nobody replaced: by the check, the data is live.
@@ -149,11 +151,11 @@ const ROUNDS: usize = 8;
 
 /// Checks devices: a cache, its backing devices, or some of them, in any order.
 pub fn check(devices: impl IntoIterator<Item = Device>, options: Options<'_>) -> Checked {
-    let devices: Vec<Device> = devices.into_iter().collect();
-    let mut checked = passes(&devices, options);
+    let devices: &[Device] = &devices.into_iter().collect::<Vec<_>>();
+    let mut checked = passes(devices, options);
     let mut bits = Plan::default();
     let mut findings = Findings::default();
-    let mut now = devices.clone();
+    let mut now = devices.to_vec();
     for _ in 0..ROUNDS {
         let fixes = if checked.findings.is_empty() { Vec::new() } else { bits::find(&checked, &now) };
         if fixes.is_empty() {
@@ -164,12 +166,14 @@ pub fn check(devices: impl IntoIterator<Item = Device>, options: Options<'_>) ->
             findings.add(checked.placed(fix.finding));
             writes.push(fix.write);
         }
-        let step = Plan { steps: vec![Step { why: "put flipped bits back", writes }] };
+        let mut step = Plan::default();
+        step.push("put flipped bits back", writes);
         let Ok(better) = step.simulate(&now, usize::MAX) else { break };
         now = better;
         bits.steps.extend(step.steps);
         checked = passes(&now, options);
     }
+    superblocks::doubt_wiped(&checked, devices, &mut findings);
     findings.append(std::mem::take(&mut checked.findings));
     (checked.findings, checked.bits) = (findings, bits);
     checked

@@ -1,6 +1,6 @@
 //! Superblocks of all devices.
 
-use super::super::finding::Finding;
+use super::super::finding::{Finding, Findings};
 use super::super::kind::Kind;
 use super::super::view::{Backing, Cache, Device, Devices, Fault};
 use super::Checked;
@@ -67,6 +67,31 @@ pub(super) fn doubt(checked: &mut Checked) {
             checked.findings.turn(&name, Kind::SbChecksum, Kind::SbDoubtful);
         }
     }
+}
+
+/// Tells superblocks without a magic number that are still those of the set from those of devices that were given up, and
+/// perhaps taken for something else. Before a superblock of ours there is nothing.
+pub(super) fn doubt_wiped(checked: &Checked, devices: &[Device], findings: &mut Findings) {
+    for device in devices {
+        let of_cache = checked.cache.as_ref().is_some_and(|cache| *cache.name == *device.name());
+        let backing = checked.backings.iter().find(|backing| *backing.name == *device.name());
+        let known = if of_cache { cache_confirmed(checked) } else { is_known(checked, backing) };
+        let mut before = vec![1; usize::try_from(SB_OFFSET).unwrap_or(0)];
+        let empty = device.read_at(0, &mut before).is_ok() && before.iter().all(|byte| *byte == 0);
+        let why = match (known, empty) {
+            (true, true) => continue,
+            (_, false) => "something stands before it, as if the device were used for something else now",
+            (false, true) => "nothing else says that the device is still in use",
+        };
+        findings.doubt(Kind::SbWiped, Some(device.name()), why);
+    }
+}
+
+/// Whether the cache has a slot for the device.
+fn is_known(checked: &Checked, backing: Option<&Backing>) -> bool {
+    let (Some(backing), Some(view)) = (backing, &checked.set) else { return false };
+    backing.sb.set_uuid == view.cache.sb.set_uuid
+        && view.uuids.iter().any(|entry| entry.uuid == backing.sb.uuid)
 }
 
 /// Whether a journal and a btree are where the cache's superblock says, with its set's magic.

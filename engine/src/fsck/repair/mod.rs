@@ -6,6 +6,7 @@
 
 mod apply;
 mod free;
+mod judge;
 mod plan;
 mod rebuild;
 mod room;
@@ -20,7 +21,7 @@ use rebuild::PRIO_SET;
 pub use rebuild::{Content, Rebuilt, Sink, rebuild};
 pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
-pub(super) use uuids::{Link, links};
+pub(super) use uuids::{Link, Proof, links, misfits, stand_in};
 
 use super::check::{Checked, Options, check, kernel_finds};
 use super::finding::Finding;
@@ -86,8 +87,10 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
     }
     if !checked.bits.is_empty() {
         let better = simulate(devices, &checked.bits)?;
+        let rest = rest(&better, checked, random)?;
         let mut plan = checked.bits.clone();
-        plan.steps.extend(rest(&better, checked, random)?.steps);
+        plan.steps.extend(rest.steps);
+        plan.changed = rest.changed;
         return Ok(plan);
     }
     rest(devices, checked, random)
@@ -106,7 +109,13 @@ fn rest(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u64) 
         match rewrite(&mut plan, checked, cache, view, &keys, &uuids, random) {
             Err(Refused::NoRoom { .. }) => {
                 let room = room::make(checked, cache, view, buckets_wanted(cache, &keys))?;
-                return after(devices, room, &mut |devices, checked| self::plan(devices, checked, random));
+                return after(devices, room, &mut |devices, roomy| {
+                    let mut plan = self::plan(devices, roomy, random)?;
+                    if let Some(now) = &roomy.set {
+                        judge::changes(checked, view, now)?.iter().for_each(|range| plan.changed.add(range));
+                    }
+                    Ok(plan)
+                });
             }
             other => other?,
         }
@@ -115,7 +124,10 @@ fn rest(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u64) 
         clear_torn(&mut plan, checked, torn);
     }
     superblocks::repair(&mut plan, checked)?;
-    prove(devices, &plan, expected.as_deref())?;
+    let repaired = prove(devices, &plan, expected.as_deref())?;
+    if let (Some(before), Some(after)) = (&checked.set, &repaired.set) {
+        plan.changed = judge::changes(checked, before, after)?;
+    }
     Ok(plan)
 }
 
@@ -144,7 +156,9 @@ pub(super) fn after(devices: &[Device], first: Plan, then: &mut Then<'_>) -> Res
     let roomy = simulate(devices, &first)?;
     let checked = check(roomy.iter().cloned(), Options::default());
     let mut plan = first;
-    plan.steps.extend(then(&roomy, &checked)?.steps);
+    let rest = then(&roomy, &checked)?;
+    plan.steps.extend(rest.steps);
+    plan.changed = rest.changed;
     Ok(plan)
 }
 
@@ -171,14 +185,15 @@ fn needs_rebuild(finding: &Finding) -> bool {
     )
 }
 
-/// Tries the plan in memory: afterwards a check finds nothing, and the extents are those that were to be kept.
-pub(super) fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) -> Result<(), Refused> {
+/// Tries the plan in memory: afterwards a check finds nothing, and the extents are those that were to be kept. Tells
+/// what that check saw.
+pub(super) fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) -> Result<Checked, Refused> {
     let after = simulate(devices, plan)?;
     let again = check(after, Options::default());
     if let Some(finding) = again.findings.first() {
         return Err(Refused::Unproved(finding.kind, finding.detail.clone()));
     }
-    let (Some(expected), Some(view)) = (expected, &again.set) else { return Ok(()) };
+    let (Some(expected), Some(view)) = (expected, &again.set) else { return Ok(again) };
     let mut expected = expected.iter();
     for extent in view.extents(Pos::ZERO, Pos::MAX) {
         let key = extent.ok().map(|extent| extent.key);
@@ -186,7 +201,10 @@ pub(super) fn prove(devices: &[Device], plan: &Plan, expected: Option<&[Bkey]>) 
             return Err(Refused::Content(key.map_or_else(String::new, |key| key.to_string())));
         }
     }
-    expected.next().map_or(Ok(()), |key| Err(Refused::Content(key.to_string())))
+    match expected.next() {
+        Some(key) => Err(Refused::Content(key.to_string())),
+        None => Ok(again),
+    }
 }
 
 /// Findings that mean that journal entries are lost.
@@ -240,16 +258,23 @@ pub(super) fn each_extent(
     view: &SetView,
     tell: &mut dyn FnMut(Extent),
 ) -> Result<(), Refused> {
-    for extent in view.trusted_extents(Pos::ZERO, Pos::MAX) {
+    trusted(checked, view).try_for_each(|extent| extent.map(&mut *tell))
+}
+
+/// The same one by one.
+fn trusted<'v>(
+    checked: &'v Checked,
+    view: &'v SetView,
+) -> impl Iterator<Item = Result<Extent, Refused>> + 'v {
+    view.trusted_extents(Pos::ZERO, Pos::MAX).filter_map(|extent| {
         match extent.map_err(|fault| checked.findings.untold(&view.sure, fault)) {
-            Ok(extent) => tell(extent),
-            Err(None) => {}
+            Ok(extent) => Some(Ok(extent)),
+            Err(None) => None,
             Err(Some(Finding { device, byte, detail, .. })) => {
-                return Err(Refused::Read { device, byte, message: detail });
+                Some(Err(Refused::Read { device, byte, message: detail }))
             }
         }
-    }
-    Ok(())
+    })
 }
 
 /// A repair leaves out no dirty sector of which no finding says that it is lost: what a reader sees before it, by the best

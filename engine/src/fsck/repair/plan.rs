@@ -1,5 +1,6 @@
 //! A repair as an ordered list of writes, computed before anything is written.
 
+use super::super::ranges::Ranges;
 use super::super::view::Device;
 use super::scratch::Scratch;
 use std::io;
@@ -32,6 +33,8 @@ pub struct Step {
 pub struct Plan {
     /// The steps, in their order.
     pub steps: Vec<Step>,
+    /// Keys of which a reader gets something else afterwards than what there is now, by the best knowledge of it.
+    pub changed: Ranges,
 }
 
 impl Plan {

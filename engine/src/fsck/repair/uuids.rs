@@ -21,7 +21,11 @@ pub(super) fn repaired(checked: &Checked, view: &SetView) -> Vec<UuidEntry> {
     for slot in 0..table.len() {
         let used = checked.slots.get(&(slot as u32)).copied().unwrap_or_default();
         let uuid = table.get(slot).map(|entry| entry.uuid);
-        let twice = table.iter().enumerate().any(|(other, entry)| other != slot && Some(entry.uuid) == uuid);
+        // Of slots without keys the first stays.
+        let twice = table.iter().enumerate().any(|(other, entry)| {
+            let has_keys = checked.slots.get(&(other as u32)).is_some_and(|used| used.all > 0);
+            other != slot && Some(entry.uuid) == uuid && (other < slot || has_keys)
+        });
         let Some(entry) = table.get_mut(slot).filter(|entry| !entry.is_free() && !entry.is_detached()) else {
             continue;
         };
@@ -54,7 +58,7 @@ pub(super) fn repaired(checked: &Checked, view: &SetView) -> Vec<UuidEntry> {
 const STAND_IN: u128 = 0xf5c0_05e5_6c6f_8000_8000_7374_0000_0000;
 
 /// Keeps a slot for a device whose UUID is lost.
-fn stand_in(slot: u32) -> UuidEntry {
+pub(in super::super) fn stand_in(slot: u32) -> UuidEntry {
     let uuid = Uuid::from_u128(STAND_IN | u128::from(slot));
     UuidEntry { uuid, ..UuidEntry::EMPTY }
 }
@@ -147,6 +151,39 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
             }
         })
         .collect()
+}
+
+/// Slots of which the owner is another one in `after`. Whose a slot is of which the table says nothing, or only nearly
+/// says it, is not changed by saying so.
+pub(super) fn moved(checked: &Checked, view: &SetView, after: &[UuidEntry]) -> Vec<u32> {
+    let rotted: Vec<u32> = links(checked, view).iter().map(|link| link.slot).collect();
+    let first = |table: &[UuidEntry], uuid: Uuid| {
+        (0u32..).zip(table).find(|(_, entry)| entry.uuid == uuid).map(|(slot, _)| slot)
+    };
+    let mut moved = Vec::new();
+    for (slot, entry) in (0u32..).zip(&view.uuids) {
+        if entry.is_free() || entry.is_detached() || is_stand_in(entry) || rotted.contains(&slot) {
+            continue;
+        }
+        let owner = first(&view.uuids, entry.uuid) == Some(slot);
+        let stays = after.get(slot as usize).is_some_and(|now| now.uuid == entry.uuid)
+            && first(after, entry.uuid) == Some(slot);
+        if owner != stays {
+            moved.push(slot);
+        }
+    }
+    moved
+}
+
+/// Slots with keys of devices that were named of which the keys cannot be: they leave the device, or clean data is not
+/// what it has.
+pub(in super::super) fn misfits(checked: &Checked, view: &SetView) -> Vec<u32> {
+    let of = |(slot, entry): (u32, &UuidEntry)| {
+        let used = checked.slots.get(&slot).filter(|used| used.all > 0)?;
+        let backing = checked.backings.iter().find(|backing| backing.sb.uuid == entry.uuid)?;
+        (fits(view, backing, slot, used) == Fit::Not).then_some(slot)
+    };
+    (0u32..).zip(&view.uuids).filter_map(of).collect()
 }
 
 /// What is known of whether a slot's keys are a device's.
