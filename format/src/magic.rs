@@ -22,6 +22,21 @@ impl SetMagic {
         // The first eight bytes, read as a little-endian number.
         Self(set_uuid.as_u64_pair().0.swap_bytes())
     }
+    /// Of the set whose journal entries have this magic number.
+    #[must_use]
+    pub const fn of_jset(magic: u64) -> Self {
+        Self(magic ^ JSET)
+    }
+    /// Of the set whose prio sets have this magic number.
+    #[must_use]
+    pub const fn of_prio_set(magic: u64) -> Self {
+        Self(magic ^ PRIO_SET)
+    }
+    /// The first half of the set's UUID, which is all that the numbers say of it.
+    #[must_use]
+    pub const fn uuid_start(self) -> [u8; 8] {
+        self.0.to_le_bytes()
+    }
     /// Of journal entries.
     #[must_use]
     pub const fn jset(self) -> u64 {

@@ -43,6 +43,14 @@ pub struct PrioHeader {
 }
 const _: () = assert!(size_of::<PrioHeader>() == HEADER_BYTES);
 
+impl PrioHeader {
+    /// The header at the start of `bytes`, unchecked.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        Self::read_from_prefix(bytes).ok().map(|(header, _)| header)
+    }
+}
+
 /// What is kept of a bucket.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,

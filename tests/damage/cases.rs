@@ -232,7 +232,12 @@ pub const CASES: &[Case] = &[
         w.backings[0].write(SB_OFFSET + 0x18, &[0; 16]);
     }),
     case!("superblock label rots", "wb-dirty", SbChecksum, Same, |w| w.cache.write(SB_OFFSET + 0x50, b"x")),
-    case!("superblock magic", "wb-dirty", SbMagic, Refused, |w| w.sb(|b| b[0x18] ^= 1)),
+    case!("no device of bcache", "wb-dirty", SbMagic, Refused, |w| {
+        // A file system's, behind a wrong magic number.
+        w.sb(|b| b[0x18] ^= 1);
+        w.cache.write(1080, b"\x53\xef");
+    }),
+    case!("superblock gone", "wb-dirty", SbLost, Same, |w| w.cache.write(SB_OFFSET, &[0; 4096])),
     case!("superblock offset", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[8] = 9)),
     case!("superblock version", "wb-dirty", SbVersion, Refused, |w| w.sb(|b| b[0x10] = 9)),
     case!("superblock uuid", "wb-dirty", SbField, Refused, |w| w.sb(|b| b[0x28..0x38].fill(0))),
@@ -559,13 +564,13 @@ pub const CASES: &[Case] = &[
     case!("backing state none", "wb-dirty", BackingState, Less, |w| w.backing(|b| b[0x6f] &= 0x1f)),
     case!("backing set uuid", "wb-dirty", BackingSetUuid, Same, |w| w.backing(|b| b[0x38] ^= 1)),
     case!("backing uuid", "wb-dirty", UuidLost, Same, |w| w.backing(|b| b[0x28] ^= 1)),
-    case!("backing magic", "wb-dirty", SbMagic, Refused, |w| w.backing(|b| b[0x18] ^= 1)),
+    case!("backing magic", "wb-dirty", SbLost, Same, |w| w.backing(|b| b[0x18] ^= 1)),
     case!("backing version", "wb-dirty", SbVersion, Refused, |w| w.backing(|b| b[0x10] = 77)),
     case!("backing data offset", "block-4k", SbField, Refused, |w| w.backing(|b| put(b, 0xb8, 3))),
 ];
 
 /// Changes the first live child of the root.
-fn change_child(world: &mut World, change_key: impl Fn(&mut Bkey)) {
+pub fn change_child(world: &mut World, change_key: impl Fn(&mut Bkey)) {
     let children: Vec<_> = world
         .regions
         .iter()

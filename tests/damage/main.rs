@@ -9,6 +9,7 @@ mod cases;
 mod content;
 mod flush;
 mod fsck;
+mod lost;
 mod memory;
 mod mutations;
 mod patched;

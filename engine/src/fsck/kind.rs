@@ -83,6 +83,9 @@ kinds! {
     SbMagic "superblock-magic" Fatal
         "There is no bcache superblock on the device."
         "None; check that the right device was named.";
+    SbLost "superblock-lost" Loss
+        "The superblock is gone. What it said is put together from what is left of the set; all else was looked at as it is with that."
+        "It is written anew. What nothing else says (the label of a cache, its policy, where the data of a backing device begins) is as where nobody chose otherwise.";
     SbChecksum "superblock-checksum" Lossless
         "The superblock was changed by something that did not know its checksum. What it says is what the rest of the set says."
         "The checksum is put right.";

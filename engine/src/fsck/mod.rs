@@ -8,6 +8,7 @@ pub mod finding;
 pub mod flush;
 pub mod image;
 pub mod kind;
+mod lost;
 pub mod made;
 pub mod ranges;
 pub mod repair;

@@ -2,7 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::kind::Kind;
-use super::super::repair::{Link, Proof, links, misfits, stand_in};
+use super::super::repair::{Link, Proof, is_proved, links, misfits, stand_in};
 use super::super::view::{Backing, Cache, SetView};
 use super::Checked;
 use bcache_format::superblock::{BackingState, SB_OFFSET};
@@ -19,6 +19,7 @@ const UUID_AT: u64 = SB_OFFSET + 0x28;
 pub(super) fn pass(checked: &mut Checked) {
     if checked.table_found {
         take_misfits(checked);
+        doubt_table(checked);
     }
     duplicates(checked);
     let backings = checked.backings.clone();
@@ -169,6 +170,16 @@ fn take_misfits(checked: &mut Checked) {
         if let Some(entry) = view.uuids.get_mut(slot as usize) {
             *entry = stand_in(slot);
         }
+    }
+}
+
+/// Tells that a table that was found may be too old, unless all that has keys shows that it is not.
+fn doubt_table(checked: &mut Checked) {
+    if checked.set.as_ref().is_some_and(|view| is_proved(checked, view)) {
+        return;
+    }
+    for kind in [Kind::UuidPointer, Kind::UuidUnreadable, Kind::UuidLost] {
+        checked.findings.doubt(kind, None, "a table that nothing leads to is taken, perhaps an older one");
     }
 }
 

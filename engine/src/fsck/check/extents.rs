@@ -3,8 +3,10 @@
 use super::super::evidence::Evidence;
 use super::super::finding::{Finding, Findings, narrowed};
 use super::super::kind::Kind;
+use super::super::ranges::Ranges;
 use super::super::usage::{Gather, SectorMap, SlotUse, Use};
 use super::super::view::extents::STALE_MAX;
+use super::super::view::node::NodeView;
 use super::super::view::overlay::Layer;
 use super::super::view::packed::{Packed, Sound};
 use super::super::view::read_at::announced;
@@ -90,12 +92,35 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
 
 /// Adds what other leaves have of the ranges of those that are damaged.
 fn recover(checked: &mut Checked, view: &mut SetView, lost: Vec<(Pos, Pos)>, options: Options<'_>) {
+    disown_garbage(checked, view, &lost);
     let evidence = Evidence::gather(view, lost, &mut |done, of| options.tell(5, done, of));
     let doubt = evidence.recover(view);
     super::journal::disagree(checked, view, &doubt);
     checked.found_leaves = evidence.leaves();
     for bucket in &view.nodes {
         checked.metadata.entry(*bucket).or_insert(Use::Node);
+    }
+}
+
+/// A bucket that a leaf should be in, and of which nothing is there, is not the btree's because of that: the pointer may be
+/// wrong. Data in it counts, and nothing is written there.
+fn disown_garbage(checked: &mut Checked, view: &mut SetView, lost: &[(Pos, Pos)]) {
+    let lost: Ranges = lost.iter().copied().collect();
+    let geometry = view.cache.geometry;
+    for at in view.leaves.iter().filter(|at| lost.touch((at.lower, at.key.pos()))) {
+        let Some(ptr) = at.key.ptr().filter(|ptr| ptr.is_device()) else { continue };
+        if NodeView::read(&view.cache, *at).is_ok_and(|node| node.sets.is_empty()) {
+            let bucket = geometry.ptr_bucket(ptr);
+            let table = view.journal.newest().and_then(|newest| newest.jset.uuid_bucket.ptr());
+            let others = view.cache.is_journal(bucket)
+                || table.is_some_and(|ptr| ptr.is_device() && geometry.ptr_bucket(ptr) == bucket)
+                || view.prios.buckets.iter().any(|(prio, _)| *prio == bucket);
+            view.nodes.remove(&bucket);
+            if !others {
+                checked.metadata.remove(&bucket);
+            }
+            checked.reserved.insert(bucket);
+        }
     }
 }
 

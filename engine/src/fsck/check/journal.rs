@@ -59,6 +59,7 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     let newest_table = newest.jset.uuid_bucket.ptr();
     let mut faults = Vec::new();
     let mut view = SetView::above_leaves(cache, full, &mut |fault| faults.push(fault));
+    checked.reserved.extend(&view.garbage);
     let table_lost = view.uuids.iter().all(UuidEntry::is_free) && has_keys(&view);
     let lost: Vec<_> = faults.iter().filter_map(lost_nodes).collect();
     if !lost.is_empty() || table_lost {
@@ -82,15 +83,6 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     for fault in faults {
         let finding = place(&view, fault);
         checked.found(finding);
-    }
-    if checked.table_found {
-        for kind in [Kind::UuidPointer, Kind::UuidUnreadable, Kind::UuidLost] {
-            checked.findings.doubt(
-                kind,
-                None,
-                "a table that nothing leads to is taken, perhaps an older one",
-            );
-        }
     }
     checked.set = Some(view);
     true

@@ -13,6 +13,7 @@ pub(super) use journal::kernel_finds;
 use super::bits;
 use super::finding::{Finding, Findings};
 use super::kind::{Kind, Severity};
+use super::lost;
 use super::repair::Plan;
 use super::usage::{SectorMap, SlotUse, Use};
 use super::view::journal::Journal;
@@ -157,7 +158,13 @@ pub fn check(devices: impl IntoIterator<Item = Device>, options: Options<'_>) ->
     let mut findings = Findings::default();
     let mut now = devices.to_vec();
     for _ in 0..ROUNDS {
-        let fixes = if checked.findings.is_empty() { Vec::new() } else { bits::find(&checked, &now) };
+        if checked.findings.is_empty() {
+            break;
+        }
+        let mut fixes = bits::find(&checked, &now);
+        if fixes.is_empty() {
+            fixes.extend(lost::find(&checked, &now));
+        }
         if fixes.is_empty() {
             break;
         }
@@ -167,7 +174,7 @@ pub fn check(devices: impl IntoIterator<Item = Device>, options: Options<'_>) ->
             writes.push(fix.write);
         }
         let mut step = Plan::default();
-        step.push("put flipped bits back", writes);
+        step.push("put flipped bits and lost superblocks back", writes);
         let Ok(better) = step.simulate(&now, usize::MAX) else { break };
         now = better;
         bits.steps.extend(step.steps);

@@ -135,7 +135,7 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
             let dirty = backing.sb.state() == BackingState::Dirty;
             let mut can_be = Vec::new();
             for (slot, used) in open.iter().filter(|(_, used)| dirty || used.dirty == 0) {
-                match fits(view, backing, *slot, used) {
+                match fits(view, backing, *slot, used, 0) {
                     Fit::Not => {}
                     Fit::Same => return link(*slot, Proof::Data),
                     Fit::Unknown if dirty && used.dirty > 0 => can_be.push(*slot),
@@ -181,14 +181,26 @@ pub(in super::super) fn misfits(checked: &Checked, view: &SetView) -> Vec<u32> {
     let of = |(slot, entry): (u32, &UuidEntry)| {
         let used = checked.slots.get(&slot).filter(|used| used.all > 0)?;
         let backing = checked.backings.iter().find(|backing| backing.sb.uuid == entry.uuid)?;
-        (fits(view, backing, slot, used) == Fit::Not).then_some(slot)
+        (fits(view, backing, slot, used, 0) == Fit::Not).then_some(slot)
     };
     (0u32..).zip(&view.uuids).filter_map(of).collect()
 }
 
+/// Whether a table that was found, perhaps an older one, says of all slots with keys whose they are: a slot is given to
+/// one device only, and given up only when nothing in it is dirty any more. What is clean must be what the device has.
+pub(in super::super) fn is_proved(checked: &Checked, view: &SetView) -> bool {
+    checked.slots.iter().filter(|(_, used)| used.all > 0).all(|(slot, used)| {
+        let entry = view.uuids.get(*slot as usize).filter(|entry| !entry.is_free() && !is_stand_in(entry));
+        let Some(entry) = entry else { return false };
+        let mut backings = checked.backings.iter();
+        let backing = backings.find(|backing| backing.sb.uuid == entry.uuid);
+        used.dirty > 0 || backing.is_some_and(|backing| fits(view, backing, *slot, used, 0) == Fit::Same)
+    })
+}
+
 /// What is known of whether a slot's keys are a device's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
+pub(in super::super) enum Fit {
     /// They leave the device, or clean data is not what it has.
     Not,
     /// There is no clean data to compare.
@@ -197,8 +209,15 @@ enum Fit {
     Same,
 }
 
-/// Whether a slot's keys can be of this device: they lie inside it, and clean data is what the device has.
-fn fits(view: &SetView, backing: &Backing, slot: u32, used: &SlotUse) -> Fit {
+/// Whether a slot's keys can be of this device: they lie inside it, and clean data is what the device has. Zeros in its
+/// first `wiped` sectors say nothing.
+pub(in super::super) fn fits(
+    view: &SetView,
+    backing: &Backing,
+    slot: u32,
+    used: &SlotUse,
+    wiped: u64,
+) -> Fit {
     let end = Sectors::from_bytes(backing.device.size()).0;
     if used.start < backing.fields.data_offset.0 || used.end > end {
         return Fit::Not;
@@ -213,6 +232,9 @@ fn fits(view: &SetView, backing: &Backing, slot: u32, used: &SlotUse) -> Fit {
         let same = view.cache.device.read_at(at, &mut ours).is_ok()
             && backing.device.read_at(extent.key.start() * SECTOR_SIZE, &mut theirs).is_ok()
             && ours == theirs;
+        if !same && extent.key.start() < wiped && theirs.iter().all(|byte| *byte == 0) {
+            continue;
+        }
         if !same {
             return Fit::Not;
         }

@@ -19,6 +19,8 @@ pub struct Interior {
     pub leaves: Vec<NodeRef>,
     /// Buckets of interior nodes.
     pub nodes: HashSet<BucketNr>,
+    /// Buckets that a node should be in of which nothing is there.
+    pub garbage: Vec<BucketNr>,
     /// Interior nodes that could be read.
     pub read: u64,
     /// Bytes of their bsets.
@@ -42,6 +44,13 @@ pub fn descend(cache: &Cache, root: NodeRef, gens: &mut Gens, report: &mut dyn F
             found.read += 1;
             found.bytes += node.sets.iter().map(|set| set.bytes).sum::<u64>();
             raise(gens, &node);
+            if node.sets.is_empty()
+                && let Some(bucket) = bucket_of(cache, &at)
+            {
+                // The pointer may be wrong, and the bucket anybody's.
+                found.nodes.remove(&bucket);
+                found.garbage.push(bucket);
+            }
             if !node.whole {
                 // Which of the children that are left are still in use only the lost bset said.
                 node.faults.into_iter().for_each(&mut *report);

@@ -113,6 +113,8 @@ pub struct SetView {
     pub nodes: HashSet<BucketNr>,
     /// The leaves, in key order.
     pub leaves: Vec<NodeRef>,
+    /// Buckets that a node should be in of which nothing is there: they may be free, or hold data.
+    pub garbage: Vec<BucketNr>,
     /// Leaves that count: those, and what was found of others.
     pub used_leaves: usize,
     /// Buckets of interior nodes.
@@ -177,6 +179,7 @@ impl SetView {
             nodes: HashSet::new(),
             leaves: Vec::new(),
             used_leaves: 0,
+            garbage: Vec::new(),
             interior: HashSet::new(),
         };
         view.read_named(report);
@@ -213,7 +216,7 @@ impl SetView {
         self.tree = TreeTotals { nodes: found.read, extents: 0, bytes: found.bytes };
         let leaves = found.leaves.iter().filter_map(|at| bucket_of(&self.cache, at));
         self.nodes = found.nodes.iter().copied().chain(leaves).collect();
-        (self.leaves, self.interior) = (found.leaves, found.nodes);
+        (self.leaves, self.interior, self.garbage) = (found.leaves, found.nodes, found.garbage);
         self.used_leaves = self.leaves.len();
     }
 

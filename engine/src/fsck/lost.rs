@@ -1,0 +1,337 @@
+//! Superblocks that are gone, put together from what is left.
+//!
+//! A cache says where it is by what stands on it: journal entries, prio sets and btree nodes begin with a magic number that
+//! the first half of the set's UUID follows from, and they stand at bucket boundaries and blocks. A backing device has
+//! nothing of its own; the uuid table of its cache has its UUID and label, and cached data says whose it is.
+//!
+//! Nothing is written over what may be somebody else's: what stands before the superblock must be zeros, as the programs
+//! that make devices leave it, and a superblock fits only where what it leads to is there.
+
+use super::bits::Fix;
+use super::check::Checked;
+use super::finding::Finding;
+use super::kind::Kind;
+use super::repair::{Fit, Write, fits, is_proved};
+use super::salvage::scan::scan;
+use super::view::journal::Journal;
+use super::view::prio::PrioChain;
+use super::view::{Backing, Cache, Device, Devices, SetView};
+use bcache_format::feature::{Features, INCOMPAT_LOG_LARGE_BUCKET_SIZE};
+use bcache_format::jset::{Jset, JsetHeader};
+use bcache_format::magic::SetMagic;
+use bcache_format::prio::{PrioHeader, PrioSet};
+use bcache_format::superblock::{
+    BLOCK_SECTORS_MAX, BUCKET_SECTORS_MIN, BackingFields, BackingState, CacheFields, CacheMode,
+    DATA_OFFSET_DEFAULT, NBUCKETS_MIN, RawSuperblock, Role, SB_BYTES, SB_OFFSET, Version,
+};
+use bcache_format::uuid_entry::UuidEntry;
+use bcache_format::{Geometry, Pos, SECTOR_SIZE, Sectors, Superblock};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Sectors before the first bucket that is used, at least (`make-bcache`).
+const RESERVED_SECTORS: u32 = 23;
+/// Sectors of a bucket of a backing device that nobody chose; of no meaning.
+const BACKING_BUCKET_SECTORS: u16 = 1024;
+/// Bytes read at a time while structures are looked for.
+const CHUNK: u64 = 1 << 20;
+/// Sectors at the beginning of a device that may have been lost with the superblock.
+const WIPED_SECTORS: u64 = 2048;
+/// Sectors that people align what is on a device to.
+const MEBIBYTE_SECTORS: u64 = 2048;
+/// Structures stand at pages at least: no bucket is smaller.
+const PAGE: u64 = 4096;
+
+/// The superblock of the first of `devices` that has none and of which enough is left.
+pub fn find(checked: &Checked, devices: &[Device]) -> Option<Fix> {
+    let damaged = |device: &&Device| {
+        let of = |kind: Kind| matches!(kind, Kind::SbMagic | Kind::SbField);
+        checked.findings.iter().any(|finding| of(finding.kind) && *finding.device == *device.name())
+    };
+    let lost = devices.iter().filter(damaged).filter(|device| is_none(device) && nothing_before(device));
+    for device in lost {
+        let found = if checked.cache.is_none() { cache(checked, device) } else { backing(checked, device) };
+        let Some((sb, detail)) = found else { continue };
+        let name: Arc<str> = device.name().into();
+        // What else is in the block is what was there, or was lost with it: nobody reads it.
+        let mut bytes = vec![0; SB_BYTES];
+        sb.write_to(&mut bytes).ok()?;
+        let what = "superblock".to_owned();
+        return Some(Fix {
+            finding: Finding::new(Kind::SbLost, &name, SB_OFFSET, detail),
+            write: Write { device: name, byte: SB_OFFSET, bytes, what },
+        });
+    }
+    None
+}
+
+/// Whether there is nothing that was a superblock.
+fn is_none(device: &Device) -> bool {
+    let mut bytes = vec![0; SB_BYTES];
+    device.read_at(SB_OFFSET, &mut bytes).is_ok()
+        && RawSuperblock::read(&bytes).is_some_and(|raw| !raw.has_magic())
+}
+
+fn nothing_before(device: &Device) -> bool {
+    let mut before = vec![1; usize::try_from(SB_OFFSET).unwrap_or(0)];
+    device.read_at(0, &mut before).is_ok() && before.iter().all(|byte| *byte == 0)
+}
+
+/// What a cache's superblock said.
+fn cache(checked: &Checked, device: &Device) -> Option<(Superblock, String)> {
+    let attached = |backing: &&Backing| !matches!(backing.sb.state(), BackingState::None);
+    let attached: Vec<&Backing> = checked.backings.iter().filter(attached).collect();
+    let (magic, bucket_sectors, from) = by_journal(device).or_else(|| by_prios(device))?;
+    let of_set = attached.iter().find(|backing| backing.sb.set_magic() == magic);
+    if of_set.is_none() && !attached.is_empty() {
+        // A cache of another set than the devices that were named with it.
+        return None;
+    }
+    let set_uuid = of_set.map_or_else(|| half_uuid(magic), |backing| backing.sb.set_uuid);
+    // Blocks may not be larger than those of any device that the cache serves.
+    let largest = attached.iter().map(|backing| backing.sb.block_sectors).min();
+    let blocks =
+        [1, 2, 4, BLOCK_SECTORS_MAX].into_iter().filter(|block| largest.is_none_or(|most| *block <= most));
+    let mut best: Option<((u64, u64), Superblock)> = None;
+    for block in blocks {
+        let sb = superblock(device, set_uuid, bucket_sectors, block)?;
+        let Some(found) = found_with(device, &sb, &attached) else { continue };
+        // The wrong block misses what comes behind the first of each; where nothing does, that of the devices it is.
+        let alike = best.as_ref().is_some_and(|(most, _)| *most == found) && largest == Some(block);
+        if alike || best.as_ref().is_none_or(|(most, _)| *most < found) {
+            best = Some((found, sb));
+        }
+    }
+    let (_, sb) = best?;
+    let whole = match of_set {
+        Some(backing) => format!("set {set_uuid} by {}", backing.name),
+        None => format!("set {set_uuid}, of which the first half is by its magic numbers, the rest made up"),
+    };
+    let (nbuckets, block) = (sb.cache()?.nbuckets, sb.block_sectors);
+    let detail = format!(
+        "a cache: {whole}; buckets of {bucket_sectors} sectors by where {from} are, {nbuckets} of them by the device's \
+         size; blocks of {block}; the device's own UUID, its label and its policy are not known"
+    );
+    Some((sb, detail))
+}
+
+/// A UUID of which the first half is known.
+fn half_uuid(magic: SetMagic) -> Uuid {
+    let mut bytes = [0; 16];
+    let first = magic.uuid_start();
+    bytes.iter_mut().zip(first.into_iter().chain(first)).for_each(|(byte, of)| *byte = of);
+    if let Some(variant) = bytes.get_mut(8) {
+        *variant = *variant & 0x3f | 0x80;
+    }
+    Uuid::from_bytes(bytes)
+}
+
+fn superblock(device: &Device, set_uuid: Uuid, bucket_sectors: u32, block: u16) -> Option<Superblock> {
+    let nbuckets = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
+    let large = bucket_sectors > u16::MAX.into();
+    let fields = CacheFields {
+        nbuckets,
+        bucket_sectors,
+        nr_in_set: 1,
+        nr_this_dev: 0,
+        first_bucket: u16::try_from(RESERVED_SECTORS / bucket_sectors + 1).ok()?,
+        njournal_buckets: u16::try_from((nbuckets / 128).clamp(2, 256)).ok()?,
+    };
+    let version = if large { Version::CacheWithFeatures } else { Version::CacheWithUuid };
+    // Nothing else has the device's own: as good as any.
+    let uuid = Uuid::from_u128(set_uuid.as_u128() ^ 0xcac4e);
+    let mut sb = Superblock::new(version, uuid, set_uuid, block, Role::Cache(fields));
+    if large {
+        sb.features = Features { incompat: INCOMPAT_LOG_LARGE_BUCKET_SIZE, ..Features::default() };
+    }
+    sb.seq = 1;
+    sb.set_sync(true);
+    Some(sb)
+}
+
+/// How much is where a superblock leads: journal entries, and bytes of nodes. Nothing when it leads nowhere, or to a set
+/// that knows none of the devices that should be its: half a UUID may be that of two sets.
+fn found_with(device: &Device, sb: &Superblock, attached: &[&Backing]) -> Option<(u64, u64)> {
+    let cache = opened(device, sb)?;
+    let journal = Journal::read(&cache);
+    let entries = journal.scans.iter().map(|scan| scan.entries).sum();
+    let Some(newest) = journal.newest() else {
+        // Leaves that can be read whole, and what they have.
+        let found = scan(&cache, &[(Pos::ZERO, Pos::MAX)].into_iter().collect(), &mut |_, _| {});
+        let whole = found.leaves.iter().filter(|leaf| leaf.whole).count() as u64;
+        return Some((whole, found.leaves.iter().map(|leaf| leaf.keys.len() as u64).sum()));
+    };
+    let first = newest.jset.prio_bucket.first().copied().unwrap_or_default();
+    let prios = PrioChain::read(&cache, first, newest.byte);
+    let view = SetView::read_with(cache, journal, &mut |_| {});
+    let known = |backing: &&Backing| view.uuids.iter().any(|entry| entry.uuid == backing.sb.uuid);
+    if !attached.is_empty() && !view.uuids.is_empty() && !attached.iter().any(known) {
+        return None;
+    }
+    (prios.broken.is_none() || view.tree.nodes > 0).then_some((entries, view.tree.bytes))
+}
+
+fn opened(device: &Device, sb: &Superblock) -> Option<Cache> {
+    let mut devices = Devices::default();
+    devices.push_with(Arc::clone(device), sb.clone());
+    devices.caches.pop()
+}
+
+/// The set's magic and the size of buckets, by journal entries at the start of journal buckets.
+fn by_journal(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
+    for bucket_sectors in bucket_sizes(device) {
+        let first = u64::from(RESERVED_SECTORS / bucket_sectors + 1);
+        let count = (Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors) / 128).clamp(2, 256);
+        let entries = (first..first + count).filter_map(|bucket| {
+            let byte = bucket * u64::from(bucket_sectors) * SECTOR_SIZE;
+            entry_at(device, byte)
+        });
+        for magic in entries {
+            let Some(sb) = superblock(device, half_uuid(magic), bucket_sectors, 1) else { continue };
+            let Some(cache) = opened(device, &sb) else { continue };
+            // Larger and smaller buckets begin in the same places: those are right where prio sets are.
+            let journal = Journal::read(&cache);
+            let Some(newest) = journal.newest() else { continue };
+            let first = newest.jset.prio_bucket.first().copied().unwrap_or_default();
+            let root = newest.jset.btree_root;
+            let node_sectors = cache.geometry.btree_node_bytes() / SECTOR_SIZE;
+            if PrioChain::read(&cache, first, newest.byte).buckets.is_empty() && root.size() != node_sectors {
+                continue;
+            }
+            return Some((magic, bucket_sectors, "its journal entries"));
+        }
+    }
+    None
+}
+
+/// Sizes that buckets of a device can have.
+fn bucket_sizes(device: &Device) -> impl Iterator<Item = u32> + use<> {
+    let most = Sectors::from_bytes(device.size()).0 / NBUCKETS_MIN;
+    (0..u32::BITS)
+        .map(|bit| 1 << bit)
+        .filter(move |size| *size >= BUCKET_SECTORS_MIN && u64::from(*size) <= most)
+}
+
+/// The magic of the entry at a place.
+fn entry_at(device: &Device, byte: u64) -> Option<SetMagic> {
+    let mut bytes = vec![0; bcache_format::geometry::JSET_MAX_BYTES.try_into().ok()?];
+    device.read_at(byte, &mut bytes).ok()?;
+    let magic = SetMagic::of_jset(JsetHeader::read(&bytes)?.magic.get());
+    Jset::parse(&bytes, magic).is_ok().then_some(magic)
+}
+
+/// The same by a prio set, wherever there is one: its checksum is over a whole bucket. Where metadata takes a part of a
+/// bucket only, several sizes are possible, and nothing is concluded.
+fn by_prios(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
+    let mut chunk = vec![0; usize::try_from(CHUNK).ok()?];
+    let mut at = 0;
+    loop {
+        at = device.next_data(at) / PAGE * PAGE;
+        if at >= device.size() {
+            return None;
+        }
+        let here = chunk.get_mut(..usize::try_from(CHUNK.min(device.size() - at)).ok()?)?;
+        if device.read_at(at, here).is_ok() {
+            for (page, bytes) in (at..).step_by(PAGE as usize).zip(here.chunks(PAGE as usize)) {
+                let found = prio_set_at(device, page, bytes);
+                if found.is_some() {
+                    return found;
+                }
+            }
+        }
+        at += CHUNK;
+    }
+}
+
+fn prio_set_at(device: &Device, byte: u64, head: &[u8]) -> Option<(SetMagic, u32, &'static str)> {
+    let header = PrioHeader::read(head)?;
+    let next = header.next_bucket.get();
+    // Most of what is no prio set shows by this.
+    if header.version.get() != 0
+        || header.pad.get() != 0
+        || header.seq.get() == 0
+        || next == 0
+        || next >= device.size() / PAGE
+    {
+        return None;
+    }
+    let magic = SetMagic::of_prio_set(header.magic.get());
+    let mut sizes = bucket_sizes(device).filter(|size| {
+        let geometry = Geometry { block_sectors: 1, bucket_sectors: *size, first_bucket: 1, nbuckets: 1 };
+        let mut bytes = vec![0; usize::try_from(geometry.meta_bucket_bytes()).unwrap_or(0)];
+        byte.is_multiple_of(geometry.bucket_bytes())
+            && device.read_at(byte, &mut bytes).is_ok()
+            && PrioSet::parse(&bytes, magic).is_ok()
+    });
+    match (sizes.next(), sizes.next()) {
+        (Some(size), None) => Some((magic, size, "its prio sets")),
+        _ => None,
+    }
+}
+
+/// What the superblock of a backing device of the cache's set said.
+fn backing(checked: &Checked, device: &Device) -> Option<(Superblock, String)> {
+    let view = checked.set.as_ref().filter(|view| !checked.table_found || is_proved(checked, view))?;
+    let cache = &view.cache;
+    let there = |uuid: Uuid| checked.backings.iter().any(|backing| backing.sb.uuid == uuid);
+    let open = (0u32..).zip(&view.uuids).filter(|(_, entry)| {
+        !entry.is_free() && !entry.is_detached() && !entry.is_flash_only() && !there(entry.uuid)
+    });
+    let all: Vec<(u32, &UuidEntry)> = open.collect();
+    let fitting: Vec<(u32, &UuidEntry, Superblock, Fit)> = all
+        .iter()
+        .filter_map(|(slot, entry)| {
+            let used = checked.slots.get(slot).copied().unwrap_or_default();
+            let sb = backing_superblock(cache, entry, used.dirty > 0, data_offset(device, used.start));
+            let mut devices = Devices::default();
+            devices.push_with(Arc::clone(device), sb.clone());
+            let fit = fits(view, devices.backings.first()?, *slot, &used, WIPED_SECTORS);
+            (fit != Fit::Not).then_some((*slot, *entry, sb, fit))
+        })
+        .collect();
+    let same: Vec<_> = fitting.iter().filter(|(.., fit)| *fit == Fit::Same).collect();
+    let (slot, entry, sb, why) = match (same.as_slice(), fitting.as_slice(), all.len()) {
+        ([(slot, entry, sb, _)], ..) => (*slot, *entry, sb, "by clean data that is the same"),
+        // What is left over, of a device with nothing where a file system has its superblock: nobody else's.
+        ([], [(slot, entry, sb, _)], 1) => {
+            (*slot, *entry, sb, "because it is the only slot whose device was not named")
+        }
+        _ => return None,
+    };
+    let offset = sb.backing()?.data_offset;
+    let begins = if offset == DATA_OFFSET_DEFAULT {
+        "where nobody chose otherwise"
+    } else {
+        "where the first is cached"
+    };
+    let state = if sb.state() == BackingState::Dirty { "dirty" } else { "clean" };
+    let detail = format!(
+        "a backing device: slot {slot} of set {}, {} {why}; {state} by that slot's data; its data begins at sector \
+         {offset}, {begins}",
+        cache.sb.set_uuid, entry.uuid
+    );
+    Some((sb.clone(), detail))
+}
+
+/// Where the data of a device begins of which the first that is cached is at `first`. That is aligned to whole mebibytes of
+/// the data, and of the device only where these are the same.
+fn data_offset(device: &Device, first: u64) -> Sectors {
+    let aligned = first > 0 && first.is_multiple_of(MEBIBYTE_SECTORS) && first <= 8 * MEBIBYTE_SECTORS;
+    let before = first.saturating_sub(DATA_OFFSET_DEFAULT.0).saturating_mul(SECTOR_SIZE);
+    let mut bytes = vec![1; if aligned { usize::try_from(before).unwrap_or(0) } else { 0 }];
+    let empty = device.read_at(DATA_OFFSET_DEFAULT.bytes(), &mut bytes).is_ok()
+        && bytes.iter().all(|byte| *byte == 0);
+    if aligned && empty { Sectors(first) } else { DATA_OFFSET_DEFAULT }
+}
+
+fn backing_superblock(cache: &Cache, entry: &UuidEntry, dirty: bool, data_offset: Sectors) -> Superblock {
+    let fields = BackingFields { data_offset, bucket_sectors: BACKING_BUCKET_SECTORS };
+    let version =
+        if data_offset == DATA_OFFSET_DEFAULT { Version::Backing } else { Version::BackingWithOffset };
+    let (set, block) = (cache.sb.set_uuid, cache.sb.block_sectors);
+    let mut sb = Superblock::new(version, entry.uuid, set, block, Role::Backing(fields));
+    sb.label = entry.label;
+    sb.set_cache_mode(if dirty { CacheMode::Writeback } else { CacheMode::Writethrough });
+    sb.set_state(if dirty { BackingState::Dirty } else { BackingState::Clean });
+    sb
+}

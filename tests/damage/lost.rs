@@ -1,0 +1,127 @@
+//! Superblocks that are gone, and what a repair puts in their place.
+
+use bcache_engine::fsck::view::Device;
+use bcache_engine::fsck::{Checked, Kind, Options, check, repair};
+use bcache_format::Superblock;
+use bcache_format::superblock::SB_OFFSET;
+
+use crate::cases::World;
+use crate::fsck::dirty;
+use crate::mutations::Random;
+use crate::patched::Patched;
+
+/// Sets with something dirty, with blocks and buckets of several sizes.
+const SETS: [&str; 7] =
+    ["wb-dirty", "wb-crash", "deep-btree", "two-backing-flash", "reuse-gc", "block-4k", "bucket-2m"];
+
+/// What is destroyed at the beginning of a device: from, bytes.
+const DAMAGES: [(u64, usize); 3] = [(SB_OFFSET, 512), (SB_OFFSET, 4096), (0, 1 << 20)];
+
+fn run(devices: &[Device]) -> Checked {
+    check(devices.iter().cloned(), Options::default())
+}
+
+fn superblock(device: &dyn bcache_engine::fsck::view::ReadAt) -> Superblock {
+    let mut bytes = vec![0; 4096];
+    device.read_at(SB_OFFSET, &mut bytes).unwrap();
+    Superblock::parse(&bytes).unwrap()
+}
+
+/// A superblock without what nothing else says.
+fn known(device: &dyn bcache_engine::fsck::view::ReadAt, set_known: bool) -> Superblock {
+    let mut sb = superblock(device);
+    (sb.seq, sb.last_mount) = (0, 0);
+    // Nobody looks at what stands behind the first NUL.
+    sb.label = bcache_format::superblock::Label::new(&sb.label.to_text()).unwrap();
+    if !set_known {
+        sb.set_uuid = uuid::Uuid::nil();
+    }
+    if sb.cache().is_some() {
+        (sb.uuid, sb.label) = (uuid::Uuid::nil(), Default::default());
+        sb.flags = 0;
+    }
+    sb
+}
+
+fn wipe(device: &mut Patched, (from, bytes): (u64, usize)) {
+    device.write(from, &vec![0; bytes]);
+}
+
+/// Destroys what is asked for, repairs, and tells whether it was repaired; then it is right.
+fn comes_back(set: &str, damage: (u64, usize), cache: bool, backings: usize) -> bool {
+    let mut world = World::of(set);
+    let at = format!("{set} {damage:?} cache {cache} backings {backings}");
+    let (before, whole) = (dirty(&world.view), world.devices());
+    let all_backings = backings >= world.backings.len();
+    if cache {
+        wipe(&mut world.cache, damage);
+    }
+    world.backings.iter_mut().take(backings).for_each(|backing| wipe(backing, damage));
+    let devices = world.devices();
+    let checked = run(&devices);
+    let mut random = Random::new(11);
+    let plan = match repair::plan(&devices, &checked, &mut || random.next()) {
+        Ok(plan) => plan,
+        Err(refused) => {
+            println!("{at}: {refused}");
+            return false;
+        }
+    };
+    assert!(checked.has(Kind::SbLost), "{at}: {:?}", checked.findings.counts);
+    let after = plan.simulate(&devices, usize::MAX).unwrap();
+    for (old, new) in whole.iter().zip(&after) {
+        let set_known = !(cache && all_backings);
+        let (was, mut is) = (known(&**old, set_known), known(&**new, set_known));
+        if cache && damage.1 > 4096 && is.backing().is_some() {
+            // The leaf that said where data begins is gone, and what would show it on the device.
+            (is.version, is.role) = (was.version, was.role.clone());
+        }
+        assert_eq!(was, is, "{at}");
+    }
+    let last = run(&after);
+    assert_eq!(*last.findings, [], "{at}");
+    let now = dirty(last.set.as_ref().unwrap());
+    // In the first mebibyte of a cache with small buckets there are its journal and some of its nodes: what only these
+    // held is gone.
+    let differ = before.symmetric_difference(&now).count();
+    assert!(differ == 0 || (damage.1 > 4096 && cache), "{at}: {differ} of {}", before.len());
+    true
+}
+
+#[test]
+fn a_superblock_is_put_together_from_what_is_left() {
+    let mut refused = Vec::new();
+    for set in SETS {
+        for damage in DAMAGES {
+            for (cache, backings) in [(true, 0), (false, 1), (true, usize::MAX)] {
+                // Of two dirty devices without superblocks nothing tells which is which; and the one leaf of that set
+                // is in the first mebibyte, so that nothing is left.
+                let too_little = set == "two-backing-flash" && cache && (backings > 0 || damage.1 > 4096);
+                if comes_back(set, damage, cache, backings) == too_little {
+                    refused.push((set, damage, cache, backings));
+                }
+            }
+        }
+    }
+    assert!(refused.is_empty(), "{refused:#?}");
+}
+
+#[test]
+fn devices_of_two_sets_are_not_put_together() {
+    // The cache of one set with the backing device of another, one of them without its superblock.
+    for (lost, set) in [(0, "wb-dirty"), (1, "wt-clean"), (1, "reuse-gc")] {
+        let (mut cache, mut backing) = (Patched::cache_of(set), Patched::all_of("wb-crash").pop().unwrap());
+        wipe(if lost == 0 { &mut cache } else { &mut backing }, DAMAGES[1]);
+        let devices = [cache.device(), backing.device()];
+        let checked = run(&devices);
+        assert!(!checked.has(Kind::SbLost), "{:?}", checked.findings.to_vec());
+        assert!(repair::plan(&devices, &checked, &mut || 1).is_err());
+    }
+    // A disk of something else that is named with a cache.
+    let world = World::of("wb-dirty");
+    let mut other = world.backings[0].clone();
+    other.write(0, &vec![0; 8192]);
+    other.write(1080, b"\x53\xef");
+    let checked = run(&[world.cache.device(), other.device()]);
+    assert!(!checked.has(Kind::SbLost), "{:?}", checked.findings.to_vec());
+}
