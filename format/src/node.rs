@@ -66,6 +66,16 @@ fn collect<'a>(
         node.sets.push((at, set));
         node.written = at.saturating_add(set.header().bytes().next_multiple_of(block_bytes));
     }
+    if let Some(rest) = from(bytes, node.written)
+        && is_flipped(rest, life, ptr, magic)
+    {
+        let problem = Problem::Field {
+            field: "seq",
+            value: seq_at(rest, 0).unwrap_or(0),
+            rule: "one bit differs from the node's, with which the checksum is right: it is the node's bset",
+        };
+        return Err(Error::new(Structure::BtreeNode, node.written + 0x10, problem));
+    }
     let mut at = node.written;
     while at < bytes.len() as u64 {
         if seq_at(bytes, at) == Some(life) {
@@ -79,6 +89,21 @@ fn collect<'a>(
         at = at.saturating_add(block_bytes);
     }
     Ok(())
+}
+
+/// Whether the bset at the start of `bytes` is one of this life, of which a bit of the name was flipped. Without a look it
+/// would be one of an earlier life, and nobody would miss it.
+fn is_flipped(bytes: &[u8], life: u64, ptr: Ptr, magic: SetMagic) -> bool {
+    let Some(header) = BsetHeader::read(bytes) else { return false };
+    if (header.seq.get() ^ life).count_ones() != 1 || header.magic.get() != magic.bset() {
+        return false;
+    }
+    let size = usize::try_from(header.bytes()).unwrap_or(usize::MAX);
+    let Some(mut whole) = bytes.get(..size).map(<[u8]>::to_vec) else { return false };
+    if let Some(seq) = whole.get_mut(0x10..0x18) {
+        seq.copy_from_slice(&life.to_le_bytes());
+    }
+    Bset::parse(&whole, ptr, magic).is_ok()
 }
 
 /// The bsets behind a bad one, wherever they start: how long the bad one was nobody knows.
@@ -143,6 +168,18 @@ mod tests {
         let node = parse(&bytes, Ptr(77), magic(), 512).unwrap();
         assert_eq!(node.sets.len(), 2);
         assert_eq!(node.written, 1024);
+    }
+
+    #[test]
+    fn a_bset_with_a_flipped_name_is_missed() {
+        let mut bytes = node(&[set(8, 5), set(16, 5)]);
+        for bit in 0..64 {
+            bytes[512 + 0x10 + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(parse(&bytes, Ptr(77), magic(), 512).unwrap_err().error.byte, 512 + 0x10);
+            bytes[512 + 0x10 + bit / 8] ^= 1 << (bit % 8);
+        }
+        // Another life's name may differ in a bit as well: then the checksum is right as it is.
+        assert!(parse(&node(&[set(8, 5), set(16, 4)]), Ptr(77), magic(), 512).is_ok());
     }
 
     #[test]

@@ -19,9 +19,10 @@ const SETS: [&str; 5] = ["wb-dirty", "wb-crash", "deep-btree", "two-backing-flas
 
 type Sector = (u32, u64);
 
-/// What only the cache has: where each dirty sector is. All else a reader gets from the backing device.
-fn seen(view: &SetView) -> BTreeMap<Sector, u64> {
-    let live = view.extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.key.dirty());
+/// What only the cache has, where each dirty sector is; or where the clean ones are, which a reader gets from the backing
+/// device as well.
+fn seen(view: &SetView, dirty: bool) -> BTreeMap<Sector, u64> {
+    let live = view.extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.key.dirty() == dirty);
     live.filter_map(|extent| Some((extent.key, extent.live()?)))
         .flat_map(|(key, ptr)| {
             (0..key.size()).map(move |i| ((key.inode(), key.start() + i), ptr.offset() + i))
@@ -38,7 +39,10 @@ fn keys(world: &World, region: &Region) -> Vec<Bkey> {
             let keys = Keys::new(&bytes[32..end.min(bytes.len())], 32, Structure::Bset);
             keys.map_while(Result::ok).collect()
         }
-        Holds::Jset => Jset::parse(&bytes, world.view.cache.magic).expect("sound").keys,
+        // One that is damaged a second time has told before what it held.
+        Holds::Jset => {
+            Jset::parse(&bytes, world.view.cache.magic).map_or_else(|_| Vec::new(), |jset| jset.keys)
+        }
         _ => Vec::new(),
     }
 }
@@ -91,7 +95,7 @@ fn one(seed: u64, came: &mut Came) {
     let mut random = Random::new(seed);
     let set = SETS[(seed % SETS.len() as u64) as usize];
     let mut world = World::of(set);
-    let before = seen(&world.view);
+    let (before, clean) = (seen(&world.view, true), seen(&world.view, false));
     let mut allowed: BTreeSet<Sector> = BTreeSet::new();
     let mut told = Vec::new();
     let mut journal = false;
@@ -126,14 +130,19 @@ fn one(seed: u64, came: &mut Came) {
     let last = run(&after_devices);
     assert_eq!(*last.findings, [], "{at}");
     let Some(view) = &last.set else { return };
-    let after = seen(view);
+    let after = seen(view, true);
+    // An entry that is replayed once more says dirty of what was written back since, in the place where it still is.
+    let again = |sector: &Sector| !before.contains_key(sector) && clean.get(sector) == after.get(sector);
     let differ: BTreeSet<Sector> = before
         .keys()
         .chain(after.keys())
-        .filter(|sector| before.get(*sector) != after.get(*sector))
+        .filter(|sector| before.get(*sector) != after.get(*sector) && !again(sector))
         .copied()
         .collect();
     came.lost += differ.len() as u64;
+    if std::env::var_os("CONTENT_SEED").is_some() {
+        println!("{:#?}", checked.findings.to_vec());
+    }
     // A bset at the end of its node whose beginning became zeros was never written, as far as anybody can tell.
     let unwritten = told.iter().any(|(kind, byte, how)| {
         let last = world.regions.iter().rfind(|region| region.kind == *kind).map(|region| region.byte);

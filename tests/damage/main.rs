@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
 mod bad_input;
+mod bits;
 mod cases;
 mod content;
 mod flush;

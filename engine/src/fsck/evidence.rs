@@ -86,7 +86,9 @@ impl Evidence {
         let mut parts: Vec<(&Leaf, Vec<(Pos, Pos)>)> = Vec::new();
         for leaf in used {
             let range = self.scanned.ranges.get(&(leaf.bucket, leaf.generation)).copied();
-            let of_lost: Vec<_> = lost.inside(range.unwrap_or(leaf.hull)).collect();
+            // What a leaf has is in its range, whatever a node says that may have lost who came before it.
+            let (from, to) = range.unwrap_or(leaf.hull);
+            let of_lost: Vec<_> = lost.inside((from.min(leaf.hull.0), to.max(leaf.hull.1))).collect();
             if !of_lost.is_empty() {
                 view.used_leaves += usize::from(view.nodes.insert(leaf.bucket));
                 parts.push((leaf, of_lost));

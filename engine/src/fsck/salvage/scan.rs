@@ -100,20 +100,23 @@ fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) {
     let Some(generation) = generation(cache, &bytes, sector) else { return };
     let parsed = parse(&bytes, Ptr::new(0, sector, generation), cache.magic, geometry.block_bytes());
     let whole = parsed.is_ok();
-    let (first_is_there, sets) = match parsed {
-        Ok(node) => (true, node.sets),
+    let (before, sets) = match parsed {
+        Ok(node) => (node.sets.len(), node.sets),
         Err(broken) => {
-            let first = !broken.readable.sets.is_empty();
-            (first, broken.readable.sets.into_iter().chain(broken.behind).collect())
+            let before = broken.readable.sets.len();
+            (before, broken.readable.sets.into_iter().chain(broken.behind).collect())
         }
     };
+    let first_is_there = before > 0;
     let sets: Vec<Vec<Bkey>> =
         sets.iter().map(|(_, set)| set.keys().map_while(Result::ok).collect()).collect();
     if sets.iter().all(Vec::is_empty) {
         return;
     }
     if is_interior(cache, &sets) {
-        children(cache, &sets, &mut scanned.ranges);
+        // Behind a bset that is lost nobody knows which children it had added and freed.
+        let sound = sets.get(..before).unwrap_or_default();
+        children(cache, sound, &mut scanned.ranges);
         return;
     }
     let sound = |key: &Bkey| key.size() > 0 && key.size() <= key.offset();
