@@ -14,10 +14,10 @@ use bcache_format::uuid_entry::{ENTRY_BYTES, UuidEntry, parse_table};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE, Structure};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Bytes looked at of every bucket: enough for every magic number, and for some slots of a uuid table.
+/// Bytes looked at first of every bucket: enough for every magic number, and for some slots of a uuid table.
 const HEAD: u64 = 512;
 /// Buckets that the device is told of before they are read.
-const READS_AHEAD: u64 = 64;
+const READS_AHEAD: u64 = 32;
 
 /// What a scan found.
 #[derive(Default)]
@@ -59,9 +59,10 @@ pub fn scan(cache: &Cache, lost: &Ranges, progress: &mut dyn FnMut(u64, u64)) ->
     let geometry = cache.geometry;
     let first = geometry.first_bucket + cache.njournal_buckets();
     let head_bytes = HEAD.min(geometry.bucket_bytes());
+    let node_bytes = geometry.btree_node_bytes();
     let announce = |bucket: u64| {
         if bucket < geometry.nbuckets {
-            cache.device.will_read(geometry.bucket_start_byte(BucketNr(bucket)), head_bytes);
+            cache.device.will_read(geometry.bucket_start_byte(BucketNr(bucket)), node_bytes);
         }
     };
     (first..first.saturating_add(READS_AHEAD)).for_each(announce);
@@ -83,6 +84,9 @@ pub fn scan(cache: &Cache, lost: &Ranges, progress: &mut dyn FnMut(u64, u64)) ->
             if scanned.uuids.is_empty() || age > newest_table {
                 (scanned.uuids, scanned.uuid_bucket, newest_table) = (table, Some(bucket), age);
             }
+        } else if cache.device.next_data(byte) < byte.saturating_add(node_bytes) {
+            // Data, mostly; or a node of which the first bset is gone.
+            node(cache, bucket, lost, &mut scanned);
         }
     }
     scanned.prios = newest_chain(cache, &prios);
@@ -93,13 +97,14 @@ pub fn scan(cache: &Cache, lost: &Ranges, progress: &mut dyn FnMut(u64, u64)) ->
 fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) {
     let geometry = cache.geometry;
     let byte = geometry.bucket_start_byte(bucket);
-    let Ok((bytes, _)) = cache.read_around(Structure::BtreeNode, byte, geometry.btree_node_bytes()) else {
+    let Ok((bytes, fault)) = cache.read_around(Structure::BtreeNode, byte, geometry.btree_node_bytes())
+    else {
         return;
     };
     let sector = geometry.bucket_start(bucket).0;
     let Some(generation) = generation(cache, &bytes, sector) else { return };
     let parsed = parse(&bytes, Ptr::new(0, sector, generation), cache.magic, geometry.block_bytes());
-    let whole = parsed.is_ok();
+    let whole = parsed.is_ok() && fault.is_none();
     let (before, sets) = match parsed {
         Ok(node) => (node.sets.len(), node.sets),
         Err(broken) => {
