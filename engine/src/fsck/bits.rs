@@ -12,6 +12,7 @@ use super::view::journal::Stop;
 use super::view::node::NodeRef;
 use super::view::{Cache, Device};
 use bcache_format::geometry::JSET_MAX_BYTES;
+use bcache_format::jset::JsetHeader;
 use bcache_format::magic;
 use bcache_format::mend::{Sealed, flip, flipped_bit};
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
@@ -124,9 +125,39 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
             continue;
         }
         let end = cache.geometry.bucket_start_byte(scan.bucket) + cache.geometry.bucket_bytes();
-        let bytes = JSET_MAX_BYTES.min(end.saturating_sub(scan.end));
-        fixes.extend(look(&cache.device, scan.end, bytes, Sealed::Jset(cache.magic)));
+        let entry = |byte: u64| {
+            let bytes = JSET_MAX_BYTES.min(end.saturating_sub(byte));
+            look(&cache.device, byte, bytes, Sealed::Jset(cache.magic))
+        };
+        fixes.extend(entry(scan.end));
+        // Behind the first bad entry there may be another.
+        let behind = scan.end.saturating_add(cache.geometry.block_bytes());
+        for byte in entries_behind(checked, cache, behind, end) {
+            fixes.extend(entry(byte));
+        }
     }
+}
+
+/// Places between two bytes of a journal bucket where an entry begins that is newer than all that must be replayed is old,
+/// and that nothing has the number of.
+fn entries_behind(checked: &Checked, cache: &Cache, from: u64, to: u64) -> Vec<u64> {
+    let Some(newest) = checked.journal.newest() else { return Vec::new() };
+    let block = usize::try_from(cache.geometry.block_bytes()).unwrap_or(512).max(1);
+    let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
+    if cache.device.read_at(from, &mut bytes).is_err() {
+        return Vec::new();
+    }
+    let is_one = |header: JsetHeader| {
+        let seq = header.seq.get();
+        let known = checked.journal.entries.contains_key(&seq) || checked.journal.hidden.contains_key(&seq);
+        header.magic.get() == cache.magic.jset() && seq >= newest.jset.last_seq && !known
+    };
+    (from..)
+        .step_by(block)
+        .zip(bytes.chunks(block))
+        .filter(|(_, bytes)| JsetHeader::read(bytes).is_some_and(is_one))
+        .map(|(byte, _)| byte)
+        .collect()
 }
 
 /// The bset of a node that is not sound.
