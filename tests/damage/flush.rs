@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use bcache_engine::fsck::flush::{Flush, FlushError};
+use bcache_engine::fsck::flush::{Copied, Flush, FlushError};
 use bcache_engine::fsck::repair::{self, Refused, WriteAt, apply};
 use bcache_engine::fsck::view::{Device, Devices, ReadAt, SetView};
 use bcache_engine::fsck::{Options, check};
@@ -27,8 +27,12 @@ struct Log {
     left: u64,
     /// All writes since the last flush began.
     written: Vec<Written>,
+    /// The machine is gone.
+    gone: bool,
     /// Bytes of the cache that cannot be read any more.
     unreadable: Option<Range<u64>>,
+    /// Bytes of the first backing device that cannot be written.
+    unwritable: Option<Range<u64>>,
 }
 
 /// A device that is written to, until the machine's writes are used up: then the machine is gone.
@@ -58,13 +62,19 @@ impl ReadAt for Live {
 impl WriteAt for Live {
     fn write_at(&self, byte: u64, bytes: &[u8]) -> io::Result<()> {
         let mut log = self.log.lock().unwrap();
+        let end = byte + bytes.len() as u64;
+        let unwritable = log.unwritable.as_ref().filter(|_| self.name == "backing");
+        if unwritable.is_some_and(|bad| bad.start < end && byte < bad.end) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        log.gone |= log.left == 0;
         log.left = log.left.checked_sub(1).ok_or(io::ErrorKind::Other)?;
         self.device.lock().unwrap().write(byte, bytes);
         log.written.push((self.name.clone(), byte, bytes.to_vec()));
         Ok(())
     }
     fn flush(&self) -> io::Result<()> {
-        Ok(())
+        if self.log.lock().unwrap().gone { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
     }
 }
 
@@ -97,11 +107,12 @@ fn flush(live: &[Live], writes: u64) -> bool {
     let flush = Flush::new(&devices).unwrap();
     let targets = targets(live);
     let mut random = Random::new(3);
-    match flush.copy(&targets, &|_| {}) {
+    let copied = match flush.copy(&targets, &|_| {}) {
         Err(FlushError::Device { .. }) => return false,
         other => other.unwrap(),
-    }
-    let plan = flush.finish(&devices, &mut || random.next()).unwrap();
+    };
+    assert_eq!(copied, Copied::default());
+    let plan = flush.finish(&devices, &copied, &mut || random.next()).unwrap();
     apply(&plan, &targets).is_ok()
 }
 
@@ -188,6 +199,74 @@ fn crash_at(set: &Set, stops: impl Fn(usize, usize) -> Vec<usize>) {
     }
 }
 
+/// Bad sectors of either device cost what is in them: the rest is copied and clean, they stay dirty, and once they are
+/// sound again a second flush has everything.
+#[test]
+fn a_flush_goes_around_bad_sectors_and_leaves_those_dirty() {
+    for set in ["wb-dirty", "block-4k"] {
+        goes_around_bad_sectors(set);
+    }
+}
+
+fn goes_around_bad_sectors(set: &str) {
+    let live = live(set);
+    let devices = devices(&live);
+    let (cache, backing) = (&live[0], live.iter().find(|device| device.name == "backing").unwrap());
+    let block: u64 = Devices::open(devices.iter().cloned()).unwrap().caches[0].sb.block_sectors.into();
+    let before: u64 = dirty(&live).iter().map(Bkey::size).sum();
+    // A sector of one extent that cannot be read, two of another that cannot be written.
+    let extents: Vec<Bkey> = dirty(&live).into_iter().filter(|key| key.size() >= 8).collect();
+    let (unread, unwritten) = (extents[0], extents[extents.len() / 2]);
+    assert_ne!(unread, unwritten);
+    let bad_read = Sectors(unread.ptr().unwrap().offset() + 2).bytes();
+    let bad_write = Sectors(unwritten.start() + 5).bytes();
+    *cache.log.lock().unwrap() = Log {
+        left: u64::MAX,
+        unreadable: Some(bad_read..bad_read + 512),
+        unwritable: Some(bad_write..bad_write + 1024),
+        ..Log::default()
+    };
+    let mut random = Random::new(3);
+    let targets = targets(&live);
+    let mut left_after = |spared: &mut Vec<(u64, u64)>| {
+        let flush = Flush::new(&devices).unwrap();
+        let copied = flush.copy(&targets, &|_| {}).unwrap();
+        spared.extend(copied.left().map(|left| (left.from, left.to)));
+        let plan = flush.finish(&devices, &copied, &mut || random.next()).unwrap();
+        apply(&plan, &targets).unwrap();
+        assert_eq!(*check(devices.iter().cloned(), Options::default()).findings, []);
+        let opened = Devices::open(devices.iter().cloned()).unwrap();
+        (dirty(&live), opened.backings[0].sb.state())
+    };
+    let mut bad = [(unread.start() + 2, unread.start() + 3), (unwritten.start() + 5, unwritten.start() + 7)];
+    bad.sort_unstable();
+    let blocks = bad.iter().flat_map(|(from, to)| from - from % block..to.next_multiple_of(block));
+    let blocks: Vec<u64> = blocks.collect();
+    for round in 0..2 {
+        let mut told = Vec::new();
+        let (left, state) = left_after(&mut told);
+        assert_eq!(told, bad, "{set}, round {round}");
+        // What is left may be in more than one extent.
+        let mut sectors: Vec<u64> = left.iter().flat_map(|key| key.start()..key.offset()).collect();
+        sectors.sort_unstable();
+        assert_eq!(sectors, blocks, "{set}, round {round}");
+        assert!((sectors.len() as u64) < before);
+        assert_eq!(state, BackingState::Dirty, "it does not have everything");
+    }
+    *cache.log.lock().unwrap() = Log { left: u64::MAX, ..Log::default() };
+    let (left, state) = left_after(&mut Vec::new());
+    assert_eq!((left, state), (Vec::new(), BackingState::Clean));
+    is_flushed(&Set::open(set).unwrap(), &live);
+    assert!(backing.device.lock().unwrap().changes().next().is_some());
+}
+
+/// The dirty extents of a set's cache.
+fn dirty(live: &[Live]) -> Vec<Bkey> {
+    let view = SetView::open(Devices::open(devices(live)).unwrap().caches[0].clone()).unwrap();
+    let live = view.extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.live().is_some());
+    live.map(|extent| extent.key).filter(Bkey::dirty).collect()
+}
+
 /// A device that does not take a write ends the flush there, whatever is under way.
 #[test]
 fn a_write_that_fails_ends_a_flush() {
@@ -221,9 +300,9 @@ fn a_leaf_that_fails_after_the_check_ends_a_flush() {
     let copied = flush.copy(&targets, &|_| {}).unwrap_err();
     assert!(matches!(&copied, FlushError::Fault(fault) if fault.byte == byte), "{copied}");
     fail(false);
-    flush.copy(&targets, &|_| {}).unwrap();
+    let copied = flush.copy(&targets, &|_| {}).unwrap();
     fail(true);
-    let refused = flush.finish(&devices, &mut || 3).unwrap_err();
+    let refused = flush.finish(&devices, &copied, &mut || 3).unwrap_err();
     assert!(matches!(&refused, Refused::Read { byte: at, .. } if *at == byte), "{refused}");
 
     // A repair, too: one that writes all metadata anew, because the bucket of a prio set is damaged.

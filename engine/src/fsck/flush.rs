@@ -1,9 +1,11 @@
 //! All dirty data to the backing devices, offline.
 //!
 //! 1. Dirty extents are copied in the order of the backing device, a few writes at a time, and flushed. They stay dirty
-//!    meanwhile: a crash costs nothing but the time of copying again.
-//! 2. The metadata is written anew with these extents clean, and one journal entry makes it the set's.
-//! 3. Then the backing superblocks say CLEAN.
+//!    meanwhile: a crash costs nothing but the time of copying again. Sectors that the cache cannot read, or the backing
+//!    device cannot take, are gone around.
+//! 2. The metadata is written anew with these extents clean, but for the blocks with such sectors, and one journal entry
+//!    makes it the set's.
+//! 3. Then the superblocks of the backing devices that have everything say CLEAN.
 
 use super::check::{Checked, Options, check};
 use super::kind::Severity;
@@ -14,7 +16,7 @@ use crate::dev::Buf;
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, Pos, Ptr, SECTOR_SIZE};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -24,6 +26,8 @@ use thiserror::Error;
 const CHUNK: u64 = 1 << 20;
 /// Such writes under way at a time: enough to keep a device busy, and few enough that a disk sees them in order.
 const COPIES: usize = 4;
+/// Bytes of a page, which a part of what cannot be copied whole keeps together.
+const PAGE: u64 = 4096;
 
 /// Why nothing is flushed.
 #[derive(Debug, Error)]
@@ -80,6 +84,36 @@ pub struct Target {
     pub dirty: u64,
 }
 
+/// Sectors of a backing device, one behind the other, that could not be copied, and so stay dirty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The backing device.
+    pub backing: Arc<str>,
+    /// First sector of the backing device.
+    pub from: u64,
+    /// The sector behind the last.
+    pub to: u64,
+    /// The device that failed: the cache could not read, or the backing device could not write.
+    pub device: Arc<str>,
+    /// Where that was, in bytes.
+    pub byte: u64,
+    /// What it said.
+    pub message: String,
+}
+
+/// What was not copied, by slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    left: BTreeMap<u32, Vec<Left>>,
+}
+
+impl Copied {
+    /// What was not copied, in order.
+    pub fn left(&self) -> impl Iterator<Item = &Left> {
+        self.left.values().flatten()
+    }
+}
+
 impl Flush {
     /// Looks at the devices.
     ///
@@ -134,22 +168,24 @@ impl Flush {
         if slots.map(|(_, used)| used.dirty).sum::<u64>() > 0 { repair::of_extents(&self.checked) } else { 0 }
     }
 
-    /// Copies all dirty data of the targets, in order, and flushes the devices. `done` is told of bytes copied.
+    /// Copies all dirty data of the targets, in order, around sectors that cannot be read or written, and flushes the
+    /// devices. `done` is told of bytes that were gone over.
     ///
     /// # Errors
-    /// A device failed. The set is as it was.
+    /// A device failed as a whole. The set is as it was.
     pub fn copy(
         &self,
         writable: &[(&str, &dyn WriteAt)],
         done: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), FlushError> {
+    ) -> Result<Copied, FlushError> {
         let view = self.checked.set.as_ref().ok_or(FlushError::NoCache)?;
+        let mut all = Copied::default();
         for (backing, slot) in &self.targets {
             let found = writable.iter().find(|(name, _)| *name == &*backing.name);
             let failed = |error| FlushError::Device { device: Arc::clone(&backing.name), byte: 0, error };
             let (_, device) = found.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
             let copied = AtomicU64::new(0);
-            copy_slot(view, backing, *slot, *device, &|bytes| {
+            let left = copy_slot(view, backing, *slot, *device, &|bytes| {
                 copied.fetch_add(bytes / SECTOR_SIZE, Ordering::Relaxed);
                 done(bytes);
             })?;
@@ -158,34 +194,53 @@ impl Flush {
                 return Err(FlushError::Fewer { device: Arc::clone(&backing.name), copied, dirty });
             }
             device.flush().map_err(failed)?;
+            if !left.is_empty() {
+                all.left.insert(*slot, left);
+            }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// The writes after which the copied extents are clean.
     ///
     /// # Errors
     /// The metadata cannot be written.
-    pub fn finish(&self, devices: &[Device], random: &mut dyn FnMut() -> u64) -> Result<Plan, Refused> {
-        let slots: BTreeSet<u32> = self.targets.iter().map(|(_, slot)| *slot).collect();
+    pub fn finish(
+        &self,
+        devices: &[Device],
+        copied: &Copied,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Result<Plan, Refused> {
+        let left = |slot: u32| copied.left.get(&slot).map(Vec::as_slice).unwrap_or_default();
+        let slots: Slots<'_> = self.targets.iter().map(|(_, slot)| (*slot, left(*slot))).collect();
         finish(devices, &self.checked, &slots, random)
     }
 }
 
+/// Slots that were copied, each with what was not.
+type Slots<'l> = BTreeMap<u32, &'l [Left]>;
+
 fn finish(
     devices: &[Device],
     checked: &Checked,
-    slots: &BTreeSet<u32>,
+    slots: &Slots<'_>,
     random: &mut dyn FnMut() -> u64,
 ) -> Result<Plan, Refused> {
     let (Some(view), Some(cache)) = (&checked.set, &checked.cache) else { return Ok(Plan::default()) };
     let mut plan = Plan::default();
-    let flushed = |key: &Bkey| key.dirty() && slots.contains(&key.inode());
+    let block = u64::from(cache.sb.block_sectors).max(1);
     let mut keys = Vec::new();
-    repair::each_extent(checked, view, &mut |extent| keys.extend(extent.live().map(|_| extent.key)))?;
+    let mut any = false;
+    repair::each_extent(checked, view, &mut |extent| {
+        let key = extent.key;
+        match slots.get(&key.inode()).filter(|_| key.dirty()) {
+            _ if extent.live().is_none() => {}
+            Some(left) => any |= clean(key, left, block, &mut keys),
+            None => keys.push(key),
+        }
+    })?;
     let mut expected = None;
-    if keys.iter().any(flushed) {
-        keys.iter_mut().filter(|key| flushed(key)).for_each(|key| key.set_dirty(false));
+    if any {
         match repair::rewrite(&mut plan, checked, cache, view, &keys, &view.uuids, random) {
             Err(Refused::NoRoom { .. }) => {
                 let room = repair::make_room(checked, cache, view, &keys)?;
@@ -200,7 +255,7 @@ fn finish(
     let mut writes = Vec::new();
     for backing in checked.backings.iter().filter(|backing| backing.sb.state() == BackingState::Dirty) {
         let slot = (0u32..).zip(&view.uuids).find(|(_, entry)| entry.uuid == backing.sb.uuid);
-        if slot.is_some_and(|(slot, _)| slots.contains(&slot)) {
+        if slot.is_some_and(|(slot, _)| slots.get(&slot).is_some_and(|left| left.is_empty())) {
             let mut sb = backing.sb.clone();
             sb.set_state(BackingState::Clean);
             writes.push(repair::write_superblock(&backing.device, &backing.name, &sb)?);
@@ -209,6 +264,31 @@ fn finish(
     plan.push("say that the backing devices are clean", writes);
     repair::prove(devices, &plan, expected.as_deref())?;
     Ok(plan)
+}
+
+/// Adds the parts of a dirty extent that was copied: clean, but for the blocks in which something was left. Tells whether
+/// any is clean.
+fn clean(key: Bkey, left: &[Left], block: u64, parts: &mut Vec<Bkey>) -> bool {
+    let at = |sector: u64| Pos::new(key.inode(), sector);
+    let mut any = false;
+    let mut push = |from: u64, to: u64, dirty: bool| {
+        let mut part = key;
+        if from < to && part.cut_front(at(from)) && part.cut_back(at(to)) {
+            part.set_dirty(dirty);
+            any |= !dirty;
+            parts.push(part);
+        }
+    };
+    let mut done = key.start();
+    for one in left.iter().filter(|one| one.from < key.offset() && key.start() < one.to) {
+        let from = (one.from - one.from % block).max(done);
+        let to = one.to.next_multiple_of(block).min(key.offset());
+        push(done, from, false);
+        push(from, to, true);
+        done = done.max(to);
+    }
+    push(done, key.offset(), false);
+    any
 }
 
 /// Some of an extent's data, at most a [`CHUNK`].
@@ -264,14 +344,14 @@ fn runs(
     })
 }
 
-/// Copies the dirty extents of a slot.
+/// Copies the dirty extents of a slot. Tells what could not be copied, in order, what is one behind the other together.
 fn copy_slot(
     view: &SetView,
     backing: &Backing,
     slot: u32,
     device: &dyn WriteAt,
     done: &(dyn Fn(u64) + Sync),
-) -> Result<(), FlushError> {
+) -> Result<Vec<Left>, FlushError> {
     let tell = |piece: &Result<Piece, Fault>| {
         let Ok(piece) = piece else { return 0 };
         view.cache.device.will_read(piece.from, piece.bytes);
@@ -279,20 +359,21 @@ fn copy_slot(
     };
     let runs = Mutex::new(runs(announced(pieces(view, slot), tell)));
     let failed = OnceLock::new();
+    let left = Mutex::new(Vec::new());
+    let copier = Copier { view, backing, device, left: &left };
     let work = || {
         let mut buf = Buf::zeroed(CHUNK as usize);
         while failed.get().is_none() {
             // A statement of its own, so that others may take the next while this one is copied.
             let run = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(run) = run else { break };
-            let copied = run.map_err(FlushError::Fault).and_then(|run| {
-                copy_run(view, backing, device, &run, &mut buf)?;
-                Ok(run.iter().map(|piece| piece.bytes).sum())
-            });
-            match copied {
-                Ok(bytes) => done(bytes),
+            match run {
+                Ok(run) => {
+                    copier.copy_run(&run, &mut buf);
+                    done(run.iter().map(|piece| piece.bytes).sum());
+                }
                 // The first is the one to tell.
-                Err(error) => drop(failed.set(error)),
+                Err(fault) => drop(failed.set(FlushError::Fault(fault))),
             }
         }
     };
@@ -305,29 +386,80 @@ fn copy_slot(
         }
         work();
     });
-    failed.into_inner().map_or(Ok(()), Err)
+    if let Some(error) = failed.into_inner() {
+        return Err(error);
+    }
+    let mut left = left.into_inner().unwrap_or_else(PoisonError::into_inner);
+    left.sort_by_key(|one: &Left| one.from);
+    left.dedup_by(|next, one| {
+        let joins = next.from == one.to && next.device == one.device && next.message == one.message;
+        if joins {
+            one.to = next.to;
+        }
+        joins
+    });
+    Ok(left)
 }
 
-/// Copies what is one piece on the backing device.
-fn copy_run(
-    view: &SetView,
-    backing: &Backing,
-    device: &dyn WriteAt,
-    run: &[Piece],
-    buf: &mut Buf,
-) -> Result<(), FlushError> {
-    let failed =
-        |device: &Arc<str>, byte, error| FlushError::Device { device: Arc::clone(device), byte, error };
-    // There is room for every run; if there ever is not, this must not pass for a copy.
-    let no_room = || io::Error::from(io::ErrorKind::InvalidInput);
-    let Some(first) = run.first() else { return Ok(()) };
-    let mut filled = 0;
-    for piece in run {
-        let room = buf.get_mut(filled..filled + piece.bytes as usize).ok_or_else(no_room);
-        let read = room.and_then(|room| view.cache.device.read_at(piece.from, room));
-        read.map_err(|error| failed(&view.cache.name, piece.from, error))?;
-        filled += piece.bytes as usize;
+/// What a thread that copies needs.
+#[derive(Clone, Copy)]
+struct Copier<'c> {
+    view: &'c SetView,
+    backing: &'c Backing,
+    device: &'c dyn WriteAt,
+    /// What could not be copied.
+    left: &'c Mutex<Vec<Left>>,
+}
+
+impl Copier<'_> {
+    /// Copies what is one piece on the backing device; where that fails, a part of it at a time.
+    fn copy_run(&self, run: &[Piece], buf: &mut Buf) {
+        let Some(first) = run.first() else { return };
+        let mut filled = 0;
+        let read = run.iter().try_for_each(|piece| {
+            let place = filled..filled + piece.bytes as usize;
+            filled = place.end;
+            self.read(piece.from, buf.get_mut(place))
+        });
+        let whole = read.and_then(|()| self.write(first.to, buf.get(..filled)));
+        if whole.is_err() {
+            run.iter().for_each(|piece| self.copy_around(piece, buf));
+        }
     }
-    let written = buf.get(..filled).ok_or_else(no_room).and_then(|bytes| device.write_data(first.to, bytes));
-    written.map_err(|error| failed(&backing.name, first.to, error))
+    /// Copies a piece by halves, down to the sectors that fail.
+    fn copy_around(&self, piece: &Piece, buf: &mut Buf) {
+        let read = self.read(piece.from, buf.get_mut(..piece.bytes as usize));
+        let failed = |(device, byte, error): (&Arc<str>, u64, io::Error)| Left {
+            backing: Arc::clone(&self.backing.name),
+            from: piece.to / SECTOR_SIZE,
+            to: (piece.to + piece.bytes) / SECTOR_SIZE,
+            device: Arc::clone(device),
+            byte,
+            message: error.to_string(),
+        };
+        let left = match read {
+            Err(error) => failed((&self.view.cache.name, piece.from, error)),
+            Ok(()) => match self.write(piece.to, buf.get(..piece.bytes as usize)) {
+                Err(error) => failed((&self.backing.name, piece.to, error)),
+                Ok(()) => return,
+            },
+        };
+        if piece.bytes <= SECTOR_SIZE {
+            self.left.lock().unwrap_or_else(PoisonError::into_inner).push(left);
+            return;
+        }
+        // Pages stay whole: what begins at one may go past the page cache.
+        let unit = if piece.bytes > PAGE { PAGE } else { SECTOR_SIZE };
+        let half = (piece.bytes / 2).next_multiple_of(unit).min(piece.bytes - SECTOR_SIZE);
+        let first = Piece { from: piece.from, to: piece.to, bytes: half };
+        let second = Piece { from: piece.from + half, to: piece.to + half, bytes: piece.bytes - half };
+        self.copy_around(&first, buf);
+        self.copy_around(&second, buf);
+    }
+    fn read(&self, byte: u64, buf: Option<&mut [u8]>) -> io::Result<()> {
+        self.view.cache.device.read_at(byte, buf.ok_or(io::ErrorKind::InvalidInput)?)
+    }
+    fn write(&self, byte: u64, bytes: Option<&[u8]>) -> io::Result<()> {
+        self.device.write_data(byte, bytes.ok_or(io::ErrorKind::InvalidInput)?)
+    }
 }

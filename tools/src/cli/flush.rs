@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bcache_engine::fsck::flush::Flush;
+use bcache_engine::fsck::flush::{Flush, Left};
 use bcache_engine::fsck::repair::{WriteAt, apply};
 use bcache_format::Sectors;
 use bytesize::ByteSize;
@@ -16,7 +16,8 @@ use super::{Out, Outcome, memory};
 /// Write all dirty data to the backing devices, which are clean and complete afterwards
 ///
 /// For a rescue system, or before a cache is taken away. The set must be in order (`bcache fsck`) and not in use. A
-/// crash in the middle loses nothing: run it again. Data of flash-only volumes stays, it is nowhere else.
+/// crash in the middle loses nothing: run it again. Sectors that cannot be read or written are gone around, listed, and
+/// stay dirty. Data of flash-only volumes stays, it is nowhere else. Exit code 1 when something else stays dirty.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  bcache flush /dev/sdb /dev/nvme0n1")]
 pub struct Args {
@@ -45,29 +46,45 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         writeln!(out, "{}: {size} dirty", target.name)?;
         total += Sectors(target.dirty).bytes();
     }
-    for left in flush.left_out() {
+    let left_out = flush.left_out();
+    for left in &left_out {
         writeln!(
             out,
-            "not named, its dirty data stays in the cache: {} \"{}\"",
+            "not named, or not attached by its superblock; its dirty data stays in the cache: {} \"{}\"",
             left.uuid,
             left.label.to_text()
         )?;
     }
+    let ends = |complete: bool| if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if args.dry_run {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(ends(left_out.is_empty()));
     }
     memory::suffices(flush.memory())?;
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let bar = ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    flush.copy(&targets, &|bytes| bar.inc(bytes))?;
+    let copied = flush.copy(&targets, &|bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
-    let plan = flush.finish(&devices, &mut || uuid::Uuid::new_v4().as_u64_pair().0)?;
+    let plan = flush.finish(&devices, &copied, &mut || uuid::Uuid::new_v4().as_u64_pair().0)?;
     apply(&plan, &targets)?;
-    if flush.left_out().is_empty() {
-        writeln!(out, "clean: the backing devices have everything")?;
-        return Ok(ExitCode::SUCCESS);
+    let mut sectors = 0;
+    for Left { backing, from, to, device, byte, message } in copied.left() {
+        writeln!(
+            out,
+            "not copied, stays dirty: sectors {from}..{to} of {backing}: {device} at byte {byte}: {message}"
+        )?;
+        sectors += to - from;
     }
-    writeln!(out, "the backing devices that were named have everything; others were not named, see above")?;
-    Ok(ExitCode::FAILURE)
+    if sectors > 0 {
+        let size = ByteSize::b(Sectors(sectors).bytes()).display().iec();
+        writeln!(out, "all but {size} was written; once the devices can do it, run this again")?;
+    } else if left_out.is_empty() {
+        writeln!(out, "clean: the backing devices have everything")?;
+    } else {
+        writeln!(
+            out,
+            "the backing devices that were named have everything; others were not named, see above"
+        )?;
+    }
+    Ok(ends(sectors == 0 && left_out.is_empty()))
 }

@@ -275,11 +275,10 @@ fn report(
         ranges.push((word, key.start(), key.offset()));
     }
     // Where nobody knows whether there was dirty data, and what.
-    for (from, to) in &found.lost {
+    for (from, to) in found.lost.iter().filter(|(from, to)| from.inode <= slot && slot <= to.inode) {
         let from = if from.inode < slot { 0 } else { from.offset };
         let to = if to.inode > slot { end } else { to.offset.min(end) };
-        let here = found.lost.iter().any(|(a, b)| a.inode <= slot && slot <= b.inode);
-        if here && from.max(offset) < to {
+        if from.max(offset) < to {
             ranges.push(("uncovered", from.max(offset), to));
         }
     }
