@@ -154,7 +154,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l dry-run -d 'With 
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l json -d 'One JSON object a line: each finding, a summary, each write of a dry run, the undo file of a repair'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l data -d 'Read all cached data as well, and compare clean data with the backing device'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c bcache -n "__fish_bcache_using_subcommand image" -s o -l output -d 'The file to write; it must not exist yet' -r -F
+complete -c bcache -n "__fish_bcache_using_subcommand image" -s o -l output -d 'The file to write; `-` is standard output' -r -F
 complete -c bcache -n "__fish_bcache_using_subcommand image" -l restore -d 'Make a sparse image of a metadata image'
 complete -c bcache -n "__fish_bcache_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand map" -l of -d 'Which device the sector is of: a backing device\'s path, UUID or label, or `volume:N`' -r

@@ -63,13 +63,158 @@ fn metadata_images_are_not_taken_for_data() {
         let devices = [no_data.clone(), backing.clone()];
         for args in [&["export", "-o", text(&out)][..], &["salvage", "-o", text(&out)], &["flush"]] {
             let output = bcache(args, &devices);
-            assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+            assert!(matches!(output.status.code(), Some(1 | 8)), "{args:?}: {output:?}");
         }
         let to = bcache(&["salvage", "--to", text(&backing)], std::slice::from_ref(&no_data));
         assert_eq!(to.status.code(), Some(1), "{to:?}");
         assert_eq!(bcache(&["fsck", "-n"], std::slice::from_ref(&no_data)).status.code(), Some(0));
     }
     assert!(fs::read(&backing).unwrap() == before && !out.exists());
+}
+
+#[test]
+fn metadata_images_are_not_served() {
+    let dir = paths::scratch().unwrap();
+    let (cache, backing) = set(dir.path());
+    let (image, restored) = (dir.path().join("i"), dir.path().join("r"));
+    assert!(bcache(&["image", "-o", text(&image)], std::slice::from_ref(&cache)).status.success());
+    let restore = ["image", "--restore", "-o", text(&restored)];
+    assert!(bcache(&restore, std::slice::from_ref(&image)).status.success());
+    let before = (fs::read(&restored).unwrap(), fs::read(&backing).unwrap());
+    let socket = dir.path().join("s");
+    for args in [&["serve", "--nbd", text(&socket)][..], &["serve", "--read-only", "--nbd", text(&socket)]] {
+        let refused = bcache(args, &[restored.clone(), backing.clone()]);
+        assert!(matches!(refused.status.code(), Some(1)), "{args:?}: {refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("metadata image"), "{refused:?}");
+    }
+    assert!(before == (fs::read(&restored).unwrap(), fs::read(&backing).unwrap()));
+    // The same through a pipe, which takes it from front to back.
+    let piped = bcache(&["image", "--restore", "-o", "-"], std::slice::from_ref(&image));
+    assert!(piped.status.success() && piped.stdout == before.0, "it differs");
+}
+
+#[test]
+fn outputs_replace_no_device_and_no_loop() {
+    let dir = paths::scratch().unwrap();
+    let (cache, backing) = set(dir.path());
+    let other = dir.path().join("other.img");
+    fs::copy(&backing, &other).unwrap();
+    let before = fs::read(&other).unwrap();
+    let both = [cache.clone(), backing];
+    for args in [&["export", "-o", text(&other)][..], &["salvage", "-o", text(&other)]] {
+        let refused = bcache(args, &both);
+        assert_eq!(refused.status.code(), Some(1), "{args:?}: {refused:?}");
+    }
+    for args in [&["image", "-o", text(&other)][..], &["backup", text(&other)]] {
+        let refused = bcache(args, std::slice::from_ref(&cache));
+        assert_eq!(refused.status.code(), Some(1), "{args:?}: {refused:?}");
+    }
+    assert!(before == fs::read(&other).unwrap());
+    // What is no device is replaced by all of them, and keeps its mode.
+    for args in [&["image", "-o"][..], &["backup"]] {
+        let file = dir.path().join("old");
+        fs::write(&file, "old").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        let output = bcache(&[args, &[text(&file)]].concat(), std::slice::from_ref(&cache));
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        let meta = fs::metadata(&file).unwrap();
+        assert!(meta.permissions().mode() & 0o777 == 0o640 && fs::read(&file).unwrap() != b"old");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "something is left beside them");
+}
+
+/// Programs that take several devices, and what cannot be one set: named, and nothing is written.
+#[test]
+fn devices_that_cannot_be_meant_are_named_and_nothing_is_written() {
+    let dir = paths::scratch().unwrap();
+    let (cache, backing) = set(dir.path());
+    let (twin, clone) = (dir.path().join("twin"), dir.path().join("clone"));
+    symlink("cache.img", &twin).unwrap();
+    fs::copy(&cache, &clone).unwrap();
+    let two = Set::open("two-backing-flash").unwrap();
+    let foreign = dir.path().join("foreign");
+    fs::copy(two.path("cache.img"), &foreign).unwrap();
+    let out = dir.path().join("out");
+    let before = (fs::read(&cache).unwrap(), fs::read(&backing).unwrap());
+    let missing = dir.path().join("missing");
+    let folder = dir.path().to_owned();
+    for (what, devices) in [
+        ("twice", vec![cache.clone(), twin, backing.clone()]),
+        ("a clone", vec![cache.clone(), clone, backing.clone()]),
+        ("of another set", vec![foreign, backing.clone()]),
+        ("not there", vec![missing, backing.clone()]),
+        ("a folder", vec![folder, backing.clone()]),
+    ] {
+        for args in [
+            &["fsck", "-n"][..],
+            &["fsck", "-y"],
+            &["flush"],
+            &["export", "-o", text(&out)],
+            &["salvage", "-o", text(&out)],
+        ] {
+            let output = bcache(args, &devices);
+            assert_eq!(output.status.code(), Some(8), "{what}: {args:?}: {output:?}");
+            assert!(!output.stderr.is_empty(), "{what}: {args:?}");
+        }
+    }
+    assert!(before == (fs::read(&cache).unwrap(), fs::read(&backing).unwrap()) && !out.exists());
+    // Files that are no undo file, or not all of one.
+    write(&cache, 4096 + 200, &[0xff; 4]);
+    let undo = dir.path().join("undo");
+    let devices = [cache.clone(), backing.clone()];
+    assert_eq!(bcache(&["fsck", "-y", "--undo", text(&undo)], &devices).status.code(), Some(1));
+    let whole = fs::read(&undo).unwrap();
+    let repaired = fs::read(&cache).unwrap();
+    let mut changed = whole.clone();
+    changed[whole.len() / 2] ^= 1;
+    for bytes in [&b"no undo file"[..], b"", &whole[..whole.len() - 9], &changed] {
+        fs::write(&undo, bytes).unwrap();
+        let output = bcache(&["undo", text(&undo)], &[]);
+        assert_eq!(output.status.code(), Some(8), "{output:?}");
+        let output = bcache(&["restore", text(&undo)], std::slice::from_ref(&cache));
+        assert_eq!(output.status.code(), Some(8), "{output:?}");
+    }
+    fs::write(&undo, &whole).unwrap();
+    let twice = bcache(&["undo", text(&undo)], &[cache.clone(), cache.clone(), backing]);
+    assert_eq!(twice.status.code(), Some(8), "{twice:?}");
+    assert!(fs::read(&cache).unwrap() == repaired);
+    assert_eq!(bcache(&["undo", text(&undo)], &[]).status.code(), Some(0));
+}
+
+#[test]
+fn an_export_of_a_damaged_set_is_what_a_repair_would_leave() {
+    // A flipped bit of the superblock, the journal gone, the first leaf lost.
+    for damage in ["bit", "journal", "leaf"] {
+        let dir = paths::scratch().unwrap();
+        let (cache, backing) = set(dir.path());
+        let devices = [cache.clone(), backing];
+        let nodes = bcache(&["dump", "btree"], std::slice::from_ref(&cache));
+        let nodes = String::from_utf8(nodes.stdout).unwrap();
+        let leaf = nodes.lines().find(|line| line.contains("leaf")).unwrap();
+        let leaf: u64 =
+            leaf.split("bucket ").nth(1).unwrap().split([',', ':', ' ']).next().unwrap().parse().unwrap();
+        match damage {
+            "bit" => {
+                let byte = fs::read(&cache).unwrap()[4096 + 200];
+                write(&cache, 4096 + 200, &[byte ^ 4]);
+            }
+            "journal" => write(&cache, 65536, &vec![0; 8 * 65536]),
+            _ => write(&cache, leaf * 65536, &vec![0xff; 65536]),
+        }
+        let before = fs::read(&cache).unwrap();
+        let (direct, repaired) = (dir.path().join("direct"), dir.path().join("repaired"));
+        let export = bcache(&["export", "-o", text(&direct)], &devices);
+        let said = String::from_utf8_lossy(&export.stderr).into_owned();
+        let lost = said.contains("lost, or not in its newest state");
+        assert_eq!(export.status.code(), Some(i32::from(lost)), "{damage}: {said}");
+        assert!(lost == (damage == "leaf") || damage == "journal", "{damage}: {said}");
+        assert!(fs::read(&cache).unwrap() == before);
+        let undo = dir.path().join("undo");
+        let repair = bcache(&["fsck", "-y", "--undo", text(&undo)], &devices);
+        assert_eq!(repair.status.code(), Some(1), "{repair:?}");
+        assert!(bcache(&["export", "-o", text(&repaired)], &devices).status.success());
+        assert!(fs::read(&direct).unwrap() == fs::read(&repaired).unwrap(), "{damage}: it differs");
+    }
 }
 
 #[test]
@@ -88,6 +233,15 @@ fn exit_codes_stay_when_the_reader_goes_away() {
     assert_eq!(gone(&["fsck", "-y", "--undo", text(&dir.path().join("undo"))]), Some(1));
     assert_eq!(gone(&["fsck", "-n"]), Some(0));
     assert_eq!(gone(&["export", "-o", "-"]), Some(1), "a part of an export is none");
+    let closed = |args: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("exec \"$0\" {args} \"$@\" >&-")]);
+        shell.arg(paths::program("bcache").unwrap()).args([&cache, &backing]);
+        shell.status().unwrap().code()
+    };
+    assert_eq!(closed("export -o -"), Some(1), "nobody has it");
+    assert_eq!(closed("backup -"), Some(1), "nobody has it");
+    assert_eq!(closed("fsck -n"), Some(0));
 }
 
 #[test]
@@ -103,7 +257,7 @@ fn undo_refuses_a_set_that_was_used_and_goes_on_after_a_crash() {
     // Whatever uses a set writes a journal entry: here somewhere in a journal bucket that the repair did not touch.
     write(&cache, 3 * 65536 + 40_000, b"an entry");
     let refused = bcache(&["undo", text(&undo)], &[]);
-    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(8), "{refused:?}");
     fs::write(&cache, &repaired).unwrap();
     // Under other names, in any order.
     let (c, b) = (dir.path().join("c"), dir.path().join("b"));
@@ -129,7 +283,7 @@ fn a_superblock_comes_back_from_a_backup() {
     assert!(bcache(&["backup", text(&kept)], &[cache.clone(), backing.clone()]).status.success());
     let whole = fs::read(&cache).unwrap();
     let refused = bcache(&["restore", text(&kept)], std::slice::from_ref(&cache));
-    assert_eq!(refused.status.code(), Some(1), "a sound one stays: {refused:?}");
+    assert_eq!(refused.status.code(), Some(8), "a sound one stays: {refused:?}");
     write(&cache, 4096, &[0; 4096]);
     let done = bcache(&["restore", text(&kept)], &[cache.clone(), backing.clone()]);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
@@ -141,7 +295,7 @@ fn a_superblock_comes_back_from_a_backup() {
     other[4086..4096].copy_from_slice(b"SWAPSPACE2");
     fs::write(&cache, &other).unwrap();
     let refused = bcache(&["restore", text(&kept)], &[cache.clone(), backing]);
-    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(8), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("swap"), "{refused:?}");
     assert!(fs::read(&cache).unwrap() == other);
 }

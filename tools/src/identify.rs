@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use bcache_engine::fsck::image::{MARK, MARK_AT, MARKED};
 use bcache_format::superblock::{BackingState, SB_BYTES, SB_OFFSET, Superblock};
 use nix::sys::stat::{major, minor};
 use uuid::Uuid;
@@ -61,6 +62,11 @@ pub fn identify(path: &Path) -> Result<Part> {
     let sb = Superblock::parse(&block).map_err(|error| {
         anyhow::anyhow!("{}: not a usable bcache device: {}", path.display(), error.at(SB_OFFSET))
     })?;
+    let mut mark = [0; MARK.len()];
+    file.read_exact_at(&mut mark, MARK_AT).with_context(name)?;
+    if mark == MARK {
+        bail!("{}: {MARKED}", path.display());
+    }
     Part::of(path, &sb)
 }
 

@@ -10,6 +10,7 @@ pub mod expose;
 pub mod frontend;
 pub mod hold;
 pub mod identify;
+pub mod in_use;
 pub mod kernel;
 pub mod log;
 pub mod make;

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A request to device-mapper. `buf` begins with `struct dm_ioctl`, whose length field must not exceed its own length;
@@ -94,6 +95,27 @@ impl Semaphore {
         // SAFETY: no memory is involved in this command.
         unsafe { libc::semctl(self.0, 0, libc::IPC_RMID) };
     }
+}
+
+/// Whether standard output was open when this process began.
+static STDOUT: AtomicBool = AtomicBool::new(true);
+
+extern "C" fn look_at_stdout() {
+    // SAFETY: no memory is involved.
+    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
+    STDOUT.store(flags >= 0, Ordering::Relaxed);
+}
+
+// SAFETY: the loader calls what is in this section before `main`; the function needs nothing that is set up later. Later
+// would be too late: the standard library opens /dev/null where a standard descriptor is closed.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
+
+/// Whether standard output was open when this process began. What is written to a closed one goes nowhere, without an error.
+#[must_use]
+pub fn stdout_was_open() -> bool {
+    STDOUT.load(Ordering::Relaxed)
 }
 
 /// Closes all descriptors but the first three, whoever left them to us.

@@ -11,6 +11,8 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{major, minor};
 use thiserror::Error as ThisError;
 
+use crate::in_use::{loop_of, patiently};
+
 /// Why a device cannot be formatted.
 #[derive(Debug, ThisError)]
 pub enum Error {
@@ -72,15 +74,21 @@ impl Target {
             // Of a block device this asks for what a mount would also ask for.
             options.custom_flags(OFlag::O_EXCL.bits());
         }
-        let file = options.open(path).map_err(|error| match error.kind() {
+        if let Some(device) = loop_of(&meta) {
+            return Err(Error::InUse(path.to_path_buf(), format!(" by {}", device.display())));
+        }
+        let take = || {
+            let file = options.open(path)?;
+            if block {
+                lock(&file, true)?;
+            }
+            let busy = |_| io::Error::from(io::ErrorKind::ResourceBusy);
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(busy)
+        };
+        let mut file = patiently(take).map_err(|error| match error.kind() {
             io::ErrorKind::ResourceBusy => Error::InUse(path.to_path_buf(), String::new()),
             _ => open(error),
         })?;
-        let in_use = || Error::InUse(path.to_path_buf(), String::new());
-        if block {
-            lock(&file, true).map_err(|_| in_use())?;
-        }
-        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| in_use())?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(io)?;
         let logical_block = sysfs.as_deref().map_or(Ok(512), logical_block).map_err(io)?;
         // Of a file the original takes the file system's block; what is beyond a page no kernel would take.

@@ -22,6 +22,8 @@ pub const MAGIC: &[u8] = b"ubcache image 1\n";
 pub const MARK_AT: u64 = 512;
 /// What it says there.
 pub const MARK: &[u8] = b"ubcache metadata only, no data\n";
+/// Why such a device is refused wherever its data would count.
+pub const MARKED: &str = "a metadata image, or made of one: it has none of the data";
 
 /// A device that remembers what was read of it.
 struct Recorder {

@@ -3,6 +3,7 @@
 use super::superblock::StoredSuperblock;
 use crate::dev::{BlockDev, Buf, DevError, DevOp, Shared};
 use crate::error::{Error, Result};
+use crate::fsck::image::{MARK, MARK_AT, MARKED};
 use bcache_format::magic::SetMagic;
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET, Superblock};
 use bcache_format::{Geometry, Problem};
@@ -174,6 +175,11 @@ pub async fn read_superblock(dev: &Rc<dyn BlockDev>) -> Result<(Superblock, Vec<
     };
     let sb = Superblock::parse(&block).map_err(refuse)?;
     sb.check_device(geometry.bytes, geometry.logical_block).map_err(refuse)?;
+    // One that cannot be read there has no mark.
+    let page = dev.read(0, Buf::recycled(SB_OFFSET as usize)).await;
+    if page.is_ok_and(|page| page.get(MARK_AT as usize..).is_some_and(|rest| rest.starts_with(MARK))) {
+        return Err(Error::refused(format!("{}: {MARKED}", dev.name())));
+    }
     Ok((sb, block.to_vec()))
 }
 

@@ -1,17 +1,16 @@
 //! `bcache backup` and `bcache restore`: superblocks kept in a file, and brought back.
 
-use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use bcache_engine::fsck::backup;
 use bcache_engine::fsck::repair::{WriteAt, apply};
 
-use super::devices::{Access, InUse, open, open_for};
-use super::{Out, Outcome};
+use super::devices::{Access, InUse, each_once, open, open_for};
+use super::output::{Output, Readers};
+use super::{BadInput, Out, Outcome};
 
 /// Keep the superblocks of devices in a file, for `bcache restore`
 ///
@@ -20,7 +19,7 @@ use super::{Out, Outcome};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  bcache backup set.bcbackup /dev/sdb /dev/nvme0n1")]
 pub struct BackupArgs {
-    /// The file to write; it must not exist yet
+    /// The file to write; `-` is standard output
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The devices
@@ -54,31 +53,36 @@ pub struct RestoreArgs {
 
 /// Keeps.
 pub fn backup(args: BackupArgs, out: &mut Out) -> Outcome {
+    each_once(&args.devices)?;
     let mut devices = Vec::new();
     for path in &args.devices {
         devices.push(open(path, InUse::Allow)?);
     }
     let bytes = backup::save(&devices)?;
     let name = || args.file.display().to_string();
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.file).with_context(name)?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).with_context(name)?;
-    writeln!(out, "{} superblocks kept in {}", devices.len(), name())?;
+    Output::create(&args.file, &args.devices, Readers::Owner, out)?.write_whole(&bytes).with_context(name)?;
+    if args.file != Path::new("-") {
+        writeln!(out, "{} superblocks kept in {}", devices.len(), name())?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Brings back.
 pub fn restore(args: RestoreArgs, out: &mut Out) -> Outcome {
     let name = || args.file.display().to_string();
-    let kept = backup::load(&std::fs::read(&args.file).with_context(name)?).with_context(name)?;
+    let bad = |what: String| BadInput(format!("{}: {what}", name()));
+    let bytes = std::fs::read(&args.file).map_err(|error| bad(error.to_string()))?;
+    let kept = backup::load(&bytes).map_err(|error| bad(error.to_string()))?;
+    each_once(std::iter::once(&args.device).chain(&args.others))?;
     let mut found = crate::signature::find(&args.device)?;
     found.retain(|one| one.kind != "bcache");
     if let Some(one) = found.first().filter(|_| !args.force) {
-        bail!(
+        return Err(BadInput(format!(
             "{}: it carries the signature of {}: another disk, perhaps; --force writes to it all the same",
             args.device.display(),
             one.kind
-        );
+        ))
+        .into());
     }
     let (device, writable) = open_for(&args.device, InUse::Refuse, Access::Write)?;
     let Some(writable) = writable else { bail!("{}: cannot be written", args.device.display()) };
@@ -86,7 +90,8 @@ pub fn restore(args: RestoreArgs, out: &mut Out) -> Outcome {
     for path in &args.others {
         others.push(open(path, InUse::Refuse)?);
     }
-    let plan = backup::restore(&kept, &device, args.uuid, &others)?;
+    let plan = backup::restore(&kept, &device, args.uuid, &others);
+    let plan = plan.map_err(|refused| BadInput(refused.to_string()))?;
     apply(&plan, &[(writable.name(), &writable as &dyn WriteAt)])?;
     writeln!(out, "{}: its superblock is as it was when it was kept", args.device.display())?;
     writeln!(out, "next: bcache fsck -n with all devices of the set")?;

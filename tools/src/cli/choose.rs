@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
-use bcache_engine::fsck::view::{Backing, Content, Devices, Refusal, SetView, set};
-use bcache_engine::fsck::{Finding, Options, Severity, check};
+use anyhow::{Context, Result, anyhow, bail};
+use bcache_engine::fsck::salvage::not_known;
+use bcache_engine::fsck::view::{Backing, Content, Device, Devices, Refusal, SetView, set};
+use bcache_engine::fsck::{Finding, Options, Severity, check, repair};
 use bcache_format::superblock::BackingState;
+use bcache_format::{Pos, Sectors};
+
+use super::{BadInput, memory};
 
 /// What `--of` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,23 +66,41 @@ impl Opened {
         Ok(Self { devices, set })
     }
 
-    /// Refuses a set that a check finds anything wrong with: some damage is of the kind that gives wrong content and
-    /// nothing else, in Linux too.
-    pub fn must_be_sound(&self) -> Result<()> {
-        if self.set.is_none() {
-            return Ok(());
-        }
-        let caches = self.devices.caches.iter().map(|cache| cache.device.clone());
-        let backings = self.devices.backings.iter().map(|backing| backing.device.clone());
-        let checked = check(caches.chain(backings), Options::default());
-        match checked.findings.iter().find(|finding| finding.severity() > Severity::Harmless) {
-            None => Ok(()),
-            Some(Finding { kind, device, byte, detail, .. }) => {
-                bail!(
-                    "{device}: {kind} at byte {byte}: {detail}; see `bcache fsck -n` with all devices of the set"
-                )
+    /// The set as it is, or, where it is damaged, as a repair would leave it; with the keys that are lost then, or whose
+    /// newest state is. The repair is made in memory.
+    pub fn best(devices: &[Device], of: Option<&Of>) -> Result<(Self, Vec<(Pos, Pos)>)> {
+        let open = |devices: &[Device]| -> Result<Self, Refusal> {
+            Self::new(Devices::open(devices.iter().cloned())?, of)
+        };
+        let (opened, refused) = match open(devices) {
+            Ok(opened) if opened.set.is_none() => return Ok((opened, Vec::new())),
+            Ok(opened) => (Some(opened), None),
+            Err(refusal @ (Refusal::Fault(_) | Refusal::NotSync(_) | Refusal::Unknown { .. })) => {
+                (None, Some(refusal))
             }
+            Err(refusal) => return Err(BadInput(refusal.to_string()).into()),
+        };
+        let checked = check(devices.iter().cloned(), Options::default());
+        let worst = checked.findings.iter().find(|finding| finding.severity() > Severity::Harmless);
+        let Some(Finding { kind, device, byte, detail, .. }) = worst else {
+            return match (opened, refused) {
+                (Some(opened), _) => Ok((opened, Vec::new())),
+                (None, Some(refusal)) => Err(BadInput(refusal.to_string()).into()),
+                (None, None) => bail!("nothing to read"),
+            };
+        };
+        let found = format!("{device}: {kind} at byte {byte}: {detail}");
+        if checked.findings.counts.keys().any(|kind| kind.is_choice()) {
+            return Err(BadInput(refused.map_or(found, |refusal| refusal.to_string())).into());
         }
+        memory::suffices(repair::memory(&checked))?;
+        let mut random = || uuid::Uuid::new_v4().as_u64_pair().0;
+        let plan = repair::plan(devices, &checked, &mut random);
+        let plan = plan.map_err(|refused| anyhow!("{found}; {refused}"))?;
+        let repaired = plan.simulate(devices, usize::MAX).context("repairing in memory")?;
+        let opened = open(&repaired).map_err(|refusal| anyhow!("{found}; repaired in memory: {refusal}"))?;
+        let lost = checked.set.as_ref().map(|view| not_known(&checked, view)).unwrap_or_default();
+        Ok((opened, lost))
     }
 
     /// The content of what is meant, with a word for it.
@@ -133,6 +155,19 @@ impl Opened {
         }
         list
     }
+}
+
+/// The sectors of a device's content, which begins at `offset` and has so many, that are in ranges of keys.
+pub fn sectors_of(ranges: &[(Pos, Pos)], slot: u32, offset: Sectors, sectors: u64) -> Vec<(u64, u64)> {
+    let inside = |(from, to): &(Pos, Pos)| {
+        if slot < from.inode || to.inode < slot {
+            return None;
+        }
+        let from = if from.inode < slot { 0 } else { from.offset.saturating_sub(offset.0) };
+        let to = if slot < to.inode { sectors } else { to.offset.saturating_sub(offset.0).min(sectors) };
+        (from < to).then_some((from, to))
+    };
+    ranges.iter().filter_map(inside).collect()
 }
 
 fn is_called(backing: &Backing, name: &str) -> bool {

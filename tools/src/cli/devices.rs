@@ -1,20 +1,24 @@
 //! Opening the devices a command line names: for reading, or for writing where that is asked for.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use bcache_engine::dev::lock;
-use bcache_engine::fsck::image::{MARK, MARK_AT};
+use bcache_engine::fsck::image::{MARK, MARK_AT, MARKED};
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
+
+use super::BadInput;
+use crate::in_use::{loop_of, patiently};
 
 /// Whether a device that somebody uses is opened all the same: a block device that a mount, device-mapper, bcache or
 /// an engine has, an image file that another of these programs has.
@@ -128,17 +132,18 @@ pub fn open(path: &Path, in_use: InUse) -> Result<Device> {
 /// Opens one device, and tells how to write to it when that is asked for.
 pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, Option<Writable>)> {
     let name = path.display().to_string();
-    let kind = std::fs::metadata(path).with_context(|| name.clone())?.file_type();
+    let meta = std::fs::metadata(path).map_err(|error| bad(format!("{name}: {error}")))?;
+    let kind = meta.file_type();
     if !kind.is_file() && !kind.is_block_device() {
-        bail!("{name}: neither a block device nor a file");
+        return Err(bad(format!("{name}: neither a block device nor a file")));
     }
     if kind.is_file()
         && let Some(image) = super::image::unpack(path)?
     {
         if access == Access::Write {
-            bail!(
+            return Err(bad(format!(
                 "{name}: a metadata image cannot be written; `bcache image --restore` makes a device of it"
-            );
+            )));
         }
         return Ok((Arc::new(image), None));
     }
@@ -147,16 +152,28 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     if kind.is_block_device() && in_use == InUse::Refuse {
         options.custom_flags(OFlag::O_EXCL.bits());
     }
-    let told = |error: io::Error| match error.kind() {
-        io::ErrorKind::ResourceBusy => {
-            anyhow!("{name}: in use; stop the cache set or unmount the device first")
+    if in_use == InUse::Refuse
+        && let Some(device) = loop_of(&meta)
+    {
+        return Err(bad(format!("{name}: in use, {} shows it", device.display())));
+    }
+    let take = || {
+        let file = options.open(path)?;
+        if in_use == InUse::Refuse {
+            // The engine locks what it works on, too. The lock goes with the last copy of the descriptor.
+            lock(&file, access == Access::Write)?;
         }
-        _ => anyhow::Error::new(error).context(name.clone()),
+        Ok(file)
     };
-    let file = options.open(path).map_err(told)?;
-    if in_use == InUse::Refuse {
-        // The engine locks what it works on, too. The lock goes with the last copy of the descriptor.
-        lock(&file, access == Access::Write).map_err(told)?;
+    let file = patiently(take).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => {
+            bad(format!("{name}: in use; stop the cache set or unmount the device first"))
+        }
+        _ => bad(format!("{name}: {error}")),
+    })?;
+    // The kernel opens a block device that is read-only for writing all the same.
+    if access == Access::Write && kind.is_block_device() && is_read_only(meta.rdev()) {
+        return Err(bad(format!("{name}: read-only")));
     }
     let holes = file.try_clone()?;
     let writable = match access {
@@ -180,15 +197,44 @@ pub fn must_have_data(devices: &Devices) -> Result<()> {
 pub fn each_has_data<'d>(devices: impl IntoIterator<Item = &'d Device>) -> Result<()> {
     match devices.into_iter().find(|device| device.is_metadata_only()) {
         None => Ok(()),
-        Some(device) => bail!("{}: a metadata image, or made of one: it has none of the data", device.name()),
+        Some(device) => bail!("{}: {MARKED}", device.name()),
     }
+}
+
+fn bad(what: String) -> anyhow::Error {
+    BadInput(what).into()
+}
+
+fn is_read_only(device: u64) -> bool {
+    let path = format!("/sys/dev/block/{}:{}/ro", major(device), minor(device));
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+}
+
+/// Refuses one device under two names, also a file beside the loop device that shows it.
+pub fn each_once<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Result<()> {
+    let mut seen: Vec<(Vec<(u64, u64)>, &PathBuf)> = Vec::new();
+    for path in paths {
+        let meta = std::fs::metadata(path).map_err(|error| bad(format!("{}: {error}", path.display())))?;
+        let identity = |meta: &Metadata| match meta.file_type().is_block_device() {
+            true => (u64::MAX, meta.rdev()),
+            false => (meta.dev(), meta.ino()),
+        };
+        let shown = loop_of(&meta).and_then(|device| std::fs::metadata(device).ok());
+        let here: Vec<_> = std::iter::once(&meta).chain(&shown).map(identity).collect();
+        if let Some((_, other)) = seen.iter().find(|(there, _)| there.iter().any(|one| here.contains(one))) {
+            return Err(bad(format!("{} and {} are the same device", other.display(), path.display())));
+        }
+        seen.push((here, path));
+    }
+    Ok(())
 }
 
 /// Opens devices in any order and tells them apart by their superblocks.
 pub fn open_all(paths: &[PathBuf], in_use: InUse) -> Result<Devices> {
+    each_once(paths)?;
     let mut devices = Devices::default();
     for path in paths {
-        devices.push(open(path, in_use)?)?;
+        devices.push(open(path, in_use)?).map_err(|fault| bad(fault.to_string()))?;
     }
     Ok(devices)
 }

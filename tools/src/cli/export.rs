@@ -6,14 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bcache_engine::fsck::view::{Content, Piece};
 use bcache_format::SECTOR_SIZE;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::choose::{Of, Opened};
-use super::devices::{InUse, must_have_data, open_all};
-use super::output::Output;
+use super::choose::{Of, Opened, sectors_of};
+use super::devices::{InUse, each_has_data, each_once, open};
+use super::output::{Output, Readers, finish_standard};
 use super::{Out, Outcome};
 
 /// Bytes read and written at a time.
@@ -24,8 +24,9 @@ const HOLE: usize = 4096;
 /// Write out what a reader of a cached device or flash-only volume would see right now
 ///
 /// The journal is replayed in memory and the cache's extents, dirty and clean, are laid over the backing device.
-/// Nothing on the devices is changed. A set that cannot be trusted is refused with the reason. Sectors that cannot be read
-/// become zeros, are listed, and make the exit code 1.
+/// Nothing on the devices is changed. A damaged set is read as `bcache fsck -y` would leave it; what is lost by that is
+/// listed, and so are sectors that cannot be read, which become zeros. Either makes the exit code 1. What cannot be put
+/// together is refused with the reason.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache export -o disk.img /dev/sdb /dev/nvme0n1\n  \
     bcache export -o - --of volume:0 cache.img | sha256sum")]
@@ -43,40 +44,46 @@ pub struct Args {
 
 /// Exports.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
-    let devices = open_all(&args.devices, InUse::Refuse)?;
-    must_have_data(&devices)?;
-    let opened = Opened::new(devices, args.of.as_ref())?;
-    let (name, content) = opened.content(args.of.as_ref())?;
-    opened.must_be_sound()?;
-    let progress = progress(&name, content.bytes);
-    let bad;
-    if args.output == Path::new("-") {
-        if out.get_ref().is_terminal() {
-            bail!("standard output is a terminal; name a file with -o");
-        }
-        bad = copy_around(&content, &mut Stream(&mut *out), &progress)?;
-        out.flush()?;
-        if out.get_ref().is_gone() {
-            bail!("standard output: its reader went away before the end");
-        }
-    } else {
-        let name = || args.output.display().to_string();
-        match Output::create(&args.output, &args.devices)? {
-            Output::Stream(file) => {
-                bad = copy_around(&content, &mut Stream(file), &progress).with_context(name)?;
-            }
-            Output::File(partial) => {
-                partial.file().set_len(content.bytes).with_context(name)?;
-                bad = copy_around(&content, &mut Sparse(partial.file()), &progress).with_context(name)?;
-                partial.finish().with_context(name)?;
-            }
-        }
+    each_once(&args.devices)?;
+    let mut devices = Vec::new();
+    for path in &args.devices {
+        devices.push(open(path, InUse::Refuse)?);
     }
+    each_has_data(&devices)?;
+    let (opened, lost) = Opened::best(&devices, args.of.as_ref())?;
+    let (name, content) = opened.content(args.of.as_ref())?;
+    let output = Output::create(&args.output, &args.devices, Readers::All, out)?;
+    let progress = progress(&name, content.bytes);
+    let to = || match args.output == Path::new("-") {
+        true => "standard output".to_owned(),
+        false => args.output.display().to_string(),
+    };
+    let bad = match output {
+        Output::Standard(out) => {
+            let bad = copy_around(&content, &mut Stream(&mut *out), &progress).with_context(to)?;
+            finish_standard(out).with_context(to)?;
+            bad
+        }
+        Output::Stream(file) => copy_around(&content, &mut Stream(file), &progress).with_context(to)?,
+        Output::File(partial) => {
+            partial.file().set_len(content.bytes).with_context(to)?;
+            let bad = copy_around(&content, &mut Sparse(partial.file()), &progress).with_context(to)?;
+            partial.finish().with_context(to)?;
+            bad
+        }
+    };
     progress.finish_and_clear();
     for (from, to) in &bad {
         writeln!(std::io::stderr(), "cannot be read, zeros instead: sectors {from}..{to} of {name}")?;
     }
-    Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let lost = match content.slot() {
+        Some(slot) => sectors_of(&lost, slot, content.data_offset, content.bytes / SECTOR_SIZE),
+        None => Vec::new(),
+    };
+    for (from, to) in &lost {
+        writeln!(std::io::stderr(), "lost, or not in its newest state: sectors {from}..{to} of {name}")?;
+    }
+    Ok(if bad.is_empty() && lost.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Where content goes, in order and without gaps.
@@ -85,7 +92,7 @@ pub(super) trait Sink {
     fn zeros(&mut self, bytes: u64) -> std::io::Result<()>;
 }
 
-struct Stream<W>(W);
+pub(super) struct Stream<W>(pub(super) W);
 
 impl<W: Write> Sink for Stream<W> {
     fn data(&mut self, _: u64, bytes: &[u8]) -> std::io::Result<()> {

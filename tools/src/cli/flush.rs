@@ -4,14 +4,15 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bcache_engine::fsck::flush::{Flush, Left};
+use bcache_engine::fsck::Kind;
+use bcache_engine::fsck::flush::{Flush, FlushError, Left};
 use bcache_engine::fsck::repair::{WriteAt, apply};
 use bcache_format::Sectors;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::devices::{Access, InUse, each_has_data, open_for};
-use super::{Out, Outcome, memory};
+use super::devices::{Access, InUse, each_has_data, each_once, open_for};
+use super::{BadInput, Out, Outcome, memory};
 
 /// Write all dirty data to the backing devices, which are clean and complete afterwards
 ///
@@ -31,6 +32,7 @@ pub struct Args {
 
 /// Flushes.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
+    each_once(&args.devices)?;
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
     for path in &args.devices {
         let access = if args.dry_run { Access::Read } else { Access::Write };
@@ -39,7 +41,13 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         writable.extend(write);
     }
     each_has_data(&devices)?;
-    let flush = Flush::new(&devices)?;
+    let flush = Flush::new(&devices).map_err(|error| match &error {
+        FlushError::NoCache => BadInput(error.to_string()).into(),
+        FlushError::Findings(kind, _) if Kind::from_id(kind).is_some_and(Kind::is_choice) => {
+            BadInput(error.to_string()).into()
+        }
+        _ => anyhow::Error::new(error),
+    })?;
     let mut total = 0;
     for target in flush.targets() {
         let size = ByteSize::b(Sectors(target.dirty).bytes()).display().iec();

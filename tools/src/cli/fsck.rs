@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::canceled::Canceled;
-use super::devices::{Access, InUse, Writable, open_for};
+use super::devices::{Access, InUse, Writable, each_once, open_for};
 use super::{Out, Outcome, memory};
 use crate::raw;
 
@@ -125,6 +125,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let canceled = Canceled::exits(CANCELED);
     let mode = args.mode();
     let writes = mode != Mode::Look && !args.dry_run;
+    each_once(&args.devices)?;
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
     for path in &args.devices {
         let access = if writes { Access::Write } else { Access::Read };
@@ -235,8 +236,11 @@ fn keep_old(args: &Args, plan: &Plan, devices: &[Device]) -> Result<PathBuf> {
 /// A new file that outlives a crash, its name included. Only its owner may read it: it has parts of devices.
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
+    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+        // A part of it would put back a part.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(dir)?.sync_all()
 }

@@ -1,8 +1,6 @@
 //! `bcache image`: the metadata of a device in a small file.
 
-use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,6 +9,8 @@ use bcache_engine::fsck::image::{Image, MAGIC, MARK, MARK_AT, take};
 use bcache_engine::fsck::view::ReadAt;
 
 use super::devices::{InUse, open};
+use super::export::{Sink, Sparse, Stream};
+use super::output::{Output, Readers, finish_standard};
 use super::{Out, Outcome};
 
 /// Metadata that an image may unpack to: more than the largest cache has, less than what stops a machine.
@@ -28,7 +28,7 @@ pub struct Args {
     /// Make a sparse image of a metadata image
     #[arg(long)]
     restore: bool,
-    /// The file to write; it must not exist yet
+    /// The file to write; `-` is standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// The device, or with --restore the metadata image
@@ -38,35 +38,61 @@ pub struct Args {
 
 /// Saves, or restores.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
-    let file = || {
-        let file = OpenOptions::new().write(true).create_new(true).open(&args.output);
-        file.with_context(|| args.output.display().to_string())
-    };
+    let name = || args.output.display().to_string();
+    let reads = std::slice::from_ref(&args.device);
+    let readers = Readers::All;
     if args.restore {
         let Some(image) = unpack(&args.device)? else {
             bail!("{}: not a metadata image", args.device.display());
         };
-        let file = file()?;
-        file.set_len(image.size())?;
-        for (byte, bytes) in image.ranges() {
-            file.write_all_at(bytes, byte)?;
+        match Output::create(&args.output, reads, readers, out)? {
+            Output::Standard(out) => {
+                restore(&image, &mut Stream(&mut *out))
+                    .and_then(|()| finish_standard(out))
+                    .with_context(name)?;
+            }
+            Output::Stream(file) => restore(&image, &mut Stream(file)).with_context(name)?,
+            Output::File(partial) => {
+                partial.file().set_len(image.size()).with_context(name)?;
+                restore(&image, &mut Sparse(partial.file())).with_context(name)?;
+                partial.finish().with_context(name)?;
+            }
         }
-        // What is not metadata reads as zeros, and must not be taken for anybody's data.
-        file.write_all_at(MARK, MARK_AT)?;
-        file.sync_all()?;
         return Ok(ExitCode::SUCCESS);
     }
     // Of a device that is written to, what is read is of no single moment.
-    let image = take(&open(&args.device, InUse::Refuse)?);
+    let device = open(&args.device, InUse::Refuse)?;
+    let output = Output::create(&args.output, reads, readers, out)?;
+    let image = take(&device);
     let packed =
         ruzstd::encoding::compress_to_vec(image.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
-    let mut file = file()?;
-    file.write_all(MAGIC)?;
-    file.write_all(&packed)?;
-    file.sync_all()?;
-    let bytes = MAGIC.len() + packed.len();
-    writeln!(out, "{} bytes of metadata in {bytes}", image.len())?;
+    let bytes = [MAGIC, packed.as_slice()].concat();
+    output.write_whole(&bytes).with_context(name)?;
+    if args.output != Path::new("-") {
+        writeln!(out, "{} bytes of metadata in {}", image.len(), bytes.len())?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes out what the image has. What is not metadata reads as zeros, and must not be taken for anybody's data: the
+/// mark says so.
+fn restore(image: &Image, sink: &mut dyn Sink) -> std::io::Result<()> {
+    let marked = MARK_AT..MARK_AT + MARK.len() as u64;
+    let mut at = 0;
+    let zeros = |sink: &mut dyn Sink, from: u64, to: u64| -> std::io::Result<()> {
+        if from <= marked.start && marked.end <= to {
+            sink.zeros(marked.start - from)?;
+            sink.data(marked.start, MARK)?;
+            return sink.zeros(to - marked.end);
+        }
+        sink.zeros(to - from)
+    };
+    for (byte, bytes) in image.ranges() {
+        zeros(sink, at, byte)?;
+        sink.data(byte, bytes)?;
+        at = byte + bytes.len() as u64;
+    }
+    zeros(sink, at, image.size().max(at))
 }
 
 /// The metadata image in a file; nothing when the file is something else.

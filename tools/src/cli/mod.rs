@@ -75,6 +75,11 @@ impl Stdout<'_> {
     pub const fn is_gone(&self) -> bool {
         self.gone
     }
+    /// Whether it was closed when the program began: what is written goes nowhere.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        !crate::raw::stdout_was_open()
+    }
     /// Whether it is a terminal.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
@@ -108,6 +113,11 @@ impl Write for Stdout<'_> {
 /// Standard output, buffered.
 pub type Out<'a> = BufWriter<Stdout<'a>>;
 
+/// What was named cannot be what is meant, or cannot be had: exit code 8, as fsck(8) has it for what did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
+
 /// How a program ends: with an exit code, or with an error that is printed as one line before exit code 1.
 pub type Outcome = anyhow::Result<ExitCode>;
 
@@ -129,7 +139,8 @@ pub fn main<P: Parser>(run: fn(P, &mut Out) -> Outcome) -> ExitCode {
         Err(error) => {
             // Standard error may be gone too; there is nowhere left to say so.
             let _ = writeln!(io::stderr(), "{program}: {error:#}");
-            if is_fsck(&program) { ExitCode::from(fsck::OPERATION) } else { ExitCode::FAILURE }
+            let operation = is_fsck(&program) || error.downcast_ref::<BadInput>().is_some();
+            if operation { ExitCode::from(fsck::OPERATION) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -15,10 +15,10 @@ use bcache_format::{Bkey, SECTOR_SIZE, Sectors};
 use serde_json::json;
 
 use super::choose::Of;
-use super::devices::{Access, InUse, Writable, each_has_data, open_for};
+use super::devices::{Access, InUse, Writable, each_has_data, each_once, open_for};
 use super::export::{Sparse, copy_around, progress};
-use super::output::Output;
-use super::{Out, Outcome};
+use super::output::{Output, Readers};
+use super::{BadInput, Out, Outcome};
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
@@ -86,6 +86,7 @@ impl Base<'_> {
 
 /// Salvages.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
+    each_once(args.devices.iter().chain(&args.to))?;
     let mut devices = Vec::new();
     for path in &args.devices {
         devices.push(open_for(path, InUse::Refuse, Access::Read)?.0);
@@ -106,7 +107,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     bar.finish_and_clear();
     let Some(cache) = &checked.cache else { bail!("no cache was named") };
     if let Some(choice) = checked.findings.iter().find(|finding| finding.kind.is_choice()) {
-        bail!("{}: {}", choice.device, choice.detail);
+        return Err(BadInput(format!("{}: {}", choice.device, choice.detail)).into());
     }
     let found = Salvage::of(&checked).map_err(|refused| anyhow!("{}: {refused}", cache.name))?;
     let (slot, base) = choose(&args, &found, &checked.backings)?;
@@ -119,7 +120,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let keys_to_write: Vec<Bkey> =
         keys.iter().filter(|(_, belief)| wanted(*belief)).map(|(key, _)| *key).collect();
     let lost = match (&args.output, &writable) {
-        (Some(output), _) => image(output, &args.devices, &found, &base, &keys_to_write)?,
+        (Some(output), _) => image(output, &args.devices, &found, &base, &keys_to_write, out)?,
         (None, Some(device)) => lay(&found, &keys_to_write, Sectors(0), &base, device)?,
         (None, None) => bail!("nowhere to write to"),
     };
@@ -178,14 +179,11 @@ fn image(
     found: &Salvage,
     base: &Base<'_>,
     keys: &[Bkey],
+    out: &mut Out,
 ) -> Result<Vec<(u64, u64)>> {
     let name = || output.display().to_string();
-    if output == Path::new("-") {
-        bail!("salvage writes here and there: name a file");
-    }
-    let partial = match Output::create(output, devices)? {
-        Output::File(partial) => partial,
-        Output::Stream(_) => bail!("{}: salvage writes here and there: name a file", name()),
+    let Output::File(partial) = Output::create(output, devices, Readers::All, out)? else {
+        bail!("{}: salvage writes here and there: name a file", name());
     };
     let mut bad = Vec::new();
     let mut offset = Sectors(0);

@@ -5,18 +5,18 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bcache_engine::fsck::repair::undo::{self, Undo};
 use bcache_engine::fsck::repair::{WriteAt, apply};
 
-use super::devices::{Access, InUse, open_for};
-use super::{Out, Outcome};
+use super::devices::{Access, InUse, each_once, open_for};
+use super::{BadInput, Out, Outcome};
 
 /// Put back, byte for byte, what a repair overwrote
 ///
 /// The set must not have been used since: if any of its superblocks or journal buckets, or a sector that the repair
 /// wrote, is not as the repair left it, nothing is written. An undo that was cut off is done again. Devices are known
-/// by the UUIDs in their superblocks.
+/// by the UUIDs in their superblocks. Exit code 8 when nothing is written.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  bcache undo /var/log/bcache-undo-1795352324")]
 pub struct Args {
@@ -31,16 +31,17 @@ pub struct Args {
 /// Puts back.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
     let name = || args.file.display().to_string();
-    let undo = load(&args.file).with_context(name)?;
+    let undo = load(&args.file).map_err(|error| BadInput(format!("{}: {error:#}", name())))?;
     let named = undo.devices.iter().map(|device| PathBuf::from(&*device.name));
     let paths: Vec<PathBuf> = if args.devices.is_empty() { named.collect() } else { args.devices };
+    each_once(&paths)?;
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
     for path in &paths {
         let (device, writes) = open_for(path, InUse::Refuse, Access::Write)?;
         devices.push(device);
         writable.extend(writes);
     }
-    let plan = undo::plan(&undo, &devices)?;
+    let plan = undo::plan(&undo, &devices).map_err(|refused| BadInput(refused.to_string()))?;
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     apply(&plan, &targets)?;
     for write in plan.writes() {

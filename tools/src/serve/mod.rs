@@ -7,7 +7,7 @@ pub mod settings;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::dev::{BlockDev, Counting, Counts, Delay, OpenMode, open};
@@ -17,6 +17,7 @@ use bcache_engine::set::{CacheSet, Device, read_superblock};
 use bcache_engine::settings::SetSettings;
 use bcache_engine::volume::Volume;
 
+use crate::in_use::{PATIENCE, PAUSE, loop_of};
 use settings::Assignment;
 
 /// What a set is started from.
@@ -136,18 +137,13 @@ pub(crate) fn told(error: bcache_engine::Error) -> anyhow::Error {
     anyhow::anyhow!("{error}")
 }
 
-/// How long a device that is in use is waited for: the kernel takes a moment to let go of what a killed server had
-/// in flight, and a restart should not trip over that.
-const PATIENCE: u32 = 20;
-/// Between two tries.
-const PAUSE: Duration = Duration::from_millis(50);
-
 async fn open_alone(env: &Env, path: &Path) -> Result<Rc<dyn BlockDev>> {
+    if let Some(device) = std::fs::metadata(path).ok().as_ref().and_then(loop_of) {
+        bail!("{}: in use, {} shows it", path.display(), device.display());
+    }
     let mut opened = open(env, path, OpenMode::READ_WRITE);
-    for _ in 0..PATIENCE {
-        if !matches!(&opened, Err(error) if error.errno == libc::EBUSY) {
-            break;
-        }
+    let start = Instant::now();
+    while matches!(&opened, Err(error) if error.errno == libc::EBUSY) && start.elapsed() < PATIENCE {
         env.sleep(PAUSE).await;
         opened = open(env, path, OpenMode::READ_WRITE);
     }

@@ -13,7 +13,7 @@ use bcache_engine::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
-use crate::cli::devices::{InUse, open_all};
+use crate::cli::devices::{InUse, must_have_data, open_all};
 
 /// What all volumes look at.
 struct Seen {
@@ -73,6 +73,7 @@ pub struct SeenVolume {
 /// A device is in use, or the set cannot be trusted.
 pub fn volumes(env: &Env, paths: &[PathBuf]) -> Result<Vec<Rc<dyn Volume>>> {
     let devices = open_all(paths, InUse::Refuse)?;
+    must_have_data(&devices)?;
     let attached =
         |backing: &Backing| !matches!(backing.sb.state(), BackingState::None | BackingState::Stale);
     let needed = devices.backings.iter().any(attached);

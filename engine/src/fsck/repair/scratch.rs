@@ -87,6 +87,9 @@ impl ReadAt for Scratch {
         let rest = buf.get_mut((at - byte) as usize..).unwrap_or_default();
         self.below(at, rest)
     }
+    fn is_metadata_only(&self) -> bool {
+        self.base.is_metadata_only()
+    }
     fn will_read(&self, byte: u64, len: u64) {
         self.base.will_read(byte, len);
     }

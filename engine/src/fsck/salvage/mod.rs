@@ -10,7 +10,7 @@ pub mod scan;
 use super::check::{Checked, Options, check};
 use super::kind::Kind;
 use super::repair::{Refused, each_extent};
-use super::view::{Backing, Cache};
+use super::view::{Backing, Cache, SetView};
 use bcache_format::{Bkey, Pos, SECTOR_SIZE, Sectors};
 use std::collections::BTreeMap;
 
@@ -85,12 +85,7 @@ impl Salvage {
                 slots.entry(extent.key.inode()).or_default().push((extent.key, belief));
             }
         })?;
-        // With the journal gone, where no leaf says anything.
-        let lost = if checked.has(Kind::JournalEmpty) {
-            view.sure.uncovered((Pos::ZERO, Pos::MAX))
-        } else {
-            checked.lost()
-        };
+        let lost = not_known(checked, view);
         let named = (0u32..).zip(&view.uuids).filter(|(_, entry)| !entry.is_free() && !entry.is_detached());
         Ok(Self {
             cache: view.cache.clone(),
@@ -119,6 +114,12 @@ impl Salvage {
             _ => None,
         }
     }
+}
+
+/// Keys that are lost, or whose newest state is; with the journal gone, where no leaf says anything.
+#[must_use]
+pub fn not_known(checked: &Checked, view: &SetView) -> Vec<(Pos, Pos)> {
+    if checked.has(Kind::JournalEmpty) { view.sure.uncovered((Pos::ZERO, Pos::MAX)) } else { checked.lost() }
 }
 
 /// First byte of an extent's data on the cache.

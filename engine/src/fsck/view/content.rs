@@ -84,6 +84,11 @@ impl<'v> Content<'v> {
         let (set, _) = self.cached?;
         Some((Arc::clone(&set.cache.name), set.cache.geometry.ptr_bucket(extent.live()?)))
     }
+    /// Slot of its keys, when it has any.
+    #[must_use]
+    pub fn slot(&self) -> Option<u32> {
+        self.cached.map(|(_, slot)| slot)
+    }
     /// Name of the backing device.
     #[must_use]
     pub fn backing_name(&self) -> Option<&str> {
