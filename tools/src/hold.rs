@@ -5,11 +5,19 @@
 //! as it is: letting it go could thaw a file system whose thawing waits for us.
 
 use std::io;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::control::paths;
 use crate::dm::{self, Device, Target};
+
+/// How often is tried to let requests go, before that is left to a thread of its own.
+const TRIES: u32 = 20;
+/// Between two tries.
+const STEP: Duration = Duration::from_millis(100);
+/// The same for that thread, which ends with the device.
+const LATER: Duration = Duration::from_secs(1);
 
 fn refuse_if_suspended(name: &str) -> io::Result<()> {
     let suspended = dm::describe(name)?.is_some_and(|device| device.suspended);
@@ -20,35 +28,137 @@ fn refuse_if_suspended(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Holds requests back, once those under way have ended.
-///
-/// # Errors
-/// Somebody else does so already, the mark cannot be made, or the kernel refuses.
-pub fn begin(name: &str, uuid: Uuid) -> io::Result<()> {
-    refuse_if_suspended(name)?;
-    paths::mark_held(uuid)?;
-    dm::suspend(name).inspect_err(|_| {
-        // The kernel may have begun. What goes on is the old table: a resume would put in force what was loaded.
-        if dm::clear(name).is_ok() {
-            let _ = end(name, uuid);
-        }
-    })
+/// A device with a table that was loaded and is not in force. Its requests are held back once [`hold`](Self::hold) has
+/// been called. Dropped, it goes on with the table that it had.
+#[derive(Debug)]
+pub struct Changing {
+    name: String,
+    uuid: Uuid,
+    before: Vec<Target>,
+    after: Vec<Target>,
+    held: bool,
+    over: bool,
 }
 
-/// Lets them go, with the table that was loaded last, or with the old one where the kernel refuses that.
-///
-/// # Errors
-/// The kernel refuses the new table.
-pub fn end(name: &str, uuid: Uuid) -> io::Result<()> {
-    let resumed = dm::resume(name);
-    if resumed.is_err() {
-        // A table that is refused is dropped by the kernel, but what it was to take the place of stays suspended. If it
-        // does all the same, the mark stays for a successor.
-        dm::resume(name)?;
+impl Changing {
+    /// Loads a table, whose devices the kernel claims by that.
+    ///
+    /// # Errors
+    /// Somebody else has suspended the device, or the kernel refuses the table: nothing has changed.
+    pub fn load(name: &str, uuid: Uuid, after: &[Target]) -> io::Result<Changing> {
+        refuse_if_suspended(name)?;
+        let before = dm::table(name)?;
+        dm::load(name, after)?;
+        let (name, after) = (name.to_owned(), after.to_vec());
+        Ok(Changing { name, uuid, before, after, held: false, over: false })
     }
+
+    /// Holds requests back, once those under way have ended.
+    ///
+    /// # Errors
+    /// Somebody else does so already, the mark cannot be made, or the kernel refuses: it goes on as it was.
+    pub fn hold(mut self) -> io::Result<Changing> {
+        match self.suspend() {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.keep();
+                Err(error)
+            }
+        }
+    }
+
+    fn suspend(&mut self) -> io::Result<()> {
+        refuse_if_suspended(&self.name)?;
+        paths::mark_held(self.uuid)?;
+        // If the kernel refuses, it may have begun all the same.
+        self.held = true;
+        dm::suspend(&self.name)
+    }
+
+    /// Lets requests go on with the new table.
+    ///
+    /// # Errors
+    /// The kernel refuses it; they go on with the old one.
+    pub fn change(mut self) -> io::Result<()> {
+        self.over = true;
+        match resume(&self.name, self.uuid) {
+            Ok(()) => Ok(()),
+            // A table that is refused is dropped by the kernel, but what it was to take the place of stays suspended.
+            Err(error) => {
+                self.go_on();
+                // It may have been put in force before the refusal.
+                if dm::table(&self.name).is_ok_and(|table| table == self.after) { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+
+    /// Lets requests go on with the old table.
+    pub fn keep(mut self) {
+        self.over = true;
+        self.go_on();
+    }
+
+    /// Sees to it that requests go on, whatever the kernel refuses meanwhile, and with nothing but what is in force.
+    fn go_on(&self) {
+        for _ in 0..TRIES {
+            match self.try_to_go_on() {
+                Ok(()) => return,
+                Err(error) => tracing::error!(name = self.name, %error, "not let go on yet"),
+            }
+            std::thread::sleep(STEP);
+        }
+        let later = self.again();
+        let spawned = std::thread::Builder::new().name("resume".to_owned()).spawn(move || {
+            while later.try_to_go_on().is_err() {
+                std::thread::sleep(LATER);
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!(name = self.name, %error, "stays suspended until the next engine, or dmsetup resume");
+        }
+    }
+
+    fn try_to_go_on(&self) -> io::Result<()> {
+        let Some(device) = dm::describe(&self.name)? else { return Ok(()) };
+        // A resume would put in force what is loaded: that must not be the new table.
+        if let Err(error) = dm::clear(&self.name) {
+            dm::load(&self.name, &self.before).map_err(|_| error)?;
+        }
+        if self.held && device.suspended {
+            return resume(&self.name, self.uuid);
+        }
+        let _ = paths::clear_held(self.uuid);
+        Ok(())
+    }
+
+    /// The same, for another thread that ends it.
+    fn again(&self) -> Changing {
+        let (name, before, after) = (self.name.clone(), self.before.clone(), self.after.clone());
+        Changing { name, uuid: self.uuid, before, after, held: self.held, over: true }
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let left = self.again();
+        // Calls to device-mapper may wait, and whoever drops this must not.
+        let spawned = std::thread::Builder::new().name("resume".to_owned()).spawn(move || left.go_on());
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread to let requests go on with");
+            self.go_on();
+        }
+    }
+}
+
+/// Lets requests go, with the table that was loaded last.
+fn resume(name: &str, uuid: Uuid) -> io::Result<()> {
+    dm::resume(name)?;
     // Nobody is to be let go for nothing later; if this fails, that is all that happens.
     let _ = paths::clear_held(uuid);
-    resumed
+    Ok(())
 }
 
 /// Takes back what a process that died had begun and not ended: a table that was loaded and is not in force, which keeps
@@ -65,7 +175,7 @@ pub fn settle(device: &Device, uuid: Uuid) -> io::Result<bool> {
     if !paths::is_held(uuid) {
         return Ok(true);
     }
-    end(&device.name, uuid)?;
+    resume(&device.name, uuid).or_else(|_| resume(&device.name, uuid))?;
     Ok(false)
 }
 
@@ -80,12 +190,10 @@ pub fn swap(
     targets: &[Target],
     check: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    refuse_if_suspended(name)?;
-    dm::load(name, targets)?;
-    let begun = check().and_then(|()| begin(name, uuid));
-    if let Err(error) = begun {
-        dm::clear(name)?;
+    let changing = Changing::load(name, uuid, targets)?;
+    if let Err(error) = check() {
+        changing.keep();
         return Err(error);
     }
-    end(name, uuid)
+    changing.hold()?.change()
 }

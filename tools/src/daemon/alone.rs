@@ -20,6 +20,9 @@ use crate::hold;
 use crate::identify::{Part, Role};
 use crate::serve::told;
 
+/// Between two tries to let a name lead straight to its device.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
 impl Engine {
     /// Puts a backing device that needs no cache under its name, straight from the device. What a process left behind is
     /// served meanwhile: requests that wait there must end before the name can lead elsewhere.
@@ -115,6 +118,42 @@ impl Engine {
         self.go_alone(&part).await
     }
 
+    /// Keeps the front end of a device that is of no set any more and whose name cannot lead elsewhere yet: it answers from
+    /// the backing device. That is tried again until it succeeds; a successor does the same.
+    pub(super) fn keep_alone(self: &Rc<Self>, one: Exposed, path: &Path) {
+        let Exposed { name, front, switch, device, .. } = one;
+        let uuid = device.uuid;
+        if let Some(volume) = AloneVolume::of(device) {
+            switch.put(Rc::new(volume));
+        }
+        self.kept.borrow_mut().insert(uuid, Kept { name, front, switch });
+        self.parts.borrow_mut().insert(path.to_owned(), Standing::Alone);
+        let (engine, path) = (Rc::clone(self), path.to_owned());
+        let task = async move {
+            loop {
+                engine.env.sleep(AGAIN).await;
+                let _turn = engine.turns.lock(uuid).await;
+                let Some(kept) = engine.kept.borrow_mut().remove(&uuid) else { return };
+                let led = match engine.identify(&path).await {
+                    Ok(part) => engine.lead_straight(kept, &part).await,
+                    Err(error) => {
+                        engine.kept.borrow_mut().insert(uuid, kept);
+                        Err(error)
+                    }
+                };
+                match led {
+                    Ok(()) => {
+                        engine.parts.borrow_mut().remove(&path);
+                        engine.list_devices();
+                        return;
+                    }
+                    Err(error) => tracing::error!(device = %uuid, "still served by this process: {error:#}"),
+                }
+            }
+        };
+        self.env.spawn(task).detach();
+    }
+
     /// Requests that fail because the set has failed are carried out without the cache, where that is possible.
     pub(super) fn rescue_from_failure(self: &Rc<Self>, exposed: &Exposed) {
         let (engine, uuid) = (Rc::downgrade(self), exposed.device.uuid);
@@ -131,7 +170,10 @@ impl Engine {
 
     /// Whether a device goes on without its cache, now or since a moment ago.
     async fn rescue(self: Rc<Self>, uuid: Uuid) -> bool {
-        let _turn = self.turns.lock(uuid).await;
+        let asked = self.env.now();
+        let patience = self.options.patience;
+        // Whoever changes the device may wait for its disk; the request that failed does not.
+        let Ok(_turn) = self.env.timeout(patience, self.turns.lock(uuid)).await else { return false };
         let (Some(set), false) = (self.set.borrow().clone(), self.ending.get()) else { return false };
         let found = {
             let exposed = self.exposed.borrow();
@@ -140,12 +182,15 @@ impl Engine {
         };
         // Somebody was faster.
         let Some((device, switch)) = found else { return true };
-        if !set.can_abandon(&device) {
+        // Somebody was, and got nowhere: those who waited meanwhile are not to wait for as long again, one after the other.
+        let in_vain = self.in_vain.borrow().get(&uuid).is_some_and(|&since| since >= asked);
+        if in_vain || !set.can_abandon(&device) {
             return false;
         }
         match self.abandon(&set, &device, &switch).await {
             Ok(()) => true,
             Err(error) => {
+                self.in_vain.borrow_mut().insert(uuid, self.env.now());
                 tracing::error!(device = %uuid, "it cannot go on without its cache: {error:#}");
                 false
             }
@@ -159,19 +204,17 @@ impl Engine {
         switch: &Rc<Switch>,
     ) -> Result<()> {
         let path = PathBuf::from(device.backing().context("a volume has no backing device")?.dev.dev.name());
-        switch.hold().await;
-        let volume = match set.abandon(device).await.map_err(told) {
-            Ok(()) => AloneVolume::of(Rc::clone(device)).context("it is of the set still"),
-            Err(error) => Err(error),
+        // A request that hangs below must not hold up all others for good.
+        let leaving = async {
+            let held = switch.hold().await;
+            set.abandon(device).await.map_err(told)?;
+            anyhow::Ok(held)
         };
-        let volume = match volume {
-            Ok(volume) => volume,
-            Err(error) => {
-                switch.release();
-                return Err(error);
-            }
-        };
+        let left = self.env.timeout(self.options.patience, leaving).await;
+        let held = left.unwrap_or_else(|_| bail!("requests under way, or its disk, hang"))?;
+        let volume = AloneVolume::of(Rc::clone(device)).context("it is of the set still")?;
         switch.put(Rc::new(volume));
+        drop(held);
         tracing::warn!(device = %path.display(), "the cache failed; it is clean, so this goes on without");
         self.parts.borrow_mut().insert(path.clone(), Standing::Alone);
         let place = self.exposed.borrow().iter().position(|one| Rc::ptr_eq(&one.device, device));

@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use super::engine::{Engine, Standing};
 use super::exposed::{self, Exposed};
-use crate::dm;
 use crate::expose::{self, Claim};
 use crate::hold;
 use crate::identify::{Part, Role};
@@ -42,11 +41,17 @@ impl Engine {
         };
         // One that could not be exposed before is attached already.
         let known = set.devices().into_iter().find(|device| device.uuid == uuid);
-        let device = match known.filter(|_| !self.is_exposed(uuid)) {
-            Some(device) => device,
-            None => set.attach(self.open(&part.path).await?).await.map_err(told)?,
+        let (device, new) = match known.filter(|_| !self.is_exposed(uuid)) {
+            Some(device) => (device, false),
+            None => (set.attach(self.open(&part.path).await?).await.map_err(told)?, part.is_whole_alone()),
         };
-        self.expose(&set, Rc::clone(&device), claim).await?;
+        if let Err(error) = self.expose(&set, Rc::clone(&device), claim).await {
+            // Nothing of it is in the cache yet: it is as it was before.
+            if new && let Err(second) = set.detach(&device).await {
+                tracing::error!(device = %uuid, error = %second, "stays attached, and is not in service");
+            }
+            return Err(error);
+        }
         self.reclaim(part, &device).await;
         Ok(())
     }
@@ -79,7 +84,7 @@ impl Engine {
     pub(super) async fn attach_on_request(self: &Rc<Self>, path: &Path) -> Result<()> {
         let _one = self.changing.read().await;
         let _looking = self.looking.lock(path.to_owned()).await;
-        let part = self.identify(path).await?;
+        let part = self.identify_soon(path).await?;
         match part.role {
             Role::Cache => bail!("{}: a cache device, not a backing device", path.display()),
             Role::Backing(BackingState::None | BackingState::Stale) => {}
@@ -125,7 +130,7 @@ impl Engine {
     ///
     /// # Errors
     /// Something could not be written back, or the kernel refuses: it stays attached.
-    pub(super) async fn detach(&self, wanted: &str) -> Result<PathBuf> {
+    pub(super) async fn detach(self: &Rc<Self>, wanted: &str) -> Result<PathBuf> {
         let (set, device) = (self.running()?, self.find(wanted)?);
         // The long part is done before anything is held: others may come and go meanwhile.
         set.drain(&device).await.map_err(told)?;
@@ -142,10 +147,10 @@ impl Engine {
     }
 
     /// The part of detaching during which requests are held back.
-    async fn leave(&self, set: &Rc<CacheSet>, device: &Rc<Device>) -> Result<PathBuf> {
+    async fn leave(self: &Rc<Self>, set: &Rc<CacheSet>, device: &Rc<Device>) -> Result<PathBuf> {
         let Some(backing) = device.backing() else { bail!("a flash-only volume cannot be detached") };
         let path = PathBuf::from(backing.dev.dev.name());
-        let part = self.identify(&path).await?;
+        let part = self.identify_soon(&path).await?;
         let place = |exposed: &[Exposed]| exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
         let (name, claim) = {
             let mut exposed = self.exposed.borrow_mut();
@@ -156,42 +161,42 @@ impl Engine {
         // The new table claims the backing device, so ours ends here.
         drop(claim);
         let (loaded, table, uuid) = (name.clone(), expose::direct_table(&part), device.uuid);
-        let prepared = self.env.offload(move || {
-            dm::load(&loaded, &table)?;
-            hold::begin(&loaded, uuid).inspect_err(|_| {
-                let _ = dm::clear(&loaded);
-            })
-        });
-        let prepared = prepared.await;
-        let held = prepared.is_ok();
-        let detached = match prepared.with_context(|| format!("/dev/mapper/{name}")) {
-            Ok(()) => set.detach(device).await.map_err(told),
-            Err(error) => Err(error),
-        };
-        let (resumed, keep) = (name.clone(), detached.is_err());
-        let running = self.env.offload(move || {
-            if keep {
-                dm::clear(&resumed)?;
+        let held = self.env.offload(move || hold::Changing::load(&loaded, uuid, &table)?.hold());
+        let held = match held.await.with_context(|| format!("/dev/mapper/{name}")) {
+            Ok(held) => held,
+            Err(error) => {
+                self.reclaim(&part, device).await;
+                return Err(error);
             }
-            if held { hold::end(&resumed, uuid) } else { Ok(()) }
-        });
-        let running = running.await.with_context(|| format!("/dev/mapper/{name}"));
-        if let Err(error) = detached {
+        };
+        if let Err(error) = set.detach(device).await {
+            self.env.offload(move || held.keep()).await;
             self.reclaim(&part, device).await;
-            return Err(error);
+            return Err(told(error));
         }
+        let changed = self.env.offload(move || held.change()).await;
         let gone = {
             let mut exposed = self.exposed.borrow_mut();
             place(&exposed).map(|index| exposed.remove(index))
         };
-        if let Some(gone) = gone
-            && let Err(error) = gone.front.remove().await
-        {
-            tracing::warn!(name, %error, "the block device below is left behind");
+        match (gone, changed) {
+            (Some(gone), Ok(())) => {
+                if let Err(error) = gone.front.remove().await {
+                    tracing::warn!(name, %error, "the block device below is left behind");
+                }
+            }
+            (Some(gone), Err(error)) => {
+                self.keep_alone(gone, &path);
+                self.list_devices();
+                bail!(
+                    "/dev/mapper/{name} has no cache any more, but its table cannot be changed ({error}): \
+                     its engine goes on serving it, and tries again"
+                );
+            }
+            (None, _) => {}
         }
         self.list_devices();
-        running?;
-        tracing::info!(name, "detached; it goes on without cache");
+        tracing::info!(name, "goes on without cache");
         Ok(path)
     }
 

@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a disk has for its superblock to be read where others wait.
+const SOON: Duration = Duration::from_secs(10);
+
 /// How long a cache that was just started waits for what waited for it, before it is called active.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(10);
 
@@ -80,6 +83,8 @@ pub struct Engine {
     /// One at a time looks at a part, and one at a time changes a device: a disk that hangs holds up nobody but itself.
     pub(super) looking: Locks<PathBuf>,
     pub(super) turns: Locks<Uuid>,
+    /// When devices could not leave a set that has failed, last.
+    pub(super) in_vain: RefCell<BTreeMap<Uuid, u64>>,
     pub(super) ending: Cell<bool>,
     /// It ends because somebody wants the set to be stopped.
     pub(super) stays_down: Cell<bool>,
@@ -105,6 +110,7 @@ impl Engine {
             changing: RwLock::new(()),
             looking: Locks::default(),
             turns: Locks::default(),
+            in_vain: RefCell::default(),
             ending: Cell::new(false),
             stays_down: Cell::new(false),
             restarts: Cell::new(false),
@@ -185,7 +191,10 @@ impl Engine {
         if let Some(one) = self.exposed.borrow().first() {
             bail!("{name}: {} waits for the set, which has failed; bcache upgrade starts it anew", one.name);
         }
-        let _ = self.env.timeout(PATIENCE, set.stop()).await;
+        // What it has under way may reach the device yet: nobody else writes to that before it has ended.
+        if self.env.timeout(PATIENCE, set.stop()).await.is_err() {
+            bail!("{name}: the set has failed, and what it has under way does not end");
+        }
         *self.set.borrow_mut() = None;
         *self.claim.borrow_mut() = None;
         Ok(())
@@ -233,6 +242,12 @@ impl Engine {
             open(&self.env, path, OpenMode::READ_ONLY).with_context(|| path.display().to_string())?;
         let (sb, _) = read_superblock(&device).await.map_err(told)?;
         Part::of(path, &sb)
+    }
+
+    /// The same for whoever holds what others wait for.
+    pub(super) async fn identify_soon(&self, path: &Path) -> Result<Part> {
+        let identified = self.env.timeout(SOON, self.identify(path)).await;
+        identified.unwrap_or_else(|_| bail!("{}: does not answer", path.display()))
     }
 
     async fn take_part(self: &Rc<Self>, path: &Path) -> Result<Standing> {

@@ -52,13 +52,23 @@ pub struct Switch {
     /// Requests that another volume carries out.
     running: Cell<u64>,
     rescue: OnceCell<Rescue>,
-    /// New requests wait, because the volume is being changed.
-    held: Cell<bool>,
+    /// Who holds new requests back, because the volume is being changed.
+    held: Cell<u32>,
     changed: WaitQueue,
 }
 
 fn end_of(env: &Env, patience: Duration) -> u64 {
     env.now().saturating_add(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// New requests of a [`Switch`] wait for as long as this is there.
+pub struct Held(Rc<Switch>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.set(self.0.held.get() - 1);
+        self.0.changed.wake_all();
+    }
 }
 
 struct Running<'a>(&'a Switch);
@@ -95,7 +105,7 @@ impl Switch {
             behind: RefCell::new(behind),
             running: Cell::new(0),
             rescue: OnceCell::new(),
-            held: Cell::new(false),
+            held: Cell::new(0),
             changed: WaitQueue::new(),
         })
     }
@@ -109,21 +119,16 @@ impl Switch {
     /// Lets `volume` answer from now on, those too that wait.
     pub fn put(&self, volume: Rc<dyn Volume>) {
         *self.behind.borrow_mut() = Behind::Volume(volume);
-        self.held.set(false);
         self.changed.wake_all();
     }
 
-    /// Holds new requests back and waits until none is under way; [`put`](Self::put) or [`release`](Self::release) lets
-    /// them go on.
-    pub async fn hold(&self) {
-        self.held.set(true);
+    /// Holds new requests back and waits until none is under way. They go on when what this gives is dropped, and when the
+    /// wait is given up.
+    pub async fn hold(self: &Rc<Self>) -> Held {
+        self.held.set(self.held.get() + 1);
+        let held = Held(Rc::clone(self));
         self.changed.wait_until(|| self.running.get() == 0).await;
-    }
-
-    /// Takes [`hold`](Self::hold) back.
-    pub fn release(&self) {
-        self.held.set(false);
-        self.changed.wake_all();
+        held
     }
 
     /// Asks `rescue` whenever a request fails.
@@ -151,7 +156,7 @@ impl Switch {
 
     fn current(&self) -> Option<Rc<dyn Volume>> {
         match &*self.behind.borrow() {
-            Behind::Volume(volume) if !self.held.get() => Some(Rc::clone(volume)),
+            Behind::Volume(volume) if self.held.get() == 0 => Some(Rc::clone(volume)),
             _ => None,
         }
     }
@@ -164,7 +169,7 @@ impl Switch {
                 return Ok((volume, Running(self)));
             }
             let until = match *self.behind.borrow() {
-                Behind::Nothing { until } if !self.held.get() => Some(until),
+                Behind::Nothing { until } if self.held.get() == 0 => Some(until),
                 _ => None,
             };
             let there = self.changed.wait_until(|| self.current().is_some());
@@ -308,6 +313,25 @@ mod tests {
             late.put(volume);
             let pieces = reading.await.expect("the volume came");
             assert!(pieces.iter().flat_map(|piece| piece.iter()).all(|byte| *byte == 7));
+        });
+    }
+
+    #[test]
+    fn requests_go_on_when_whoever_holds_them_back_gives_up() {
+        let runtime = Runtime::new().expect("a runtime");
+        let env = runtime.env();
+        runtime.block_on(async {
+            let switch = Switch::of(&env, ram());
+            let (_, under_way) = switch.behind().await.expect("it is there");
+            let given_up = env.timeout(Duration::from_millis(1), switch.hold()).await;
+            assert!(given_up.is_err(), "a request was under way");
+            let read = env.timeout(Duration::from_secs(5), switch.read(LEAD, 4096)).await;
+            assert!(matches!(read, Ok(Ok(_))), "nobody holds it back any more");
+            drop(under_way);
+            let held = switch.hold().await;
+            assert!(env.timeout(Duration::from_millis(1), switch.read(LEAD, 4096)).await.is_err());
+            drop(held);
+            assert!(switch.read(LEAD, 4096).await.is_ok());
         });
     }
 
