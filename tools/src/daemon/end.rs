@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::engine::Engine;
 use crate::control::paths;
-use crate::dm;
+use crate::dm::{self, Target};
 use crate::serve::told;
 
 /// How often is looked whether somebody uses a device, when the process is told to end.
@@ -25,14 +25,24 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl Engine {
     /// Stops everything. Refused, with nothing changed, while somebody has a device open.
     pub(super) async fn stop(self: &Rc<Self>) -> Result<()> {
-        let Ok(_all) = self.env.timeout(PATIENCE, self.changing.write()).await else {
+        let all = self.env.timeout(PATIENCE, self.changing.write()).await;
+        if self.stays_down.get() {
+            bail!("the set is being stopped already");
+        }
+        let Ok(_all) = all else {
             bail!("a device is being attached or detached, which takes long; bcache status says which");
         };
         if self.ending.get() {
             return Ok(());
         }
-        if let Some(name) = self.in_use().await?.first() {
-            bail!("/dev/mapper/{name} is in use; unmount it first");
+        // Whoever probes devices has them open for a moment.
+        let mut looks = 0;
+        while let Some(name) = self.in_use().await?.first() {
+            looks += 1;
+            if looks == LOOKS {
+                bail!("/dev/mapper/{name} is in use; unmount it first");
+            }
+            self.env.sleep(PAUSE).await;
         }
         self.take_names_away().await?;
         // Before anything is closed, and before nobody listens any more: to udev, devices that are closed look changed.
@@ -63,13 +73,9 @@ impl Engine {
         let removed = self.env.offload(move || {
             let mut gone = Vec::new();
             for (name, uuid) in devices {
-                let table = match dm::table(&name) {
-                    // Somebody was here before: a machine that shuts down removes names of its own accord.
-                    Err(error) if error.raw_os_error() == Some(libc::ENXIO) => continue,
-                    table => table?,
-                };
-                match dm::remove(&name) {
-                    Ok(()) => gone.push((name, uuid, table)),
+                match take_name_away(&name) {
+                    Ok(Some(table)) => gone.push((name, uuid, table)),
+                    Ok(None) => {}
                     Err(error) => {
                         for (name, uuid, table) in gone {
                             if let Err(second) = dm::create(&name, &dm::uuid_of(uuid), &table, || Ok(())) {
@@ -110,6 +116,9 @@ impl Engine {
     /// [`PATIENCE`] hangs with its disk, and is left as a crash would leave it, which a successor knows how to deal with.
     pub(super) async fn hand_over(self: &Rc<Self>) -> Result<()> {
         let _all = self.env.timeout(PATIENCE, self.changing.write()).await;
+        if self.stays_down.get() {
+            bail!("the set is being stopped");
+        }
         if self.ending.get() {
             return Ok(());
         }
@@ -200,6 +209,16 @@ impl Engine {
         let _one = self.changing.read().await;
         let _turn = self.turns.lock(uuid).await;
         self.running()?.forget_device(uuid, lose_dirty).await.map_err(told)
+    }
+}
+
+/// Removes a name; the table that it had.
+fn take_name_away(name: &str) -> io::Result<Option<Vec<Target>>> {
+    match dm::table(name) {
+        // Somebody was here before: a machine that shuts down removes names of its own accord.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+        Ok(table) => dm::remove(name).map(|()| Some(table)),
     }
 }
 

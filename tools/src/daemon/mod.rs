@@ -22,7 +22,7 @@ mod switch;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bcache_engine::env::{Env, Runtime, Signals};
 use uuid::Uuid;
 
@@ -65,6 +65,9 @@ pub fn run(settings: &Settings, succeed: bool) -> Result<End> {
         succession::take_turn(settings.set)?;
     }
     let Some(_alone) = succession::lock(settings.set, succeed)? else {
+        if succeed {
+            bail!("the process that serves the set does not end");
+        }
         tracing::info!("another process serves this set already");
         return Ok(End::Done);
     };
