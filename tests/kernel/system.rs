@@ -93,7 +93,7 @@ fn devices_that_fail_lose_nothing_and_lie_about_nothing() {
 #[test]
 #[ignore = "boots a kernel"]
 fn whatever_fails_every_request_ends() {
-    Job::new("frozen.sh", 1).run();
+    Job::new("frozen.sh", 1).seconds(600).run();
 }
 
 #[test]

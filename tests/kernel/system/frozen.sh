@@ -155,6 +155,38 @@ bcache set cache_mode=writethrough sequential_cutoff=0
 leads "$cached"
 put 3
 holds 3
+
+# A table that the kernel refuses at the last moment: the device is detached, nobody waits for it, and its engine answers until
+# the name can lead elsewhere.
+dmsetup suspend --noflush --nolockfs fast
+bcache detach bcache0 2> /tmp/detached & detaching=$!
+is_held() { [[ $(dmsetup info -c --noheadings -o suspended bcache0) == Suspended ]]; }
+await is_held
+below slow "0 $((slow_size - 4096)) linear /dev/vdb 0"
+dmsetup resume fast
+if wait $detaching; then exit 1; fi
+grep -q 'tries again' /tmp/detached
+! is_held
+leads "$cached"
+holds 1 2 3
+put 3
+below slow "$slow_works"
+await leads "$straight"
+holds 1 2 3
+bcache attach /dev/mapper/slow
+leads "$cached"
+holds 1 2 3
+
+# An engine that is stopped in its tracks is told from one that works, and holds up no command.
+pkill -STOP -x bcache-engine
+refused 'does not answer' timeout 60 bcache set sequential_cutoff=0
+refused 'does not answer' timeout 60 bcache stop --all
+pkill -CONT -x bcache-engine
+# What was asked of it meanwhile, by who has given up, is not done behind their back.
+await serves bcache0
+sleep 3
+serves bcache0
+holds 1 2 3
 mkfs.ext4 -q -E offset=$((32 << 20)) /dev/mapper/bcache0 100m
 mkdir -p /mnt/x
 losetup -o $((32 << 20)) /dev/loop5 /dev/mapper/bcache0

@@ -1,10 +1,13 @@
 //! Asking a set's engine.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -17,18 +20,34 @@ const PATIENCE_FOR_END: Duration = Duration::from_secs(60);
 /// Longest answer.
 const ANSWER: u64 = 64 << 20;
 
-/// How long an answer is waited for; what writes data back takes as long as it takes.
-fn patience(request: &Request) -> Option<Duration> {
+/// How long an answer is waited for. What writes data back takes as long as it takes: then the engine is asked that often
+/// whether it still answers anybody.
+fn patience(request: &Request) -> Duration {
     match request {
-        Request::Status | Request::Register { .. } => Some(PATIENCE),
-        Request::HandOver | Request::Restart => Some(PATIENCE_FOR_END),
-        _ => None,
+        Request::HandOver | Request::Restart => PATIENCE_FOR_END,
+        _ => PATIENCE,
     }
+}
+
+fn takes_long(request: &Request) -> bool {
+    let at_once = [Request::Status, Request::HandOver, Request::Restart];
+    !at_once.contains(request) && !matches!(request, Request::Register { .. })
 }
 
 /// A connection to an engine.
 pub struct Client {
+    set: Uuid,
     reader: BufReader<UnixStream>,
+}
+
+/// Connects without waiting: whoever listens and takes nothing has a queue that is full at some time.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 impl Client {
@@ -38,12 +57,15 @@ impl Client {
     /// There is one, but not for us.
     pub fn connect(set: Uuid) -> Result<Option<Client>> {
         let path = paths::socket(set);
-        match UnixStream::connect(&path) {
-            Ok(stream) => Ok(Some(Client { reader: BufReader::new(stream) })),
+        match connect(&path) {
+            Ok(stream) => Ok(Some(Client { set, reader: BufReader::new(stream) })),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
             {
                 Ok(None)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("the engine of set {set} does not answer")
             }
             Err(error) => Err(error).with_context(|| path.display().to_string()),
         }
@@ -56,26 +78,44 @@ impl Client {
     pub fn ask(&mut self, request: &Request) -> Result<Value> {
         let stream = self.reader.get_mut();
         stream.set_write_timeout(Some(PATIENCE))?;
-        stream.set_read_timeout(patience(request))?;
+        stream.set_read_timeout(Some(patience(request)))?;
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         self.reader.get_mut().write_all(line.as_bytes()).context("the engine does not listen")?;
-        let mut answer = String::new();
-        // Nothing of ours is that long; whoever else listens there is not read without end.
-        (&mut self.reader).take(ANSWER).read_line(&mut answer).context("the engine does not answer")?;
+        let mut answer = Vec::new();
+        loop {
+            // Nothing of ours is that long; whoever else listens there is not read without end.
+            let left = ANSWER.saturating_sub(answer.len() as u64);
+            match (&mut self.reader).take(left).read_until(b'\n', &mut answer) {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && takes_long(request) => {
+                    self.is_alive()?;
+                }
+                Err(error) => return Err(error).context("the engine does not answer"),
+            }
+        }
         if answer.is_empty() {
             bail!("the engine ended before it answered; its log says why");
         }
-        match serde_json::from_str(&answer).context("the engine's answer")? {
+        match serde_json::from_slice(&answer).context("the engine's answer")? {
             Reply::Ok(value) => Ok(value),
             Reply::Error(error) => bail!("{error}"),
         }
     }
 
+    /// Whether the engine answers somebody else meanwhile. One that has ended is seen on the connection.
+    fn is_alive(&self) -> Result<()> {
+        if let Some(mut other) = Client::connect(self.set)? {
+            other.ask(&Request::Status)?;
+        }
+        Ok(())
+    }
+
     /// Waits until the engine has ended the connection, which it does at its end.
     pub fn wait_for_end(mut self) {
-        let mut rest = String::new();
-        while matches!(self.reader.read_line(&mut rest), Ok(1..)) {
+        let mut rest = Vec::new();
+        // A limit on reading that was set for the answer counts for this, too.
+        while matches!((&mut self.reader).take(ANSWER).read_until(b'\n', &mut rest), Ok(1..)) {
             rest.clear();
         }
     }
@@ -97,8 +137,12 @@ pub fn status(set: Uuid) -> Result<Value> {
 pub fn statuses() -> Result<Vec<(Uuid, Value)>> {
     let mut all = Vec::new();
     for set in super::paths::sets()? {
-        let Some(mut client) = Client::connect(set)? else { continue };
-        let status = client.ask(&Request::Status).unwrap_or_else(|error| {
+        let asked = match Client::connect(set) {
+            Ok(None) => continue,
+            Ok(Some(mut client)) => client.ask(&Request::Status),
+            Err(error) => Err(error),
+        };
+        let status = asked.unwrap_or_else(|error| {
             let why = format!("{error:#}");
             json!({"set": set, "engine": "user", "state": "does not answer", "failure": why})
         });

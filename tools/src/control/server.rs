@@ -87,6 +87,10 @@ async fn client<S: Service>(env: &Env, stream: &Stream, service: Rc<S>) -> io::R
             }
             continue;
         };
+        // Who gave up waiting before it was begun was told that nobody answers: nothing happens behind their back.
+        if stream.is_hung_up() {
+            return Ok(());
+        }
         let reply = match serde_json::from_slice(&buf[..end]) {
             Ok(request) => Rc::clone(&service).answer(request).await,
             Err(error) => Reply::Error(format!("not a request: {error}")),
