@@ -13,6 +13,9 @@ use crate::frontend::{self, Driver};
 use crate::hold;
 use crate::identify::{Part, identify};
 
+/// Bytes of a front end's blocks at most.
+const LARGEST_BLOCK: u32 = 4096;
+
 /// Most devices that are numbered.
 const MOST: u32 = 4096;
 
@@ -160,6 +163,41 @@ pub fn alone() -> io::Result<Vec<(dm::Device, Uuid)>> {
     Ok(found)
 }
 
+/// Refuses to give the device of `uuid` other blocks under whoever has it open: a file system that writes pieces which are
+/// no whole block any more stops working.
+///
+/// # Errors
+/// Somebody has it open, and `block`, in bytes, is another size than it has; or the kernel refuses.
+pub fn refuse_other_blocks(uuid: Uuid, block: u32) -> Result<()> {
+    let Some(device) = dm::find(&dm::uuid_of(uuid))?.filter(|device| device.open_count > 0) else {
+        return Ok(());
+    };
+    let now = queue_block(&Path::new("/sys/block").join(format!("dm-{}", device.minor)))?;
+    if now != block.min(LARGEST_BLOCK) {
+        bail!(
+            "/dev/mapper/{} is in use with blocks of {now} bytes, and would have {block}: unmount it first",
+            device.name
+        );
+    }
+    Ok(())
+}
+
+/// The block size that a backing device has without its cache: its disk's.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn direct_block(part: &Part) -> io::Result<u32> {
+    let (major, minor) = part.device;
+    let dir = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));
+    // A partition has no queue of its own; it is inside its disk.
+    queue_block(&dir).or_else(|_| queue_block(&std::fs::canonicalize(&dir)?.join("..")))
+}
+
+fn queue_block(device: &Path) -> io::Result<u32> {
+    let text = std::fs::read_to_string(device.join("queue/logical_block_size"))?;
+    text.trim().parse().map_err(|_| io::Error::other(format!("{}: blocks of {text:?}", device.display())))
+}
+
 /// The name in sysfs of the block device `major:minor`, such as `ublkb0`.
 #[must_use]
 pub fn kernel_name((major, minor): (u64, u64)) -> Option<String> {
@@ -176,8 +214,7 @@ pub fn block_size(driver: Driver, id: u32) -> io::Result<u32> {
         Driver::Ublk => format!("ublkb{id}"),
         Driver::Nbd => format!("nbd{id}"),
     };
-    let text = std::fs::read_to_string(format!("/sys/block/{name}/queue/logical_block_size"))?;
-    text.trim().parse().map_err(|_| io::Error::other(format!("{name}: blocks of {text:?} bytes")))
+    queue_block(&Path::new("/sys/block").join(name))
 }
 
 /// The number of the block device that sysfs calls `name`.

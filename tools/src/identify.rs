@@ -38,6 +38,8 @@ pub struct Part {
     pub data_offset: u64,
     /// Sectors of data of a backing device.
     pub data_sectors: u64,
+    /// Bytes of a block, as its superblock says.
+    pub block: u32,
 }
 
 /// The number of a block device.
@@ -97,6 +99,7 @@ impl Part {
             label: sb.label.to_text(),
             data_offset,
             data_sectors: sectors.saturating_sub(data_offset),
+            block: u32::from(sb.block_sectors) * 512,
         })
     }
 

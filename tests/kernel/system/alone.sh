@@ -42,6 +42,38 @@ refused 'check the set with bcache fsck' bcache-register --wait /dev/vda
 bcache stop --all
 await no_engine
 
+# Blocks do not change their size under a mounted file system, neither with the cache nor without it again.
+make-bcache --wipe-bcache -w 4k -C /dev/vda > /dev/null
+make-bcache --wipe-bcache -w 4k -B /dev/vdb > /dev/null
+bcache-register --wait /dev/vda
+bcache-register --wait /dev/vdb
+await test -e /dev/mapper/bcache0
+blocks() { [[ $(blockdev --getss /dev/mapper/bcache0) == "$1" ]]; }
+blocks 512
+mkfs.ext4 -q -b 4096 /dev/mapper/bcache0
+mkdir -p /mnt/x
+mount /dev/mapper/bcache0 /mnt/x
+write_file /mnt/x/alone 1M
+refused 'in use with blocks of 512 bytes' bcache attach /dev/vdb
+blocks 512
+umount /mnt/x
+bcache attach /dev/vdb
+blocks 4096
+mount /dev/mapper/bcache0 /mnt/x
+check_files
+write_file /mnt/x/cached 1M
+refused 'in use with blocks of 4096 bytes' bcache detach bcache0
+blocks 4096
+umount /mnt/x
+bcache detach bcache0
+blocks 512
+mount /dev/mapper/bcache0 /mnt/x
+check_files
+umount /mnt/x
+e2fsck -fn /dev/mapper/bcache0 > /dev/null
+bcache stop --all
+await no_engine
+
 # A call that is not on the list ends the process: by SIGSYS.
 status=0
 bcache-engine --set "$(cat /proc/sys/kernel/random/uuid)" --try-forbidden || status=$?

@@ -13,6 +13,8 @@ use crate::control::client::{ask, find_device, one_set};
 use crate::control::{Request, paths};
 
 /// Attach a backing device to a running set; it may be mounted
+///
+/// Not where its blocks would change their size under whoever uses it: make-bcache -w 4k on a disk with blocks of 512 bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  bcache attach /dev/sdb")]
 pub struct AttachArgs {

@@ -26,6 +26,8 @@ impl Engine {
         let set = self.set.borrow().clone().context("the set does not run")?;
         let uuid = part.uuid;
         let there = self.env.offload(move || exposed::tidy(uuid)).await.context("device-mapper")?;
+        let block = part.block;
+        self.env.offload(move || expose::refuse_other_blocks(uuid, block)).await?;
         // A device that is there without its cache holds the claim itself until its table is changed.
         let claim = match self
             .env
@@ -132,6 +134,9 @@ impl Engine {
     /// Something could not be written back, or the kernel refuses: it stays attached.
     pub(super) async fn detach(self: &Rc<Self>, wanted: &str) -> Result<PathBuf> {
         let (set, device) = (self.running()?, self.find(wanted)?);
+        if let Some(backing) = device.backing() {
+            self.refuse_other_blocks(&self.identify_soon(Path::new(backing.dev.dev.name())).await?).await?;
+        }
         // The long part is done before anything is held: others may come and go meanwhile.
         set.drain(&device).await.map_err(told)?;
         let _one = self.changing.read().await;
@@ -146,11 +151,19 @@ impl Engine {
         Ok(path)
     }
 
+    /// Refuses where the disk's blocks are not those that whoever uses the device knows.
+    async fn refuse_other_blocks(&self, part: &Part) -> Result<()> {
+        let part = part.clone();
+        let checked = move || expose::refuse_other_blocks(part.uuid, expose::direct_block(&part)?);
+        self.env.offload(checked).await
+    }
+
     /// The part of detaching during which requests are held back.
     async fn leave(self: &Rc<Self>, set: &Rc<CacheSet>, device: &Rc<Device>) -> Result<PathBuf> {
         let Some(backing) = device.backing() else { bail!("a flash-only volume cannot be detached") };
         let path = PathBuf::from(backing.dev.dev.name());
         let part = self.identify_soon(&path).await?;
+        self.refuse_other_blocks(&part).await?;
         let place = |exposed: &[Exposed]| exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
         let (name, claim) = {
             let mut exposed = self.exposed.borrow_mut();
