@@ -35,7 +35,8 @@
 //!    count only when it is through. `arranged::btree_io_gc_blocks_prio_writes_from_its_start_to_its_end`.
 //! 6. **A read merges its bsets with an iterator from a pool** that has one in reserve, is sized by the read, and gets it
 //!    back on every path ([`merge`]). `btree_io_a_node_of_as_many_bsets_as_blocks_is_read`, and `merge::tests`, where
-//!    laying bsets over each other one by one says what must come out.
+//!    laying bsets over each other one by one says what must come out. Keys of an interior node do not cut each other: what
+//!    is live of them generations say, in whatever order they are looked at.
 //! 7. **A clean stop writes every dirty node, one after an error writes none** ([`CacheSet::stop`]).
 //!    `btree_io_a_clean_stop_writes_every_dirty_node` (`StopLeavesNodes`), `btree_io_a_stop_after_an_error_writes_no_node`.
 //! 8. **A new root is written, and durable, before it is named as root** ([`CacheSet::create_first_root`],

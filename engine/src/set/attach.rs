@@ -184,6 +184,16 @@ impl CacheSet {
         self.adopt_volumes().into_iter().find(|device| device.uuid == uuid).ok_or(Error::Stopping)
     }
 
+    /// By how many sectors the flash-only volumes are larger than all buckets: a write to them that finds no room fails.
+    #[must_use]
+    pub fn overcommitted_sectors(&self) -> u64 {
+        let geometry = &self.cache.geometry;
+        let buckets = geometry.nbuckets.saturating_sub(u64::from(geometry.first_bucket));
+        let volumes = self.devices().into_iter().filter(|device| device.backing().is_none());
+        let wanted: u64 = volumes.map(|device| device.bytes() / bcache_format::SECTOR_SIZE).sum();
+        wanted.saturating_sub(buckets * u64::from(geometry.bucket_sectors))
+    }
+
     /// Writes everything dirty of a device back, and caches nothing of it from then on: it is ready to be detached.
     ///
     /// # Errors

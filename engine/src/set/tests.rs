@@ -282,6 +282,18 @@ fn a_volume_that_was_removed_is_one_for_nobody() {
 }
 
 #[test]
+fn volumes_that_cannot_be_kept_whole_are_counted() {
+    in_a_set(|world| async move {
+        let room = world.set.cache.geometry.nbuckets * u64::from(world.set.cache.geometry.bucket_sectors);
+        let volume = |sectors| UuidEntry { sectors: Sectors(sectors), ..UuidEntry::EMPTY };
+        world.set.create_volume(Uuid::from_u128(7), volume(room / 2)).await.unwrap();
+        assert_eq!(world.set.overcommitted_sectors(), 0);
+        world.set.create_volume(Uuid::from_u128(8), volume(room)).await.unwrap();
+        assert!(world.set.overcommitted_sectors() >= room / 2);
+    });
+}
+
+#[test]
 fn garbage_collection_and_pruning_can_be_asked_for() {
     in_a_set(|world| async move {
         world.device.settings.sequential_cutoff.set(0);

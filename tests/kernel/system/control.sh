@@ -48,6 +48,15 @@ touch /tmp/enough
 wait "$load"
 check_files
 
+# A volume of which not all can be kept is made, and told; so is a value that is out of bounds.
+[[ $(bcache volume create --label large 900G 2> note) == /dev/mapper/large ]]
+grep -q 'larger than its cache' note
+bcache volume remove --yes large
+[[ -z $(bcache volume create --label small 1M 2>&1 > /dev/null) ]]
+bcache volume remove --yes small
+bcache set writeback_percent=90 2>&1 | grep -q 'out of bounds, it is 40 now'
+bcache set writeback_percent=10
+
 # A volume in the cache alone.
 [[ $(bcache volume create --label flash 32M) == /dev/mapper/flash ]]
 mkfs.ext4 -q /dev/mapper/flash

@@ -117,8 +117,12 @@ fn number(text: &str) -> Option<u64> {
 pub fn run_volume(command: VolumeCommand, out: &mut Out) -> Outcome {
     match command {
         VolumeCommand::Create { set, label, size } => {
-            let name = ask(one_set(set)?, &Request::VolumeCreate { bytes: size, label })?;
-            writeln!(out, "/dev/mapper/{}", name.as_str().unwrap_or_default())?;
+            let made = ask(one_set(set)?, &Request::VolumeCreate { bytes: size, label })?;
+            let told = |name: &str| made.get(name).and_then(Value::as_str);
+            writeln!(out, "/dev/mapper/{}", told("name").unwrap_or_default())?;
+            if let Some(note) = told("note") {
+                eprintln!("bcache: {note}");
+            }
         }
         VolumeCommand::Remove { yes, volume } => {
             let (set, device) = find_device(&volume)?;

@@ -37,7 +37,7 @@ impl Engine {
             Request::Unregister { lose_dirty_data } => self.unregister(lose_dirty_data).await?,
             Request::Forget { device, lose_dirty_data } => self.forget(device, lose_dirty_data).await?,
             Request::VolumeCreate { bytes, label } => {
-                return Ok(json!(self.create_volume(bytes, &label).await?));
+                return self.create_volume(bytes, &label).await;
             }
             Request::VolumeRemove { device } => self.remove_volume(&device).await?,
             Request::Stop => self.stop().await?,

@@ -8,6 +8,7 @@ use bcache_engine::set::{CacheSet, Device};
 use bcache_format::superblock::{BackingState, Label};
 use bcache_format::units::Sectors;
 use bcache_format::uuid_entry::UuidEntry;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::engine::{Engine, Standing};
@@ -222,7 +223,7 @@ impl Engine {
     ///
     /// # Errors
     /// The set has no room for another device, or the kernel refuses.
-    pub(super) async fn create_volume(self: &Rc<Self>, bytes: u64, label: &str) -> Result<String> {
+    pub(super) async fn create_volume(self: &Rc<Self>, bytes: u64, label: &str) -> Result<Value> {
         let _one = self.changing.read().await;
         let set = self.running()?;
         let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * 512;
@@ -252,7 +253,15 @@ impl Engine {
         self.tell();
         let exposed = self.exposed.borrow();
         let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
-        Ok(one.map(|one| one.name.clone()).unwrap_or_default())
+        let mut answer = json!({"name": one.map(|one| one.name.clone()).unwrap_or_default()});
+        let beyond = set.overcommitted_sectors() * 512;
+        if beyond > 0 {
+            answer["note"] = json!(format!(
+                "the volumes of this set are {beyond} bytes larger than its cache: \
+                 once that is full, writes to them fail for want of space"
+            ));
+        }
+        Ok(answer)
     }
 
     /// Removes a flash-only volume and its data.
