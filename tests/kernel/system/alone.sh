@@ -65,14 +65,35 @@ write_file /mnt/x/cached 1M
 refused 'in use with blocks of 4096 bytes' bcache detach bcache0
 blocks 4096
 umount /mnt/x
+# What kpartx makes of partitions is in nobody's way, unless somebody uses it.
+partition() {
+  dmsetup create bcache0p1 --uuid "part1-$(dmsetup info -c --noheadings -o uuid bcache0)" --table '0 2048 linear /dev/mapper/bcache0 2048'
+  dmsetup mknodes
+}
+kept_by_partition() {
+  sleep 1000 < /dev/mapper/bcache0p1 & holder=$!
+  refused 'bcache0 is in use' "$@"
+  dmsetup info bcache0p1 > /dev/null
+  kill $holder
+  wait $holder || true
+}
+partition
+kept_by_partition bcache stop
+bcache stop
+await no_engine
+gone '/dev/mapper/bcache*'
+start_engine /dev/vda /dev/vdb
 bcache detach bcache0
 blocks 512
 mount /dev/mapper/bcache0 /mnt/x
 check_files
 umount /mnt/x
 e2fsck -fn /dev/mapper/bcache0 > /dev/null
+partition
+kept_by_partition bcache stop bcache0
 bcache stop --all
 await no_engine
+gone '/dev/mapper/bcache*'
 
 # A call that is not on the list ends the process: by SIGSYS.
 status=0

@@ -91,6 +91,11 @@ fn remove(name: &str) -> Result<()> {
     if device.suspended {
         bail!("/dev/mapper/{name} is suspended; dmsetup resume lets it go on");
     }
+    if !dm::is_in_use(&device)? {
+        for partition in dm::partitions(&device.uuid)? {
+            dm::remove(&partition.name).with_context(|| format!("/dev/mapper/{}", partition.name))?;
+        }
+    }
     dm::remove(name).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => anyhow::anyhow!("/dev/mapper/{name} is in use; unmount it first"),
         _ => anyhow::Error::new(error).context(format!("/dev/mapper/{name}")),

@@ -73,7 +73,7 @@ impl Engine {
         let removed = self.env.offload(move || {
             let mut gone = Vec::new();
             for (name, uuid) in devices {
-                match take_name_away(&name) {
+                match take_name_away(&name, uuid) {
                     Ok(Some(table)) => gone.push((name, uuid, table)),
                     Ok(None) => {}
                     Err(error) => {
@@ -108,8 +108,16 @@ impl Engine {
         if let Some(device) = devices.iter().find(|device| device.suspended) {
             bail!("/dev/mapper/{} is suspended; dmsetup resume lets it go on", device.name);
         }
-        let open = devices.into_iter().filter(|device| device.open_count > 0);
-        Ok(open.map(|device| device.name).collect())
+        let open = self.env.offload(move || {
+            let mut open = Vec::new();
+            for device in devices {
+                if dm::is_in_use(&device)? {
+                    open.push(device.name);
+                }
+            }
+            io::Result::Ok(open)
+        });
+        open.await.context("device-mapper")
     }
 
     /// Ends the process in order and leaves all devices to a successor: requests wait for it. What does not end within
@@ -212,13 +220,18 @@ impl Engine {
     }
 }
 
-/// Removes a name; the table that it had.
-fn take_name_away(name: &str) -> io::Result<Option<Vec<Target>>> {
+/// Removes a name, and what kpartx made on it; the table that it had.
+fn take_name_away(name: &str, uuid: Uuid) -> io::Result<Option<Vec<Target>>> {
     match dm::table(name) {
         // Somebody was here before: a machine that shuts down removes names of its own accord.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         Err(error) => Err(error),
-        Ok(table) => dm::remove(name).map(|()| Some(table)),
+        Ok(table) => {
+            for partition in dm::partitions(&dm::uuid_of(uuid))? {
+                dm::remove(&partition.name)?;
+            }
+            dm::remove(name).map(|()| Some(table))
+        }
     }
 }
 

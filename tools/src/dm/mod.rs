@@ -63,6 +63,37 @@ pub fn describe(name: &str) -> io::Result<Option<Device>> {
     }
 }
 
+/// What kpartx made of the partitions on the device with a UUID.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn partitions(uuid: &str) -> io::Result<Vec<Device>> {
+    let mut found = Vec::new();
+    for device in list()? {
+        // One that goes while we look is no error.
+        found.extend(describe(&device.name)?.filter(|device| is_partition_of(&device.uuid, uuid)));
+    }
+    Ok(found)
+}
+
+fn is_partition_of(uuid: &str, disk: &str) -> bool {
+    let parts = uuid.strip_prefix("part").and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(number, of)| of == disk && number.parse::<u32>().is_ok())
+}
+
+/// Whether somebody has a device or a partition on it open; partitions that nobody has open do not count.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn is_in_use(device: &Device) -> io::Result<bool> {
+    if device.open_count == 0 {
+        return Ok(false);
+    }
+    let partitions = partitions(&device.uuid)?;
+    let unused = partitions.iter().filter(|partition| partition.open_count == 0).count();
+    Ok(device.open_count as usize > unused)
+}
+
 /// Targets of a device's active table.
 ///
 /// # Errors
@@ -171,6 +202,21 @@ pub fn name_from_label(label: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn partitions_are_told_by_their_uuid() {
+        let disk = uuid_of(uuid::Uuid::nil());
+        assert!(is_partition_of(&format!("part12-{disk}"), &disk));
+        for other in [
+            disk.clone(),
+            format!("part-{disk}"),
+            format!("part1-{disk}0"),
+            format!("partx-{disk}"),
+            String::new(),
+        ] {
+            assert!(!is_partition_of(&other, &disk), "{other}");
+        }
+    }
 
     #[test]
     fn labels_make_names_only_where_they_need_no_escaping() {
