@@ -227,8 +227,8 @@ kinds! {
     BsetKeys "bset-keys" Loss
         "The keys of a bset do not fill it: one claims more pointers than there are bytes."
         "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
-    KeyOrder "key-order" Lossless
-        "Keys of a bset are out of order: Linux would serve wrong content and say nothing."
+    KeyOrder "key-order" Loss
+        "Keys of a bset are out of order, as nobody writes them: some may not have the place that they were written with. Linux would serve wrong content and say nothing."
         "They are sorted.";
     KeyRange "key-range" Loss
         "A key is outside the range of its node."
