@@ -321,3 +321,46 @@ fn a_journal_that_is_gone_is_called_gone_and_its_set_comes_back() {
     let (hash, bytes) = bcache_tests::sparse::sha256(fs::File::open(&image).unwrap()).unwrap();
     assert_eq!((&hash, bytes), (&want.sha256, want.bytes));
 }
+
+#[test]
+fn doctor_tells_who_uses_a_device_and_what_is_in_it() {
+    let dir = paths::scratch().unwrap();
+    let (cache, backing) = set(dir.path());
+    let devices = [cache.clone(), backing.clone()];
+    let doctor = |devices: &[PathBuf]| {
+        let output = bcache(&["doctor"], devices);
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    };
+    // Somebody has both, as a server would.
+    let held: Vec<fs::File> = devices.iter().map(|path| fs::File::open(path).unwrap()).collect();
+    held.iter().for_each(|file| file.lock().unwrap());
+    let (said, _) = doctor(&devices);
+    assert_eq!(said.matches("in use by").count(), 2, "{said}");
+    assert!(!said.contains("mount -o"), "{said}");
+    drop(held);
+    // The superblock of the backing device says that it is attached to nothing: the cache knows better.
+    let mut sb = fs::read(&backing).unwrap()[4096..8192].to_vec();
+    let mut parsed = bcache_format::Superblock::parse(&sb).unwrap();
+    parsed.set_state(bcache_format::superblock::BackingState::None);
+    parsed.write_to(&mut sb).unwrap();
+    write(&backing, 4096, &sb);
+    let (said, code) = doctor(&devices);
+    assert!(said.contains("attached to no cache, but") && said.contains("dirty of it"), "{said}");
+    assert_eq!(code, Some(1));
+    // What is on it when it is alone.
+    for (byte, magic, word) in [
+        (0, &b"LUKS\xba\xbe"[..], "cryptsetup"),
+        (512, b"LABELONE", "LVM"),
+        (4096, &[0xfc, 0x4e, 0x2b, 0xa9], "mdadm"),
+    ] {
+        let (backing_alone, _) = (dir.path().join(word), ());
+        fs::copy(&backing, &backing_alone).unwrap();
+        write(&backing_alone, 8192 + byte, magic);
+        let (said, _) = doctor(std::slice::from_ref(&backing_alone));
+        assert!(said.contains(word) && !said.contains("mount -o"), "{said}");
+    }
+    let clone = dir.path().join("clone");
+    fs::copy(&cache, &clone).unwrap();
+    let (said, code) = doctor(&[cache, clone]);
+    assert!(said.contains("are both caches of set") && code == Some(1), "{said}");
+}

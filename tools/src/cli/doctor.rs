@@ -3,19 +3,25 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bcache_engine::dev::lock;
 use bcache_engine::fsck::view::set::Attachment;
 use bcache_engine::fsck::view::{Backing, Cache, Devices, SetView};
 use bcache_engine::fsck::{Finding, Kind, Options, Severity, check};
 use bcache_format::Sectors;
 use bcache_format::superblock::BackingState;
 use bytesize::ByteSize;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
 
-use super::devices::{InUse, open};
+use super::devices::{InUse, each_once, open};
 use super::{Out, Outcome};
+use crate::control::paths;
+use crate::in_use::loop_of;
 
 /// Faults told one by one.
 const FAULTS_TOLD: usize = 5;
@@ -33,6 +39,7 @@ pub struct Args {
 
 /// Looks and tells.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
+    each_once(&args.devices)?;
     let (mut devices, mut well) = (Devices::default(), true);
     for path in &args.devices {
         if let Err(fault) = devices.push(open(path, InUse::Allow)?) {
@@ -43,7 +50,16 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     }
     let sets = devices.caches.iter().map(|cache| Set::look(cache, &devices.backings)).collect::<Vec<_>>();
     let typed = typed(&args.devices);
-    for set in &sets {
+    for (index, set) in sets.iter().enumerate() {
+        let uuid = set.cache.sb.set_uuid;
+        if let Some(other) = sets.iter().take(index).find(|other| other.cache.sb.set_uuid == uuid) {
+            writeln!(out, "{} and {} are both caches of set {uuid}", other.cache.name, set.cache.name)?;
+            writeln!(
+                out,
+                "  one is a copy of the other: name the one that was used last, and never use both"
+            )?;
+            well = false;
+        }
         well &= set.tell(&typed, out)?;
     }
     for backing in &devices.backings {
@@ -111,6 +127,10 @@ impl Set {
             writeln!(out, "  next: bcache fsck -n {devices}")?;
             Ok(())
         };
+        if let Some(user) = user(name, self.cache.sb.set_uuid) {
+            writeln!(out, "  in use by {user}: what is told here may change while it is read")?;
+            writeln!(out, "  next: bcache status")?;
+        }
         if self.gone {
             writeln!(out, "  its journal is gone: it was in use, and Linux refuses it")?;
             writeln!(out, "  next: bcache salvage -o disk.img {devices}")?;
@@ -179,6 +199,28 @@ fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out)
     let sectors = Sectors::from_bytes(backing.device.size()).0 - backing.fields.data_offset.0;
     writeln!(out, "{}: backing device of {}, {}", backing.name, size(Sectors(sectors)), backing.sb.uuid)?;
     let name = &backing.name;
+    if let Some(user) = user(name, backing.sb.set_uuid) {
+        let state = match backing.sb.state() {
+            BackingState::Dirty => "dirty: its newest data is in the cache",
+            BackingState::Clean => "clean by its superblock",
+            BackingState::Stale => "runs without its cache",
+            BackingState::None => "attached to no cache",
+        };
+        writeln!(out, "  in use by {user}, {state}; do not mount it beside that\n  next: bcache status")?;
+        return Ok(true);
+    }
+    // By its superblock nothing is elsewhere: the cache may know better.
+    let left = |set: &&Set| dirty_of(set, backing) > 0;
+    if let Some(set) = sets.iter().find(left)
+        && matches!(backing.sb.state(), BackingState::None | BackingState::Stale)
+    {
+        let dirty = size(Sectors(dirty_of(set, backing)));
+        let state =
+            if backing.sb.state() == BackingState::None { "is attached to no cache" } else { "is stale" };
+        writeln!(out, "  by its superblock it {state}, but {} has {dirty} dirty of it", set.cache.name)?;
+        writeln!(out, "  next: bcache fsck -n {}", typed(all))?;
+        return Ok(false);
+    }
     match backing.sb.state() {
         BackingState::None => {
             writeln!(out, "  attached to no cache: it has all its data, and is safe to use alone")?;
@@ -257,8 +299,62 @@ fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out)
     }
 }
 
+/// Dirty sectors that a cache has of a backing device, whatever its superblock says.
+fn dirty_of(set: &Set, backing: &Backing) -> u64 {
+    let uuids = set.view.as_ref().map(|view| view.uuids.as_slice()).unwrap_or_default();
+    let slot = (0u32..).zip(uuids).find(|(_, entry)| entry.uuid == backing.sb.uuid && !entry.is_detached());
+    slot.and_then(|(slot, _)| set.sectors.get(&slot)).map_or(0, |(dirty, _)| *dirty)
+}
+
+/// Who uses a device, if anybody does.
+fn user(name: &str, set: uuid::Uuid) -> Option<String> {
+    let path = Path::new(name);
+    let meta = std::fs::metadata(path).ok()?;
+    if let Some(device) = loop_of(&meta) {
+        return Some(device.display().to_string());
+    }
+    let block = meta.file_type().is_block_device();
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true);
+    if block {
+        options.custom_flags(OFlag::O_EXCL.bits());
+    }
+    let taken = options.open(path).and_then(|file| lock(&file, false));
+    if !matches!(taken, Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy) {
+        return None;
+    }
+    let kernels = format!("/sys/dev/block/{}:{}/bcache", major(meta.rdev()), minor(meta.rdev()));
+    Some(if paths::sets().is_ok_and(|sets| sets.contains(&set)) {
+        format!("the engine of set {set}")
+    } else if block && Path::new(&kernels).exists() {
+        "the kernel's bcache".to_owned()
+    } else {
+        "somebody: it is mounted, served, or below another device".to_owned()
+    })
+}
+
+/// How to come to what is in a backing device without bcache: what is mounted is a file system alone.
 fn alone(backing: &Backing, out: &mut Out) -> Result<bool> {
     let offset = backing.fields.data_offset.bytes();
-    writeln!(out, "  next: mount -o ro,loop,offset={offset} {} /mnt   (without bcache)", backing.name)?;
+    let name = &backing.name;
+    let has = |byte: u64, magic: &[u8]| {
+        let mut bytes = vec![0; magic.len()];
+        backing.device.read_at(offset + byte, &mut bytes).is_ok() && bytes == magic
+    };
+    let md = [0xfc, 0x4e, 0x2b, 0xa9];
+    let open = format!("losetup -r -f --show -o {offset} {name}");
+    if has(0, b"LUKS\xba\xbe") {
+        writeln!(
+            out,
+            "  LUKS is on it\n  next: cryptsetup open --readonly $({open}) NAME   (without bcache)"
+        )?;
+    } else if (0..4).any(|sector| has(sector * 512, b"LABELONE")) {
+        writeln!(out, "  an LVM physical volume is on it\n  next: {open}   (without bcache; then lvs)")?;
+    } else if has(0, &md) || has(4096, &md) {
+        writeln!(out, "  a member of an md array is on it")?;
+        writeln!(out, "  next: mdadm --assemble --readonly /dev/md/NAME $({open})   (without bcache)")?;
+    } else {
+        writeln!(out, "  next: mount -o ro,loop,offset={offset} {name} /mnt   (without bcache)")?;
+    }
     Ok(true)
 }
