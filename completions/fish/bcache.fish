@@ -56,7 +56,7 @@ complete -c bcache -n "__fish_bcache_needs_command" -f -a "undo" -d 'Put back, b
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c bcache -n "__fish_bcache_using_subcommand attach" -l set -d 'The set\'s UUID; not needed where only one is served' -r
-complete -c bcache -n "__fish_bcache_using_subcommand attach" -s h -l help -d 'Print help'
+complete -c bcache -n "__fish_bcache_using_subcommand attach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand get" -l set -d 'The set\'s UUID; not needed where only one is served' -r
 complete -c bcache -n "__fish_bcache_using_subcommand get" -l device -d 'One device only, by name, label, UUID or backing device' -r
