@@ -1,5 +1,6 @@
 //! Which cached device or volume a command line means.
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -99,6 +100,8 @@ impl Opened {
         let plan = plan.map_err(|refused| anyhow!("{found}; {refused}"))?;
         let repaired = plan.simulate(devices, usize::MAX).context("repairing in memory")?;
         let opened = open(&repaired).map_err(|refusal| anyhow!("{found}; repaired in memory: {refusal}"))?;
+        // Standard error may be gone; what is lost is in the exit code too.
+        let _ = writeln!(std::io::stderr(), "{found}; it is read as `bcache fsck -y` would leave it");
         let lost = checked.set.as_ref().map(|view| not_known(&checked, view)).unwrap_or_default();
         Ok((opened, lost))
     }
