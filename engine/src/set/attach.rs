@@ -188,7 +188,7 @@ impl CacheSet {
     #[must_use]
     pub fn overcommitted_sectors(&self) -> u64 {
         let geometry = &self.cache.geometry;
-        let buckets = geometry.nbuckets.saturating_sub(u64::from(geometry.first_bucket));
+        let buckets = geometry.nbuckets.saturating_sub(geometry.first_bucket);
         let volumes = self.devices().into_iter().filter(|device| device.backing().is_none());
         let wanted: u64 = volumes.map(|device| device.bytes() / bcache_format::SECTOR_SIZE).sum();
         wanted.saturating_sub(buckets * u64::from(geometry.bucket_sectors))
