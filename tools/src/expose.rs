@@ -134,6 +134,15 @@ fn refuse_other(name: &str, part: &Part) -> Result<()> {
     }
 }
 
+/// Refuses a backing device of which the name, and with it whoever uses it, leads straight to another disk.
+///
+/// # Errors
+/// It does; one of the two is a copy. Or the kernel refuses.
+pub fn refuse_copy(part: &Part) -> Result<()> {
+    let Some(device) = dm::find(&dm::uuid_of(part.uuid))? else { return Ok(()) };
+    if front_end(&device.name, part.uuid)?.is_some() { Ok(()) } else { refuse_other(&device.name, part) }
+}
+
 /// The block device of an engine below the device of `uuid` that is called `name`, if there is one, and the sector of it
 /// where the device begins.
 ///

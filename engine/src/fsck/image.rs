@@ -49,6 +49,10 @@ impl ReadAt for Recorder {
         ranges.insert(start, end);
         self.device.read_at(byte, buf)
     }
+    fn peek_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        // Not metadata until it is known to be.
+        self.device.peek_at(byte, buf)
+    }
     fn will_read(&self, byte: u64, len: u64) {
         self.device.will_read(byte, len);
     }

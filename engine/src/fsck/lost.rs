@@ -10,6 +10,7 @@
 use super::bits::Fix;
 use super::check::Checked;
 use super::finding::Finding;
+use super::image::{MARK, MARK_AT};
 use super::kind::Kind;
 use super::repair::{Fit, Write, fits, is_proved};
 use super::salvage::scan::scan;
@@ -72,9 +73,15 @@ fn is_none(device: &Device) -> bool {
         && RawSuperblock::read(&bytes).is_some_and(|raw| !raw.has_magic())
 }
 
-fn nothing_before(device: &Device) -> bool {
+/// Whether nothing stands before where a superblock is, but for the mark of what was made of an image.
+pub(super) fn nothing_before(device: &Device) -> bool {
     let mut before = vec![1; usize::try_from(SB_OFFSET).unwrap_or(0)];
-    device.read_at(0, &mut before).is_ok() && before.iter().all(|byte| *byte == 0)
+    let read = device.peek_at(0, &mut before).is_ok();
+    let mark = MARK_AT as usize..MARK_AT as usize + MARK.len();
+    if let Some(mark) = before.get_mut(mark).filter(|bytes| *bytes == MARK) {
+        mark.fill(0);
+    }
+    read && before.iter().all(|byte| *byte == 0)
 }
 
 /// What a cache's superblock said.

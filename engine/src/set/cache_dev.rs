@@ -37,8 +37,11 @@ impl Tracked {
         Self { dev, counts: Rc::new(Counts { epoch: Cell::new(1), ..Counts::default() }) }
     }
     /// Wraps a device that others have, or had: a flush of theirs that failed is one of its.
+    /// What was written past both is taken as not durable.
     pub fn shared(dev: Rc<dyn BlockDev>, other: &Self) -> Self {
-        Self { dev, counts: Rc::clone(&other.counts) }
+        let shared = Self { dev, counts: Rc::clone(&other.counts) };
+        shared.completed();
+        shared
     }
     /// Writes completed so far.
     pub fn epoch(&self) -> u64 {

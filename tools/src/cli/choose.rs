@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::fsck::salvage::not_known;
 use bcache_engine::fsck::view::{Backing, Content, Device, Devices, Refusal, SetView, set};
-use bcache_engine::fsck::{Finding, Options, Severity, check, repair};
+
+use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check, repair};
 use bcache_format::superblock::BackingState;
 use bcache_format::{Pos, Sectors};
 
@@ -41,6 +42,39 @@ pub struct Opened {
     set: Option<SetView>,
 }
 
+/// A set as far as it can be read.
+pub struct Best {
+    /// The set.
+    pub opened: Opened,
+    /// Keys that are lost, or whose newest state is.
+    pub lost: Vec<(Pos, Pos)>,
+    /// Nothing else is lost or guessed either.
+    pub complete: bool,
+}
+
+impl Best {
+    const fn whole(opened: Opened) -> Self {
+        Self { opened, lost: Vec::new(), complete: true }
+    }
+}
+
+/// Whether something is guessed, or lost that has no place of which it could be said: of a journal that is not whole nobody
+/// knows what its newest keys were.
+pub fn loses(checked: &Checked) -> bool {
+    let anywhere = |kind: Kind| {
+        matches!(
+            kind,
+            Kind::JournalEmpty
+                | Kind::JournalMissing
+                | Kind::JournalHole
+                | Kind::JournalUnreadable
+                | Kind::JournalOrder
+                | Kind::SbLost
+        )
+    };
+    checked.findings.iter().any(|finding| finding.guess || anywhere(finding.kind))
+}
+
 impl Opened {
     /// Puts the set together, unless nothing of what is asked for can be in a cache.
     pub fn new(devices: Devices, of: Option<&Of>) -> Result<Self, Refusal> {
@@ -67,14 +101,13 @@ impl Opened {
         Ok(Self { devices, set })
     }
 
-    /// The set as it is, or, where it is damaged, as a repair would leave it; with the keys that are lost then, or whose
-    /// newest state is. The repair is made in memory.
-    pub fn best(devices: &[Device], of: Option<&Of>) -> Result<(Self, Vec<(Pos, Pos)>)> {
+    /// The set as it is, or, where it is damaged, as a repair would leave it. The repair is made in memory.
+    pub fn best(devices: &[Device], of: Option<&Of>) -> Result<Best> {
         let open = |devices: &[Device]| -> Result<Self, Refusal> {
             Self::new(Devices::open(devices.iter().cloned())?, of)
         };
         let (opened, refused) = match open(devices) {
-            Ok(opened) if opened.set.is_none() => return Ok((opened, Vec::new())),
+            Ok(opened) if opened.set.is_none() => return Ok(Best::whole(opened)),
             Ok(opened) => (Some(opened), None),
             Err(refusal @ (Refusal::Fault(_) | Refusal::NotSync(_) | Refusal::Unknown { .. })) => {
                 (None, Some(refusal))
@@ -85,7 +118,7 @@ impl Opened {
         let worst = checked.findings.iter().find(|finding| finding.severity() > Severity::Harmless);
         let Some(Finding { kind, device, byte, detail, .. }) = worst else {
             return match (opened, refused) {
-                (Some(opened), _) => Ok((opened, Vec::new())),
+                (Some(opened), _) => Ok(Best::whole(opened)),
                 (None, Some(refusal)) => Err(BadInput(refusal.to_string()).into()),
                 (None, None) => bail!("nothing to read"),
             };
@@ -103,7 +136,8 @@ impl Opened {
         // Standard error may be gone; what is lost is in the exit code too.
         let _ = writeln!(std::io::stderr(), "{found}; it is read as `bcache fsck -y` would leave it");
         let lost = checked.set.as_ref().map(|view| not_known(&checked, view)).unwrap_or_default();
-        Ok((opened, lost))
+        let complete = !loses(&checked) && plan.changed.is_empty();
+        Ok(Best { opened, lost, complete })
     }
 
     /// The content of what is meant, with a word for it.

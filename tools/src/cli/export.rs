@@ -11,7 +11,7 @@ use bcache_engine::fsck::view::{Content, Piece};
 use bcache_format::SECTOR_SIZE;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::choose::{Of, Opened, sectors_of};
+use super::choose::{Best, Of, Opened, sectors_of};
 use super::devices::{InUse, each_has_data, each_once, open};
 use super::output::{Output, Readers, finish_standard};
 use super::{Out, Outcome};
@@ -50,7 +50,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         devices.push(open(path, InUse::Refuse)?);
     }
     each_has_data(&devices)?;
-    let (opened, lost) = Opened::best(&devices, args.of.as_ref())?;
+    let Best { opened, lost, complete } = Opened::best(&devices, args.of.as_ref())?;
     let (name, content) = opened.content(args.of.as_ref())?;
     let output = Output::create(&args.output, &args.devices, Readers::All, out)?;
     let progress = progress(&name, content.bytes);
@@ -83,7 +83,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     for (from, to) in &lost {
         writeln!(std::io::stderr(), "lost, or not in its newest state: sectors {from}..{to} of {name}")?;
     }
-    Ok(if bad.is_empty() && lost.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if complete && bad.is_empty() && lost.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Where content goes, in order and without gaps.

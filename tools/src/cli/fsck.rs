@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::canceled::Canceled;
 use super::devices::{Access, InUse, Writable, each_once, open_for};
 use super::{Out, Outcome, memory};
-use crate::raw;
+use crate::{raw, signature};
 
 /// Exit code: nothing found.
 const OK: u8 = 0;
@@ -26,6 +26,8 @@ const OK: u8 = 0;
 const CORRECTED: u8 = 1;
 /// Exit code: something is wrong and stays so.
 const UNCORRECTED: u8 = 4;
+/// Signatures before this byte are of whoever has the device.
+const IN_FRONT: u64 = 1 << 20;
 /// Exit code: the check itself did not work, or a repair is refused.
 pub const OPERATION: u8 = 8;
 /// Exit code: the command line makes no sense.
@@ -151,6 +153,13 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     if !may {
         return Ok(ExitCode::from(UNCORRECTED));
     }
+    for (path, device) in args.devices.iter().zip(&devices) {
+        if let Some(other) = other_owner(&checked, path, device.name())? {
+            out.flush()?;
+            writeln!(io::stderr(), "nothing is repaired: {other}")?;
+            return Ok(ExitCode::from(OPERATION));
+        }
+    }
     memory::suffices(repair::memory(&checked))?;
     let plan = match repair::plan(&devices, &checked, &mut random) {
         Ok(plan) => plan,
@@ -173,6 +182,29 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     }
     canceled.not_any_more();
     repair_now(&args, &plan, &devices, &writable, out)
+}
+
+/// What a device without a superblock is of by now, if that is not bcache: its superblock is not lost, but overwritten.
+fn other_owner(checked: &Checked, path: &Path, name: &str) -> Result<Option<String>> {
+    let lost =
+        |finding: &Finding| matches!(finding.kind, Kind::SbLost | Kind::SbWiped) && *finding.device == *name;
+    if !checked.findings.iter().any(lost) {
+        return Ok(None);
+    }
+    let found = signature::find(path).with_context(|| path.display().to_string())?;
+    // What stands at its end is of what is inside.
+    let in_front = |found: &signature::Signature| found.place().is_some_and(|(at, _)| at < IN_FRONT);
+    let kinds: Vec<_> = found
+        .into_iter()
+        .filter(|found| found.kind != "bcache" && in_front(found))
+        .map(|found| found.kind)
+        .collect();
+    let text = format!(
+        "{}: it has no superblock, but {} on it: it was given to something else since",
+        path.display(),
+        kinds.join(", ")
+    );
+    Ok((!kinds.is_empty()).then_some(text))
 }
 
 /// The check, with its progress where it is wanted.

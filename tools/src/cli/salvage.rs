@@ -11,10 +11,11 @@ use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::salvage::{Belief, Salvage, data_byte};
 use bcache_engine::fsck::view::{Backing, Content};
 use bcache_engine::fsck::{Options, check};
+use bcache_format::superblock::BackingState;
 use bcache_format::{Bkey, SECTOR_SIZE, Sectors};
 use serde_json::json;
 
-use super::choose::Of;
+use super::choose::{Of, loses};
 use super::devices::{Access, InUse, Writable, each_has_data, each_once, open_for};
 use super::export::{Sparse, copy_around, progress};
 use super::output::{Output, Readers};
@@ -125,7 +126,8 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         (None, None) => bail!("nowhere to write to"),
     };
     let complete = report(&args, &found, slot, &base, keys, &lost, out)?;
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // What is lost of the journal has no place of which it could be said: whatever is newest may have been there.
+    Ok(if complete && !loses(&checked) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Which slot is meant, and what its dirty data is laid over.
@@ -162,6 +164,15 @@ fn choose<'b>(args: &Args, found: &Salvage, backings: &'b [Backing]) -> Result<(
     if let Some(slot) = args.slot {
         let base = if volume(slot).is_some() { alone(slot) } else { Base::Backing(backing) };
         return Ok((slot, base));
+    }
+    let state = backing.sb.state();
+    if matches!(state, BackingState::None | BackingState::Stale) {
+        bail!(
+            "{}: it was in use without its cache since ({}), so what the cache has of it is older; --slot takes one of \
+             {slots} all the same",
+            backing.name,
+            if state == BackingState::None { "detached" } else { "stale" }
+        );
     }
     let known = found.uuids.get(&backing.sb.uuid).copied();
     // What is written to a device must be its own.

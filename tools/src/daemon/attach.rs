@@ -27,6 +27,8 @@ impl Engine {
         let set = self.set.borrow().clone().context("the set does not run")?;
         let uuid = part.uuid;
         let there = self.env.offload(move || exposed::tidy(uuid)).await.context("device-mapper")?;
+        let same = part.clone();
+        self.env.offload(move || expose::refuse_copy(&same)).await?;
         let block = part.block;
         self.env.offload(move || expose::refuse_other_blocks(uuid, block)).await?;
         // A device that is there without its cache holds the claim itself until its table is changed.
@@ -207,7 +209,8 @@ impl Engine {
                      its engine goes on serving it, and tries again"
                 );
             }
-            (None, _) => {}
+            (None, Ok(())) => {}
+            (None, Err(error)) => bail!("/dev/mapper/{name} has no cache any more, and its table: {error}"),
         }
         self.list_devices();
         tracing::info!(name, "goes on without cache");

@@ -21,6 +21,7 @@ pub(super) fn pass(checked: &mut Checked) {
         take_misfits(checked);
         doubt_table(checked);
     }
+    doubt_links(checked);
     duplicates(checked);
     let backings = checked.backings.clone();
     let mut seen: HashMap<Uuid, Arc<str>> = HashMap::new();
@@ -180,6 +181,19 @@ fn doubt_table(checked: &mut Checked) {
     }
     for kind in [Kind::UuidPointer, Kind::UuidUnreadable, Kind::UuidLost] {
         checked.findings.doubt(kind, None, "a table that nothing leads to is taken, perhaps an older one");
+    }
+}
+
+/// Tells that with no table at all a slot is given to a device because nothing else is dirty: a device that was not named,
+/// or a volume, may be what it is of.
+fn doubt_links(checked: &mut Checked) {
+    let Some(view) = checked.set.as_ref().filter(|view| view.uuids.is_empty()) else { return };
+    if links(checked, view).iter().all(|link| link.proof != Proof::State) {
+        return;
+    }
+    for kind in [Kind::UuidPointer, Kind::UuidUnreadable, Kind::UuidLost] {
+        let why = "a slot is given to a device because nothing else that was named is dirty";
+        checked.findings.doubt(kind, None, why);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::super::finding::{Finding, Findings};
 use super::super::kind::Kind;
+use super::super::lost;
 use super::super::view::{Backing, Cache, Device, Devices, Fault};
 use super::Checked;
 use bcache_format::error::Problem;
@@ -76,8 +77,7 @@ pub(super) fn doubt_wiped(checked: &Checked, devices: &[Device], findings: &mut 
         let of_cache = checked.cache.as_ref().is_some_and(|cache| *cache.name == *device.name());
         let backing = checked.backings.iter().find(|backing| *backing.name == *device.name());
         let known = if of_cache { cache_confirmed(checked) } else { is_known(checked, backing) };
-        let mut before = vec![1; usize::try_from(SB_OFFSET).unwrap_or(0)];
-        let empty = device.read_at(0, &mut before).is_ok() && before.iter().all(|byte| *byte == 0);
+        let empty = lost::nothing_before(device);
         let why = match (known, empty) {
             (true, true) => continue,
             (_, false) => "something stands before it, as if the device were used for something else now",

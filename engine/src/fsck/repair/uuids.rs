@@ -118,6 +118,19 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
         .filter(|(slot, used)| used.all > 0 && nobodys(slot))
         .map(|(slot, used)| (*slot, used))
         .collect();
+    let fit = |backing: &Backing, slot: u32, used: &SlotUse| {
+        // A device that is not dirty has nothing dirty in the cache.
+        let dirty = backing.sb.state() == BackingState::Dirty;
+        if dirty || used.dirty == 0 { fits(view, backing, slot, used, 0) } else { Fit::Not }
+    };
+    // Devices that began as copies of one image have much in common: what several could be is nobody's.
+    let same: Vec<(usize, u32)> = without_slot
+        .iter()
+        .flat_map(|(index, backing)| {
+            let slots = open.iter().filter(|(slot, used)| fit(backing, *slot, used) == Fit::Same);
+            slots.map(|(slot, _)| (*index, *slot)).collect::<Vec<_>>()
+        })
+        .collect();
     without_slot
         .iter()
         .filter_map(|(index, backing)| {
@@ -131,17 +144,17 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
             if let Some(slot) = view.uuids.iter().position(rotted) {
                 return link(u32::try_from(slot).ok()?, Proof::Uuid);
             }
-            // A device that is not dirty has nothing dirty in the cache.
-            let dirty = backing.sb.state() == BackingState::Dirty;
-            let mut can_be = Vec::new();
-            for (slot, used) in open.iter().filter(|(_, used)| dirty || used.dirty == 0) {
-                match fits(view, backing, *slot, used, 0) {
-                    Fit::Not => {}
-                    Fit::Same => return link(*slot, Proof::Data),
-                    Fit::Unknown if dirty && used.dirty > 0 => can_be.push(*slot),
-                    Fit::Unknown => {}
-                }
+            let mut ours = same.iter().filter(|(of, _)| of == index).map(|(_, slot)| *slot);
+            if let Some(slot) = ours.next() {
+                let only =
+                    ours.next().is_none() && same.iter().filter(|(_, other)| *other == slot).count() == 1;
+                return only.then_some(slot).and_then(|slot| link(slot, Proof::Data));
             }
+            let dirty = backing.sb.state() == BackingState::Dirty;
+            let can_be = open
+                .iter()
+                .filter(|(slot, used)| dirty && used.dirty > 0 && fit(backing, *slot, used) == Fit::Unknown);
+            let can_be: Vec<u32> = can_be.map(|(slot, _)| *slot).collect();
             let other_dirty = without_slot
                 .iter()
                 .any(|(other, device)| other != index && device.sb.state() == BackingState::Dirty);
@@ -186,15 +199,21 @@ pub(in super::super) fn misfits(checked: &Checked, view: &SetView) -> Vec<u32> {
     (0u32..).zip(&view.uuids).filter_map(of).collect()
 }
 
-/// Whether a table that was found, perhaps an older one, says of all slots with keys whose they are: a slot is given to
-/// one device only, and given up only when nothing in it is dirty any more. What is clean must be what the device has.
+/// Whether a table that was found, perhaps an older one, says of all slots with keys whose they are. A slot with dirty keys
+/// may have been given up since by a device that ran without its cache: so the device has to say that it is dirty, or clean
+/// data has to be what it has. A volume's slot is given up only when nothing of it is left.
 pub(in super::super) fn is_proved(checked: &Checked, view: &SetView) -> bool {
     checked.slots.iter().filter(|(_, used)| used.all > 0).all(|(slot, used)| {
         let entry = view.uuids.get(*slot as usize).filter(|entry| !entry.is_free() && !is_stand_in(entry));
         let Some(entry) = entry else { return false };
         let mut backings = checked.backings.iter();
         let backing = backings.find(|backing| backing.sb.uuid == entry.uuid);
-        used.dirty > 0 || backing.is_some_and(|backing| fits(view, backing, *slot, used, 0) == Fit::Same)
+        entry.is_flash_only()
+            || backing.is_some_and(|backing| match fits(view, backing, *slot, used, 0) {
+                Fit::Not => false,
+                Fit::Unknown => used.dirty > 0 && backing.sb.state() == BackingState::Dirty,
+                Fit::Same => !matches!(backing.sb.state(), BackingState::None | BackingState::Stale),
+            })
     })
 }
 

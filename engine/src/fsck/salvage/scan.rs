@@ -84,13 +84,22 @@ pub fn scan(cache: &Cache, lost: &Ranges, progress: &mut dyn FnMut(u64, u64)) ->
             if scanned.uuids.is_empty() || age > newest_table {
                 (scanned.uuids, scanned.uuid_bucket, newest_table) = (table, Some(bucket), age);
             }
-        } else if cache.device.next_data(byte) < byte.saturating_add(node_bytes) {
-            // Data, mostly; or a node of which the first bset is gone.
+        } else if cache.device.next_data(byte) < byte.saturating_add(node_bytes) && may_be_node(cache, bucket)
+        {
+            // A node of which the first bset is gone.
             node(cache, bucket, lost, &mut scanned);
         }
     }
     scanned.prios = newest_chain(cache, &prios);
     scanned
+}
+
+/// Whether a bucket that does not begin as a node does has bsets of one, or cannot be read. Mostly it has data.
+fn may_be_node(cache: &Cache, bucket: BucketNr) -> bool {
+    let geometry = cache.geometry;
+    let mut bytes = vec![0; usize::try_from(geometry.btree_node_bytes()).unwrap_or(0)];
+    let read = cache.device.peek_at(geometry.bucket_start_byte(bucket), &mut bytes);
+    read.is_err() || generation(cache, &bytes, geometry.bucket_start(bucket).0).is_some()
 }
 
 /// Notes the node in a bucket. Which generation its pointer has follows from a checksum.

@@ -19,6 +19,13 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// What the device says, or that it ends before `buf` is full.
     fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// The same in search of something: what is there may be anybody's data.
+    ///
+    /// # Errors
+    /// As of [`read_at`](Self::read_at).
+    fn peek_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_at(byte, buf)
+    }
     /// Says that `len` bytes from `byte` on will be read soon, so that the device can begin.
     fn will_read(&self, _byte: u64, _len: u64) {}
     /// Whether it has a device's metadata and nothing of its data: a metadata image, or what was made of one.
