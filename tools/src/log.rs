@@ -162,18 +162,22 @@ mod tests {
         state.lock().expect("nobody panics").0 = true;
         opened.notify_all();
         // Room in the queue comes as it is written.
-        while !String::from_utf8_lossy(&gate.0.0.lock().expect("nobody panics").1).contains("were dropped") {
+        let text =
+            || String::from_utf8(gate.0.0.lock().expect("nobody panics").1.clone()).expect("lines are text");
+        let told = || {
+            let text = text();
+            let written = text.lines().filter(|line| line.starts_with("line")).count();
+            let dropped: usize = text
+                .lines()
+                .filter_map(|line| line.split_whitespace().nth(1).filter(|_| line.contains("were dropped")))
+                .map(|count| count.parse::<usize>().expect("a count"))
+                .sum();
+            written + dropped
+        };
+        while told() < 100 {
             std::thread::yield_now();
         }
-        let text = gate.0.0.lock().expect("nobody panics").1.clone();
-        let text = String::from_utf8(text).expect("lines are text");
-        assert!(text.starts_with("line 0\n"), "{text}");
-        let written = text.lines().filter(|line| line.starts_with("line")).count();
-        let dropped: usize = text
-            .lines()
-            .filter_map(|line| line.split_whitespace().nth(1).filter(|_| line.contains("were dropped")))
-            .map(|count| count.parse::<usize>().expect("a count"))
-            .sum();
-        assert_eq!(written + dropped, 100, "{text}");
+        assert!(text().starts_with("line 0\n") && text().contains("were dropped"), "{}", text());
+        assert_eq!(told(), 100, "{}", text());
     }
 }

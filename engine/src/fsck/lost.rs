@@ -12,7 +12,7 @@ use super::check::Checked;
 use super::finding::Finding;
 use super::image::{MARK, MARK_AT};
 use super::kind::Kind;
-use super::repair::{Fit, Write, fits, is_proved};
+use super::repair::{Fit, Write, fits, is_likely};
 use super::salvage::scan::scan;
 use super::view::journal::Journal;
 use super::view::prio::PrioChain;
@@ -278,7 +278,7 @@ fn prio_set_at(device: &Device, byte: u64, head: &[u8]) -> Option<(SetMagic, u32
 
 /// What the superblock of a backing device of the cache's set said.
 fn backing(checked: &Checked, device: &Device) -> Option<(Superblock, String)> {
-    let view = checked.set.as_ref().filter(|view| !checked.table_found || is_proved(checked, view))?;
+    let view = checked.set.as_ref().filter(|view| !checked.table_found || is_likely(checked, view))?;
     let cache = &view.cache;
     let there = |uuid: Uuid| checked.backings.iter().any(|backing| backing.sb.uuid == uuid);
     let open = (0u32..).zip(&view.uuids).filter(|(_, entry)| {

@@ -21,7 +21,7 @@ use rebuild::PRIO_SET;
 pub use rebuild::{Content, Rebuilt, Sink, rebuild};
 pub use scratch::Scratch;
 pub(super) use superblocks::write as write_superblock;
-pub(super) use uuids::{Fit, Link, Proof, fits, is_proved, links, misfits, stand_in};
+pub(super) use uuids::{Fit, Link, Proof, fits, is_likely, is_proved, links, misfits, stand_in};
 
 use super::check::{Checked, Options, check, kernel_finds};
 use super::finding::Finding;

@@ -203,17 +203,32 @@ pub(in super::super) fn misfits(checked: &Checked, view: &SetView) -> Vec<u32> {
 /// may have been given up since by a device that ran without its cache: so the device has to say that it is dirty, or clean
 /// data has to be what it has. A volume's slot is given up only when nothing of it is left.
 pub(in super::super) fn is_proved(checked: &Checked, view: &SetView) -> bool {
+    each_is_whose(checked, view, |backing, used, fit| match fit {
+        Fit::Not => false,
+        Fit::Unknown => used.dirty > 0 && backing.is_some_and(|it| it.sb.state() == BackingState::Dirty),
+        Fit::Same => {
+            backing.is_some_and(|it| !matches!(it.sb.state(), BackingState::None | BackingState::Stale))
+        }
+    })
+}
+
+/// Whether such a table is right if no device ran without its cache since: enough to go on with where somebody says yes.
+pub(in super::super) fn is_likely(checked: &Checked, view: &SetView) -> bool {
+    each_is_whose(checked, view, |_, used, fit| fit == Fit::Same || used.dirty > 0)
+}
+
+/// Whether the table gives each slot with keys to a volume, or to a device of which `is_its` holds.
+fn each_is_whose(
+    checked: &Checked,
+    view: &SetView,
+    is_its: impl Fn(Option<&Backing>, &SlotUse, Fit) -> bool,
+) -> bool {
     checked.slots.iter().filter(|(_, used)| used.all > 0).all(|(slot, used)| {
         let entry = view.uuids.get(*slot as usize).filter(|entry| !entry.is_free() && !is_stand_in(entry));
         let Some(entry) = entry else { return false };
-        let mut backings = checked.backings.iter();
-        let backing = backings.find(|backing| backing.sb.uuid == entry.uuid);
-        entry.is_flash_only()
-            || backing.is_some_and(|backing| match fits(view, backing, *slot, used, 0) {
-                Fit::Not => false,
-                Fit::Unknown => used.dirty > 0 && backing.sb.state() == BackingState::Dirty,
-                Fit::Same => !matches!(backing.sb.state(), BackingState::None | BackingState::Stale),
-            })
+        let backing = checked.backings.iter().find(|backing| backing.sb.uuid == entry.uuid);
+        let fit = backing.map_or(Fit::Unknown, |backing| fits(view, backing, *slot, used, 0));
+        entry.is_flash_only() || is_its(backing, used, fit)
     })
 }
 
