@@ -118,19 +118,19 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
         .filter(|(slot, used)| used.all > 0 && nobodys(slot))
         .map(|(slot, used)| (*slot, used))
         .collect();
-    let fit = |backing: &Backing, slot: u32, used: &SlotUse| {
+    // What each may be of: device, slot, and how it fits. Data is read for it, once.
+    let mut fitting: Vec<(usize, u32, Fit)> = Vec::new();
+    for (index, backing) in &without_slot {
         // A device that is not dirty has nothing dirty in the cache.
         let dirty = backing.sb.state() == BackingState::Dirty;
-        if dirty || used.dirty == 0 { fits(view, backing, slot, used, 0) } else { Fit::Not }
-    };
-    // Devices that began as copies of one image have much in common: what several could be is nobody's.
-    let same: Vec<(usize, u32)> = without_slot
-        .iter()
-        .flat_map(|(index, backing)| {
-            let slots = open.iter().filter(|(slot, used)| fit(backing, *slot, used) == Fit::Same);
-            slots.map(|(slot, _)| (*index, *slot)).collect::<Vec<_>>()
-        })
-        .collect();
+        for (slot, used) in open.iter().filter(|(_, used)| dirty || used.dirty == 0) {
+            match fits(view, backing, *slot, used, 0) {
+                Fit::Unknown if used.dirty == 0 => {}
+                fit => fitting.push((*index, *slot, fit)),
+            }
+        }
+    }
+    let all = |fit: Fit| fitting.iter().filter(move |(.., other)| *other == fit);
     without_slot
         .iter()
         .filter_map(|(index, backing)| {
@@ -144,17 +144,15 @@ pub(in super::super) fn links(checked: &Checked, view: &SetView) -> Vec<Link> {
             if let Some(slot) = view.uuids.iter().position(rotted) {
                 return link(u32::try_from(slot).ok()?, Proof::Uuid);
             }
-            let mut ours = same.iter().filter(|(of, _)| of == index).map(|(_, slot)| *slot);
+            let of_this = |fit: Fit| all(fit).filter(|(of, ..)| of == index).map(|(_, slot, _)| *slot);
+            let mut ours = of_this(Fit::Same);
             if let Some(slot) = ours.next() {
-                let only =
-                    ours.next().is_none() && same.iter().filter(|(_, other)| *other == slot).count() == 1;
+                // Devices that began as copies of one image have much in common: what several could be is nobody's.
+                let only = ours.next().is_none()
+                    && all(Fit::Same).filter(|(_, other, _)| *other == slot).count() == 1;
                 return only.then_some(slot).and_then(|slot| link(slot, Proof::Data));
             }
-            let dirty = backing.sb.state() == BackingState::Dirty;
-            let can_be = open
-                .iter()
-                .filter(|(slot, used)| dirty && used.dirty > 0 && fit(backing, *slot, used) == Fit::Unknown);
-            let can_be: Vec<u32> = can_be.map(|(slot, _)| *slot).collect();
+            let can_be: Vec<u32> = of_this(Fit::Unknown).collect();
             let other_dirty = without_slot
                 .iter()
                 .any(|(other, device)| other != index && device.sb.state() == BackingState::Dirty);
