@@ -91,6 +91,7 @@ impl Env {
     }
 
     /// Makes `future` go on as a task if it is dropped after it began: what changes something is never left half done.
+    #[inline]
     pub fn finish<F>(&self, future: F) -> Finish<F>
     where
         F: Future + 'static,

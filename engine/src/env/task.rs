@@ -60,6 +60,7 @@ impl<F: Future + 'static> Finish<F>
 where
     F::Output: 'static,
 {
+    #[inline]
     pub(super) fn new(core: Rc<Core>, future: F) -> Self {
         Self { core, future: Some(Box::pin(future)), begun: false }
     }

@@ -66,20 +66,19 @@ impl DeviceVolume {
         Ok(Running { device: Rc::clone(&self.device), _of_set: of_set })
     }
 
-    /// A request that changes something: once begun it is finished, whoever waits for it.
-    fn finish<F>(&self, request: impl FnOnce(Rc<CacheSet>, Rc<Device>) -> F + 'static) -> VolumeFuture<'_, ()>
+    /// A request that changes something: once begun it is finished, whoever waits for it. `request` holds what it is given
+    /// until its end. Nothing is put around it: it is large, and moving it shows in every write.
+    fn finish<F>(&self, request: impl FnOnce(Running, Rc<CacheSet>, Rc<Device>) -> F) -> VolumeFuture<'_, ()>
     where
         F: Future<Output = Result<(), VolumeError>> + 'static,
     {
-        Box::pin(async move {
-            let running = self.begin()?;
-            let (set, device) = (Rc::clone(&self.set), Rc::clone(&self.device));
-            let request = async move {
-                let _running = running;
-                request(set, device).await
-            };
-            self.set.env.finish(request).await
-        })
+        match self.begin() {
+            Ok(running) => {
+                let (set, device) = (Rc::clone(&self.set), Rc::clone(&self.device));
+                Box::pin(self.set.env.finish(request(running, set, device)))
+            }
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 
     /// The range in sectors of the device's keys.
@@ -124,7 +123,8 @@ impl Volume for DeviceVolume {
     }
     fn write(&self, at: u64, data: Shared, fua: bool) -> VolumeFuture<'_, ()> {
         let range = self.range(at, data.len() as u64);
-        self.finish(move |set, device| async move {
+        self.finish(move |running, set, device| async move {
+            let _running = running;
             let (start, end) = range?;
             if start < end {
                 set.write(&device, start, data, fua).await?;
@@ -133,14 +133,18 @@ impl Volume for DeviceVolume {
         })
     }
     fn flush(&self) -> VolumeFuture<'_, ()> {
-        self.finish(|set, device| async move { Ok(set.flush(&device).await?) })
+        self.finish(|running, set, device| async move {
+            let _running = running;
+            Ok(set.flush(&device).await?)
+        })
     }
     fn discard(&self, at: u64, len: u64) -> VolumeFuture<'_, ()> {
         // Only whole blocks: a discard is a hint.
         let block = u64::from(self.block_size());
         let (from, to) = (at.next_multiple_of(block), (at.saturating_add(len)) / block * block);
         let range = (from < to).then(|| self.range(from, to - from)).transpose();
-        self.finish(move |set, device| async move {
+        self.finish(move |running, set, device| async move {
+            let _running = running;
             if let Some((start, end)) = range? {
                 set.discard(&device, start, end).await?;
             }
@@ -149,7 +153,8 @@ impl Volume for DeviceVolume {
     }
     fn write_zeroes(&self, at: u64, len: u64, fua: bool, _no_hole: bool) -> VolumeFuture<'_, ()> {
         let (range, zeroes) = (self.range(at, len), self.zeroes.clone());
-        self.finish(move |set, device| async move {
+        self.finish(move |running, set, device| async move {
+            let _running = running;
             let (mut at, end) = range?;
             let failures = device.flush_failures();
             while at < end {

@@ -105,7 +105,9 @@ impl Drop for AtWork {
     fn drop(&mut self) {
         let running = &self.set.tasks[self.stage as usize];
         running.set(running.get() - 1);
-        self.set.tasks_ended.wake_all();
+        if running.get() == 0 {
+            self.set.tasks_ended.wake_all();
+        }
     }
 }
 

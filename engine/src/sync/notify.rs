@@ -80,6 +80,10 @@ impl WaitQueue {
 
     /// Wakes all who wait now.
     pub fn wake_all(&self) {
+        // Mostly there is nobody, and requests come by here several times.
+        if self.queue.borrow().is_empty() {
+            return;
+        }
         let all = std::mem::take(&mut *self.queue.borrow_mut());
         for waiter in all {
             waiter.wake(Woken::All);
