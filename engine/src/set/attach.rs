@@ -1,6 +1,6 @@
 //! Bringing backing devices and volumes to a set.
 
-use super::cache_dev::{Tracked, read_superblock, settled_superblock};
+use super::cache_dev::{Tracked, read_superblock, settled_superblock_of};
 use super::device::{Backing, Device, Kind};
 use super::superblock::SuperblockWriter;
 use super::{CacheSet, Stage};
@@ -60,8 +60,12 @@ impl CacheSet {
                 writers.push(backing.sb.writer(&backing.dev).await);
             }
         }
-        let (sb, block) = settled_superblock(&dev).await?;
-        let name = dev.name().to_owned();
+        let tracked = match former.iter().find_map(|device| device.backing()) {
+            Some(former) if !seeded_bug!(FailuresForgotten) => Tracked::shared(dev, &former.dev),
+            _ => Tracked::new(dev),
+        };
+        let (sb, block) = settled_superblock_of(&tracked).await?;
+        let name = tracked.dev.name().to_owned();
         let set_uuid = self.cache.sb.borrow().set_uuid;
         let (state, uuid, label) = (sb.state(), sb.uuid, sb.label);
         if sb.block_sectors < self.cache.sb.borrow().block_sectors {
@@ -79,10 +83,6 @@ impl CacheSet {
             return Err(Error::refused(format!(
                 "{name}: a device with UUID {uuid} is being attached already"
             )));
-        };
-        let tracked = match former.iter().find_map(|device| device.backing()) {
-            Some(former) if !seeded_bug!(FailuresForgotten) => Tracked::shared(dev, &former.dev),
-            _ => Tracked::new(dev),
         };
         let Some(backing) = Backing::new(tracked, sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));

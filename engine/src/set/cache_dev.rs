@@ -196,6 +196,17 @@ pub async fn settled_superblock(dev: &Rc<dyn BlockDev>) -> Result<(Superblock, V
     read_superblock(dev).await
 }
 
+/// [`settled_superblock`] of a device that was, or is, in service elsewhere: a flush that fails is told to its clients.
+///
+/// # Errors
+/// As there.
+pub(super) async fn settled_superblock_of(tracked: &Tracked) -> Result<(Superblock, Vec<u8>)> {
+    tracked.ensure_flushed(tracked.epoch()).await?;
+    // Who has it now may write until requests come here.
+    tracked.completed();
+    read_superblock(&tracked.dev).await
+}
+
 impl CacheDev {
     /// The cache device `dev`, whose superblock was read.
     ///
