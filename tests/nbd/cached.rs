@@ -12,7 +12,7 @@ use bcache_tests::{paths, sparse};
 
 use super::clients::fio_verify;
 
-const MODES: [&str; 4] = ["writethrough", "writeback", "writearound", "none"];
+pub const MODES: [&str; 4] = ["writethrough", "writeback", "writearound", "none"];
 
 /// One pass of fio after the other, each over all of the device, until the time is over; at least one.
 fn verify(mode: &str, size: &str, time: Duration) {

@@ -5,6 +5,7 @@ mod session;
 
 mod cached;
 mod clients;
+mod moving;
 
 use bcache_tests::paths;
 
