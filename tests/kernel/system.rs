@@ -98,6 +98,30 @@ fn whatever_fails_every_request_ends() {
 
 #[test]
 #[ignore = "boots a kernel"]
+fn who_is_on_the_way_between_two_tables_is_not_lost() {
+    Job::new("between.sh", 1).seconds(600).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn whatever_disk_fails_nothing_hangs_and_nothing_is_stale() {
+    println!("{}", Job::new("matrix.sh", 7).seconds(600).run());
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn an_engine_killed_in_the_middle_of_a_command_freezes_nothing() {
+    Job::new("kills.sh", 12).seconds(600).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn a_machine_with_devices_under_load_can_sleep() {
+    Job::new("sleep.sh", 5).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
 fn a_backing_device_goes_alone_only_when_told_so_in_so_many_words() {
     Job::new("alone.sh", 1).run();
 }
@@ -122,6 +146,24 @@ mod long {
     #[ignore = "boots a kernel, takes minutes"]
     fn an_engine_is_killed_twenty_times_under_load() {
         Job::new("killed.sh", 20).seconds(1200).run();
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn whatever_disk_fails_in_whatever_way() {
+        println!("{}", Job::new("matrix.sh", 1).seconds(3600).run());
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn an_engine_is_killed_a_hundred_times_in_the_middle_of_commands() {
+        println!("{}", Job::new("kills.sh", 100).seconds(3600).run());
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn a_machine_under_load_sleeps_twenty_times() {
+        Job::new("sleep.sh", 20).seconds(900).run();
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
@@ -15,6 +16,10 @@ use crate::identify::{Part, identify};
 
 /// Bytes of a front end's blocks at most.
 const LARGEST_BLOCK: u32 = 4096;
+
+/// How often is looked whether somebody uses a device, and for how long in between.
+const LOOKS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Most devices that are numbered.
 const MOST: u32 = 4096;
@@ -94,6 +99,7 @@ pub fn still_whole(part: &Part) -> io::Result<()> {
 pub fn direct(part: &Part) -> Result<String> {
     if let Some(device) = dm::find(&dm::uuid_of(part.uuid))? {
         hold::settle(&device, part.uuid).with_context(|| format!("/dev/mapper/{}", device.name))?;
+        lead_to_new_disk(&device.name, part).with_context(|| format!("/dev/mapper/{}", device.name))?;
         // A process that died in the last step of detaching left it leading to what nobody serves any more.
         if let Some((driver, id, _)) = front_end(&device.name, part.uuid)? {
             if frontend::is_served(driver, id)? {
@@ -121,6 +127,19 @@ pub fn direct(part: &Part) -> Result<String> {
     }
 }
 
+/// A disk that was unplugged and is there again, under another number: its name leads to one that does not exist any more.
+fn lead_to_new_disk(name: &str, part: &Part) -> io::Result<()> {
+    let table = dm::table(name)?;
+    let fits = table.first().is_some_and(|target| target.sectors <= part.data_sectors);
+    match table.first().and_then(Target::below) {
+        Some((below, _)) if below != part.device && kernel_name(below).is_none() && fits => {
+            tracing::info!(name, "leads to a disk that is gone; this one takes its place");
+            hold::swap(name, part.uuid, &direct_table(part), || still_whole(part))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A copy of a disk has its UUID; what is in service must not be taken for it.
 fn refuse_other(name: &str, part: &Part) -> Result<()> {
     match dm::table(name)?.first().and_then(Target::below) {
@@ -140,7 +159,27 @@ fn refuse_other(name: &str, part: &Part) -> Result<()> {
 /// It does; one of the two is a copy. Or the kernel refuses.
 pub fn refuse_copy(part: &Part) -> Result<()> {
     let Some(device) = dm::find(&dm::uuid_of(part.uuid))? else { return Ok(()) };
-    if front_end(&device.name, part.uuid)?.is_some() { Ok(()) } else { refuse_other(&device.name, part) }
+    let below = dm::table(&device.name)?.first().and_then(Target::below);
+    let gone = below.is_some_and(|(below, _)| kernel_name(below).is_none());
+    let replaced = gone || front_end(&device.name, part.uuid)?.is_some();
+    if replaced { Ok(()) } else { refuse_other(&device.name, part) }
+}
+
+/// Whether the name of `uuid` leads to a front end that a process left behind. One that was killed takes a moment to let go
+/// of it.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn is_left_behind(uuid: Uuid) -> io::Result<bool> {
+    let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(false) };
+    let Some((driver, id, _)) = front_end(&device.name, uuid)? else { return Ok(false) };
+    for _ in 0..LOOKS {
+        if !frontend::is_served(driver, id)? {
+            return Ok(true);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(false)
 }
 
 /// The block device of an engine below the device of `uuid` that is called `name`, if there is one, and the sector of it
@@ -173,22 +212,54 @@ pub fn alone() -> io::Result<Vec<(dm::Device, Uuid)>> {
 }
 
 /// Refuses to give the device of `uuid` other blocks under whoever has it open: a file system that writes pieces which are
-/// no whole block any more stops working.
+/// no whole block any more stops working. That is to be asked before much is done for it, and again by [`keep_unused`].
 ///
 /// # Errors
 /// Somebody has it open, and `block`, in bytes, is another size than it has; or the kernel refuses.
-pub fn refuse_other_blocks(uuid: Uuid, block: u32) -> Result<()> {
-    let Some(device) = dm::find(&dm::uuid_of(uuid))?.filter(|device| device.open_count > 0) else {
-        return Ok(());
-    };
-    let now = queue_block(&Path::new("/sys/block").join(format!("dm-{}", device.minor)))?;
-    if now != block.min(LARGEST_BLOCK) {
-        bail!(
-            "/dev/mapper/{} is in use with blocks of {now} bytes, and would have {block}: unmount it first",
-            device.name
-        );
+pub fn refuse_other_blocks(uuid: Uuid, block: u32) -> io::Result<()> {
+    match other_blocks(uuid, block)? {
+        Some((device, now)) if dm::is_in_use(&device)? => Err(in_use(&device, now, block)),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// The same at the moment of the change. As long as there is what it gives, if the blocks change, nobody can mount the
+/// device or make another of it. Partitions on it that nobody has open are taken away, for theirs do not change with it;
+/// udev has them made again.
+///
+/// # Errors
+/// As of [`refuse_other_blocks`].
+pub fn keep_unused(uuid: Uuid, block: u32) -> io::Result<Option<Claim>> {
+    let Some((device, now)) = other_blocks(uuid, block)? else { return Ok(None) };
+    let busy = |error: io::Error| match error.kind() {
+        io::ErrorKind::ResourceBusy => in_use(&device, now, block),
+        _ => error,
+    };
+    dm::remove_partitions(&device.uuid).map_err(busy)?;
+    let claim = Claim::take(&Path::new("/dev/mapper").join(&device.name)).map_err(busy)?;
+    // Whoever probes devices has them open for a moment.
+    for _ in 0..LOOKS {
+        match dm::describe(&device.name)? {
+            Some(found) if found.open_count > 1 => std::thread::sleep(PAUSE),
+            _ => return Ok(Some(claim)),
+        }
+    }
+    Err(in_use(&device, now, block))
+}
+
+/// The device of `uuid`, and the size of its blocks, if that is not `block`.
+fn other_blocks(uuid: Uuid, block: u32) -> io::Result<Option<(dm::Device, u32)>> {
+    let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(None) };
+    let now = queue_block(&Path::new("/sys/block").join(format!("dm-{}", device.minor)))?;
+    Ok((now != block.min(LARGEST_BLOCK)).then_some((device, now)))
+}
+
+fn in_use(device: &dm::Device, now: u32, block: u32) -> io::Error {
+    let name = &device.name;
+    let why = format!(
+        "/dev/mapper/{name} is in use with blocks of {now} bytes, and would have {block}: unmount it first"
+    );
+    io::Error::new(io::ErrorKind::ResourceBusy, why)
 }
 
 /// The block size that a backing device has without its cache: its disk's.
@@ -224,6 +295,15 @@ pub fn block_size(driver: Driver, id: u32) -> io::Result<u32> {
         Driver::Nbd => format!("nbd{id}"),
     };
     queue_block(&Path::new("/sys/block").join(name))
+}
+
+/// The number of the block device at `path`.
+///
+/// # Errors
+/// As `stat(2)`.
+pub fn number_of(path: &Path) -> io::Result<(u64, u64)> {
+    let number = std::os::unix::fs::MetadataExt::rdev(&std::fs::metadata(path)?);
+    Ok((nix::sys::stat::major(number), nix::sys::stat::minor(number)))
 }
 
 /// The number of the block device that sysfs calls `name`.

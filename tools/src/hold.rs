@@ -4,9 +4,12 @@
 //! and whoever comes next lets them go. A device that somebody else suspended (`dmsetup suspend`) has no mark, and stays
 //! as it is: letting it go could thaw a file system whose thawing waits for us.
 
+use std::fs::File;
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nix::fcntl::Flock;
 use uuid::Uuid;
 
 use crate::control::paths;
@@ -18,6 +21,26 @@ const TRIES: u32 = 20;
 const STEP: Duration = Duration::from_millis(100);
 /// The same for that thread, which ends with the device.
 const LATER: Duration = Duration::from_secs(1);
+/// How long somebody else's change is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks for its end.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The right to change a device's table. Another process has it as long as it lives, and another thread of this one until
+/// requests go on: neither's loaded table is dropped by the way, nor are requests let go that it holds back.
+fn turn(uuid: Uuid, patience: Duration) -> io::Result<Arc<Flock<File>>> {
+    let start = Instant::now();
+    loop {
+        if let Some(lock) = paths::lock_change(uuid)? {
+            return Ok(Arc::new(lock));
+        }
+        if start.elapsed() >= patience {
+            let why = "its table is being changed by somebody else, who does not come to an end";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
 
 fn refuse_if_suspended(name: &str) -> io::Result<()> {
     let suspended = dm::describe(name)?.is_some_and(|device| device.suspended);
@@ -38,19 +61,34 @@ pub struct Changing {
     after: Vec<Target>,
     held: bool,
     over: bool,
+    turn: Arc<Flock<File>>,
 }
 
 impl Changing {
-    /// Loads a table, whose devices the kernel claims by that.
+    /// Loads a table, whose devices the kernel claims by that, and asks `check`, by which nobody else can claim them.
     ///
     /// # Errors
-    /// Somebody else has suspended the device, or the kernel refuses the table: nothing has changed.
-    pub fn load(name: &str, uuid: Uuid, after: &[Target]) -> io::Result<Changing> {
+    /// Somebody else has suspended the device or changes it, the kernel refuses the table, or what the check says: nothing
+    /// has changed.
+    pub fn load(
+        name: &str,
+        uuid: Uuid,
+        after: &[Target],
+        check: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Changing> {
+        let turn = turn(uuid, PATIENCE)?;
         refuse_if_suspended(name)?;
         let before = dm::table(name)?;
         dm::load(name, after)?;
         let (name, after) = (name.to_owned(), after.to_vec());
-        Ok(Changing { name, uuid, before, after, held: false, over: false })
+        let loaded = Changing { name, uuid, before, after, held: false, over: false, turn };
+        match check() {
+            Ok(()) => Ok(loaded),
+            Err(error) => {
+                loaded.keep();
+                Err(error)
+            }
+        }
     }
 
     /// Holds requests back, once those under way have ended.
@@ -58,7 +96,7 @@ impl Changing {
     /// # Errors
     /// Somebody else does so already, the mark cannot be made, or the kernel refuses: it goes on as it was.
     pub fn hold(mut self) -> io::Result<Changing> {
-        match self.suspend() {
+        match self.mark().and_then(|()| dm::suspend(&self.name)) {
             Ok(()) => Ok(self),
             Err(error) => {
                 self.keep();
@@ -67,27 +105,44 @@ impl Changing {
         }
     }
 
-    fn suspend(&mut self) -> io::Result<()> {
+    /// Says that requests are about to be held back by us.
+    fn mark(&mut self) -> io::Result<()> {
         refuse_if_suspended(&self.name)?;
         paths::mark_held(self.uuid)?;
         // If the kernel refuses, it may have begun all the same.
         self.held = true;
-        dm::suspend(&self.name)
+        Ok(())
     }
 
     /// Lets requests go on with the new table.
     ///
     /// # Errors
-    /// The kernel refuses it; they go on with the old one.
+    /// The kernel refuses it, or another one is in force; requests go on with that.
     pub fn change(mut self) -> io::Result<()> {
         self.over = true;
-        match resume(&self.name, self.uuid) {
-            Ok(()) => Ok(()),
+        let resumed = resume(&self.name, self.uuid);
+        if resumed.is_err() {
             // A table that is refused is dropped by the kernel, but what it was to take the place of stays suspended.
+            self.go_on();
+        }
+        // What is in force decides. It may have been put in force before a refusal; and where somebody dropped what was
+        // loaded, the old one goes on without one.
+        let refused = |error| resumed.err().unwrap_or(error);
+        match dm::table(&self.name) {
+            Ok(table) if table == self.after => Ok(()),
+            Ok(_) => Err(refused(io::Error::other("somebody else dropped or replaced the new table"))),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    /// Holds requests back and lets them go on with the new table, in one call of the kernel's: whoever kills this process
+    /// finds it done or not begun.
+    fn change_at_once(mut self) -> io::Result<()> {
+        match self.mark() {
+            Ok(()) => self.change(),
             Err(error) => {
-                self.go_on();
-                // It may have been put in force before the refusal.
-                if dm::table(&self.name).is_ok_and(|table| table == self.after) { Ok(()) } else { Err(error) }
+                self.keep();
+                Err(error)
             }
         }
     }
@@ -134,7 +189,8 @@ impl Changing {
     /// The same, for another thread that ends it.
     fn again(&self) -> Changing {
         let (name, before, after) = (self.name.clone(), self.before.clone(), self.after.clone());
-        Changing { name, uuid: self.uuid, before, after, held: self.held, over: true }
+        let turn = Arc::clone(&self.turn);
+        Changing { name, uuid: self.uuid, before, after, held: self.held, over: true, turn }
     }
 }
 
@@ -165,8 +221,15 @@ fn resume(name: &str, uuid: Uuid) -> io::Result<()> {
 /// its devices claimed, and requests that are held back. Whether they still are, by somebody else.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The kernel refuses, or somebody who lives changes it.
 pub fn settle(device: &Device, uuid: Uuid) -> io::Result<bool> {
+    settle_within(device, uuid, PATIENCE)
+}
+
+fn settle_within(device: &Device, uuid: Uuid, patience: Duration) -> io::Result<bool> {
+    let _turn = turn(uuid, patience)?;
+    // It may have changed while somebody else was waited for.
+    let Some(device) = dm::describe(&device.name)? else { return Ok(false) };
     dm::clear(&device.name)?;
     if !device.suspended || dm::table(&device.name)?.is_empty() {
         let _ = paths::clear_held(uuid);
@@ -177,6 +240,23 @@ pub fn settle(device: &Device, uuid: Uuid) -> io::Result<bool> {
     }
     resume(&device.name, uuid).or_else(|_| resume(&device.name, uuid))?;
     Ok(false)
+}
+
+/// Lets all devices go whose requests a process held back that died, whatever set they were of.
+pub fn settle_all() {
+    for uuid in paths::all_held() {
+        let settled = match dm::find(&dm::uuid_of(uuid)) {
+            Ok(Some(device)) => settle_within(&device, uuid, Duration::ZERO).map(drop),
+            Ok(None) => paths::clear_held(uuid),
+            Err(error) => Err(error),
+        };
+        match settled {
+            // Whoever holds it back lives.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(error) => tracing::warn!(device = %uuid, %error, "held back, and not let go on"),
+            Ok(()) => {}
+        }
+    }
 }
 
 /// Gives a device another table, if `check` agrees, which is asked when the kernel has claimed what the new one is made
@@ -190,10 +270,5 @@ pub fn swap(
     targets: &[Target],
     check: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let changing = Changing::load(name, uuid, targets)?;
-    if let Err(error) = check() {
-        changing.keep();
-        return Err(error);
-    }
-    changing.hold()?.change()
+    Changing::load(name, uuid, targets, check)?.change_at_once()
 }

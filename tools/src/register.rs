@@ -91,10 +91,38 @@ pub fn register(path: &Path, unless_stopped: bool) -> Result<Outcome> {
     }
     if part.is_whole_alone() {
         module::load("dm_mod", "/dev/mapper/control");
-        return Ok(Outcome::Alone(expose::direct(&part)?));
+        match left_by(&part)? {
+            None => return Ok(Outcome::Alone(expose::direct(&part)?)),
+            Some(other) if other != set => return take_place(other, &path),
+            Some(_) => {}
+        }
     }
     start_engine(set)?;
     hand()?;
+    Ok(Outcome::Handed(set))
+}
+
+/// The set whose process died and left requests of a device unanswered. Its name cannot lead elsewhere before they are, and
+/// only a process in the place of that one answers them.
+fn left_by(part: &Part) -> Result<Option<Uuid>> {
+    if !expose::is_left_behind(part.uuid).context("device-mapper")? {
+        return Ok(None);
+    }
+    let sets = paths::sets_with_devices().context(paths::DIR)?;
+    Ok(sets.into_iter().find(|set| paths::devices(*set).contains(&part.uuid)))
+}
+
+/// Sees to it that an engine takes the place of one that died, and what that one had of a device.
+fn take_place(set: Uuid, path: &Path) -> Result<Outcome> {
+    // The caller has that of what the device says now. Nobody who has this one waits for that.
+    let _one = paths::lock_registration(set)?;
+    paths::add_part(set, path).context("the list of parts")?;
+    if Client::connect(set)?.is_none() {
+        start_engine(set)?;
+    }
+    if let Some(mut engine) = Client::connect(set)? {
+        engine.ask(&Request::Register { device: path.to_owned() })?;
+    }
     Ok(Outcome::Handed(set))
 }
 
@@ -316,6 +344,9 @@ impl Successor {
                 "the new engine ended with {status}, and the one before goes on; {} says why",
                 log.display()
             );
+        }
+        if paths::is_stopped(self.set) {
+            bail!("somebody stopped the set meanwhile");
         }
         let before = self.before.take().context("the new engine ended, and nobody serves the set now")?;
         spawn(Path::new(&format!("/proc/self/fd/{}", before.as_raw_fd())), self.set, &[])?;

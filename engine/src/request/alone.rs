@@ -12,15 +12,8 @@ use std::rc::Rc;
 /// Its superblock says stale before anything of it can be changed: a cache that comes back later must forget what it
 /// has of the device.
 pub struct AloneVolume {
-    below: Below,
-}
-
-/// Whose the backing device is.
-enum Below {
-    /// It was opened for this.
-    Opened(Box<Backing>),
-    /// A device that was of a set, until the set failed.
-    Abandoned(Rc<Device>),
+    /// Of no set: it was opened for this, or was of a set until that failed or it was detached.
+    device: Rc<Device>,
 }
 
 impl AloneVolume {
@@ -31,6 +24,7 @@ impl AloneVolume {
     pub async fn open(dev: Rc<dyn BlockDev>, force: bool) -> Result<Self> {
         let (sb, block) = settled_superblock(&dev).await?;
         let (name, mut alone) = (dev.name().to_owned(), sb.clone());
+        let (uuid, label) = (sb.uuid, sb.label);
         let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
         };
@@ -39,23 +33,34 @@ impl AloneVolume {
         if changed && !seeded_bug!(AloneWithoutStale) {
             backing.update(|sb| sb.set_state(alone.state())).await?;
         }
-        Ok(Self { below: Below::Opened(Box::new(backing)) })
+        Ok(Self { device: Rc::new(Device::new(Kind::Cached(Box::new(backing)), uuid, label)) })
     }
 
     /// A device that its set has abandoned: [`CacheSet::abandon`](crate::set::CacheSet::abandon). Nothing for any other.
     #[must_use]
     pub fn of(device: Rc<Device>) -> Option<Self> {
         let abandoned = device.inode.get().is_none() && device.backing().is_some();
-        abandoned.then_some(Self { below: Below::Abandoned(device) })
+        abandoned.then_some(Self { device })
+    }
+
+    /// The device that answers. A set that attaches it again is told of it before: [`CacheSet::takes_over_from`].
+    ///
+    /// [`CacheSet::takes_over_from`]: crate::set::CacheSet::takes_over_from
+    #[must_use]
+    pub fn device(&self) -> &Rc<Device> {
+        &self.device
+    }
+
+    /// Whether a flush of the backing device failed that no client was told of yet.
+    #[must_use]
+    pub fn owes_clients(&self) -> bool {
+        self.backing().dev.owes_clients()
     }
 
     fn backing(&self) -> &Backing {
-        match &self.below {
-            Below::Opened(backing) => backing,
-            Below::Abandoned(device) => match &device.kind {
-                Kind::Cached(backing) => backing,
-                Kind::FlashOnly { .. } => unreachable!("`of` has looked"),
-            },
+        match &self.device.kind {
+            Kind::Cached(backing) => backing,
+            Kind::FlashOnly { .. } => unreachable!("neither `open` nor `of` takes one"),
         }
     }
 

@@ -27,6 +27,7 @@ scenes! {
     a_flush_that_failed_between_two_sets_is_remembered: FailuresForgotten;
     a_detach_tells_of_a_flush_that_failed: DetachForgetsFailure;
     what_a_detach_was_told_of_a_client_is_told_too: DetachHearsForClients;
+    a_flush_that_fails_while_a_device_comes_back_is_told_to_who_uses_it: FailuresForgotten;
     a_write_under_way_when_a_flush_failed_is_not_called_durable: FailureToldOnce;
     a_flush_that_waits_for_the_journal_hears_of_a_failure_that_another_was_told_of: FailureToldToAnother;
     a_stale_dirty_key_of_the_journal_does_not_count: StaleDirtyCounts;
@@ -363,6 +364,32 @@ fn what_a_detach_was_told_of_a_client_is_told_too() {
                 "acknowledged data may be lost, and no client was told"
             );
             it.set.detach(&it.device).await.expect("everybody was told");
+        });
+    }
+}
+
+/// A device runs without its cache, and is attached again under whoever uses it. Attaching flushes it, and if that fails what
+/// was written may be lost: whoever attaches it cannot do anything about that, those who use it can, and are told, whoever
+/// answers them by then.
+fn a_flush_that_fails_while_a_device_comes_back_is_told_to_who_uses_it() {
+    for again in [false, true] {
+        let world = World::new(Geo { mode: CacheMode::Writethrough, ..GEO });
+        world.runtime.block_on(async {
+            let set = world.start().await.expect("starts");
+            let alone = AloneVolume::open(world.backings[0].dev(), false).await.expect("it is whole");
+            put(&alone, 0, 8, 7).await.expect("written");
+            set.takes_over_from(alone.device());
+            world.backings[0].inject(Fault::eio(FaultOn::Flush, 0..u64::MAX).times(1));
+            assert!(world.attach(&set, 0).await.is_err(), "it cannot be flushed");
+            let told = if again {
+                let (_device, volume) = world.attach(&set, 0).await.expect("attached");
+                volume.flush().await
+            } else {
+                assert!(alone.owes_clients());
+                alone.flush().await
+            };
+            assert!(told.is_err(), "acknowledged data may be lost, and no client was told");
+            assert!(!alone.owes_clients());
         });
     }
 }

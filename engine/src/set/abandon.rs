@@ -3,6 +3,7 @@
 use super::{CacheSet, Device, Kind};
 use crate::error::{Error, Result};
 use bcache_format::superblock::{BackingState, Label};
+use std::cell::Cell;
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -55,7 +56,7 @@ impl CacheSet {
             )));
         }
         // To be rid of its keys it is a volume, with nothing below, for as long as that takes.
-        let kind = Kind::FlashOnly { sectors: MAX_SECTORS };
+        let kind = Kind::FlashOnly { sectors: Cell::new(MAX_SECTORS) };
         let device = Rc::new(Device::new(kind, uuid, absent.label));
         device.inode.set(Some(slot));
         self.devices.borrow_mut().insert(slot, Rc::clone(&device));

@@ -7,7 +7,9 @@ use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
 use crate::error::{Error, Result};
 use bcache_format::superblock::{BackingState, Superblock};
+use bcache_format::units::Sectors;
 use bcache_format::uuid_entry::UuidEntry;
+use std::cell::Cell;
 use std::rc::{Rc, Weak};
 use uuid::Uuid;
 
@@ -110,6 +112,15 @@ impl CacheSet {
         Ok(device)
     }
 
+    /// A device is in service elsewhere, and will be until it is attached here: of a flush that fails meanwhile its clients
+    /// are told, whoever answers them by then.
+    pub fn takes_over_from(&self, device: &Rc<Device>) {
+        let mut left = self.left.borrow_mut();
+        if !left.iter().any(|known| known.as_ptr() == Rc::as_ptr(device)) {
+            left.push(Rc::downgrade(device));
+        }
+    }
+
     /// Devices with this UUID that left the set, and that somebody still has.
     fn former_owners(&self, uuid: Uuid) -> Vec<Rc<Device>> {
         let mut left = self.left.borrow_mut();
@@ -155,7 +166,7 @@ impl CacheSet {
             let slot = slot as u32;
             let known = self.devices.borrow().contains_key(&slot);
             if entry.is_flash_only() && !entry.is_free() && !entry.is_detached() && !known {
-                let kind = Kind::FlashOnly { sectors: entry.sectors.0 };
+                let kind = Kind::FlashOnly { sectors: Cell::new(entry.sectors.0) };
                 let device = Rc::new(Device::new(kind, entry.uuid, entry.label));
                 self.adopt(&device, slot);
                 volumes.push(device);
@@ -182,6 +193,40 @@ impl CacheSet {
         entry.set_flash_only(true);
         self.take_slot(entry).await?;
         self.adopt_volumes().into_iter().find(|device| device.uuid == uuid).ok_or(Error::Stopping)
+    }
+
+    /// Gives a flash-only volume another size. Where it becomes smaller, what is behind its new end is gone: nobody may use it
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// It is none, or the set has failed; it has the size that it had, perhaps without what is behind the new end.
+    pub fn resize_volume(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        sectors: u64,
+    ) -> impl Future<Output = Result<()>> + use<> {
+        let (set, device) = (Rc::clone(self), Rc::clone(device));
+        self.env.finish(async move { set.resize_volume_now(&device, sectors).await })
+    }
+
+    async fn resize_volume_now(self: &Rc<Self>, device: &Rc<Device>, sectors: u64) -> Result<()> {
+        let (Some(inode), Kind::FlashOnly { sectors: size }) = (device.inode.get(), &device.kind) else {
+            return Err(Error::refused("not a flash-only volume of this set"));
+        };
+        if sectors < size.get() {
+            // Should it grow again, there are zeroes.
+            self.discard(device, sectors, size.get()).await?;
+            self.flush(device).await?;
+        }
+        self.change_uuids(|entries| {
+            if let Some(entry) = entries.get_mut(inode as usize) {
+                entry.sectors = Sectors(sectors);
+            }
+            Ok(())
+        })
+        .await?;
+        size.set(sectors);
+        Ok(())
     }
 
     /// By how many sectors the flash-only volumes are larger than all buckets: a write to them that finds no room fails.

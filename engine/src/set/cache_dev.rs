@@ -96,6 +96,10 @@ impl Tracked {
     pub fn reported(&self) -> u64 {
         self.counts.reported.get()
     }
+    /// Whether a flush failed that no client was told of.
+    pub fn owes_clients(&self) -> bool {
+        self.counts.failures.get() > self.counts.reported.get()
+    }
     /// A client's flush, which began when so many failures were [reported](Self::reported). A failure of any flush, whoever
     /// sent it, is told to every client whose flush began before that was told to one.
     ///

@@ -29,7 +29,7 @@ pub enum Kind {
     /// Nothing: the cache is all there is.
     FlashOnly {
         /// Size.
-        sectors: u64,
+        sectors: Cell<u64>,
     },
 }
 
@@ -170,7 +170,7 @@ impl Device {
     pub fn bytes(&self) -> u64 {
         match &self.kind {
             Kind::Cached(backing) => backing.data_bytes(),
-            Kind::FlashOnly { sectors } => sectors * bcache_format::SECTOR_SIZE,
+            Kind::FlashOnly { sectors } => sectors.get() * bcache_format::SECTOR_SIZE,
         }
     }
     /// Sector in keys of the device's first: keys of a backing device hold its own sectors.

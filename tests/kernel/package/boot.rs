@@ -16,13 +16,14 @@ fn done(command: &mut Command) {
 
 /// Makes a cached device of `dir/cache` and `dir/backing`, and copies a file system to it. Most of it is in the cache alone,
 /// so that nothing else than the cached device is a root file system.
-fn fill(dir: &Path, image: &Path) {
+fn fill(dir: &Path, image: &Path, mode: &str) {
     let (cache, backing) = (dir.join("cache"), dir.join("backing"));
     sparse::create(&cache, 600 << 20).unwrap();
     sparse::create(&backing, 401 << 20).unwrap();
     let mut make = Command::new(paths::program("make-bcache").unwrap());
-    done(make.args(["--writeback", "-l", "system", "-C"]).arg(&cache).arg("-B").arg(&backing));
-    let options = ["--set", "sequential_cutoff=0", "--set", "writeback_running=0"];
+    done(make.args(["-l", "system", "-C"]).arg(&cache).arg("-B").arg(&backing));
+    let mode = format!("cache_mode={mode}");
+    let options = ["--set", &mode, "--set", "sequential_cutoff=0", "--set", "writeback_running=0"];
     let served = Served::start(dir, &options, &[&cache, &backing]).unwrap();
     done(Command::new("nbdcopy").arg("--flush").arg(image).arg(served.uri()));
     assert!(served.stop().unwrap().0.success());
@@ -39,7 +40,7 @@ fn a_root_file_system_is_reached_through_initramfs_tools_and_through_dracut() {
     let text = |path: &str| fs::read_to_string(here.join(path)).unwrap();
     let script = text("../system/lib.sh") + &text("booted.sh");
     for by in ["initramfs-tools", "dracut"] {
-        fill(dir.path(), &dir.path().join("root.ext4"));
+        fill(dir.path(), &dir.path().join("root.ext4"), "writeback");
         let (cache, backing) = (dir.path().join("cache"), dir.path().join("backing"));
         let line = "root=/dev/mapper/system rw systemd.show_status=false";
         let machine = Machine::new("6.12").disk(&cache).disk(&backing).boot(&dir.path().join(by), line);
@@ -51,5 +52,12 @@ fn a_root_file_system_is_reached_through_initramfs_tools_and_through_dracut() {
         done(Command::new(paths::program("bcache").unwrap()).args(export).args([&whole, &backing, &cache]));
         done(Command::new("e2fsck").arg("-fn").arg(&whole));
         fs::remove_file(whole).unwrap();
+        // The cache is pulled, and had nothing that the backing device has not: the machine starts without it.
+        fill(dir.path(), &dir.path().join("root.ext4"), "writethrough");
+        let machine = Machine::new("6.12").disk(&backing).boot(&dir.path().join(by), line);
+        println!("{by}, without the cache\n{}", machine.succeed(&text("pulled.sh")).unwrap());
+        let show =
+            Command::new(paths::program("bcache").unwrap()).arg("show").arg(&backing).output().unwrap();
+        assert!(String::from_utf8_lossy(&show.stdout).contains("[inconsistent]"));
     }
 }

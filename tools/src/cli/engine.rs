@@ -35,7 +35,8 @@ pub struct Program {
     /// Requests whose cache or backing device is not there, or does not work, fail after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     answer_within: u64,
-    /// A backing device with nothing dirty goes on without its cache when that is missing for so many seconds; 0: never
+    /// A backing device with nothing dirty goes on without its cache when that is missing for so many seconds (in an initramfs
+    /// 20 at most); 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     missing_cache_timeout: u64,
 }

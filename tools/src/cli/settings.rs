@@ -16,7 +16,7 @@ use crate::serve::settings::Assignment;
 /// Change a setting of a running set or of its devices, at once
 ///
 /// cache_mode and label are remembered in the backing device, cache_replacement_policy and discard in the cache; the
-/// others last until the set is stopped. trigger_gc, prune_cache and clear_stats are done once, whatever the value.
+/// others last until the set is stopped. size is that of a volume, which may be in use if it becomes larger. trigger_gc, prune_cache and clear_stats are done once, whatever the value.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  bcache set cache_mode=writeback\n  bcache set --device bcache0 sequential_cutoff=8M"
@@ -37,7 +37,7 @@ pub struct SetArgs {
 pub fn run_set(args: SetArgs, _out: &mut Out) -> Outcome {
     for assignment in &args.assignments {
         let name = assignment.split('=').next().unwrap_or_default();
-        let more = name == "label" || CacheSet::actions().contains(&name);
+        let more = ["label", "size"].contains(&name) || CacheSet::actions().contains(&name);
         if let Err(error) = assignment.parse::<Assignment>()
             && !more
         {

@@ -92,9 +92,7 @@ fn remove(name: &str) -> Result<()> {
         bail!("/dev/mapper/{name} is suspended; dmsetup resume lets it go on");
     }
     if !dm::is_in_use(&device)? {
-        for partition in dm::partitions(&device.uuid)? {
-            dm::remove(&partition.name).with_context(|| format!("/dev/mapper/{}", partition.name))?;
-        }
+        dm::remove_partitions(&device.uuid)?;
     }
     dm::remove(name).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => anyhow::anyhow!("/dev/mapper/{name} is in use; unmount it first"),

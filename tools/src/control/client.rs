@@ -34,6 +34,11 @@ fn takes_long(request: &Request) -> bool {
     !at_once.contains(request) && !matches!(request, Request::Register { .. })
 }
 
+/// What an engine answers that does not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
 /// A connection to an engine.
 pub struct Client {
     set: Uuid,
@@ -74,7 +79,7 @@ impl Client {
     /// Asks, and waits for the answer.
     ///
     /// # Errors
-    /// The engine refuses, or ends before it answers.
+    /// The engine refuses ([`Refused`]), or ends before it answers.
     pub fn ask(&mut self, request: &Request) -> Result<Value> {
         let stream = self.reader.get_mut();
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -99,7 +104,7 @@ impl Client {
         }
         match serde_json::from_slice(&answer).context("the engine's answer")? {
             Reply::Ok(value) => Ok(value),
-            Reply::Error(error) => bail!("{error}"),
+            Reply::Error(error) => Err(Refused(error).into()),
         }
     }
 

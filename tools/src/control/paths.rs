@@ -87,6 +87,25 @@ pub fn clear_held(device: Uuid) -> io::Result<()> {
     }
 }
 
+/// Devices that are said to be held back, by whoever may have died since.
+#[must_use]
+pub fn all_held() -> Vec<Uuid> {
+    uuids_with("held").unwrap_or_default()
+}
+
+/// Held by whoever changes a device's table, in whatever process, until requests go on: what is held back while nobody has
+/// this was left so by a process that died. None if somebody else has it.
+///
+/// # Errors
+/// The file cannot be made.
+pub fn lock_change(device: Uuid) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(lock_file(&path(device, "change"))?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
 /// The UUIDs of devices that the set's engine has in service: what a successor takes over before it looks at anything
 /// else. Nothing where the list is missing or cannot be read: then they are taken over as their parts come.
 #[must_use]
@@ -102,6 +121,30 @@ pub fn devices(set: Uuid) -> Vec<Uuid> {
 pub fn write_devices(set: Uuid, devices: &[Uuid]) -> io::Result<()> {
     let text: String = devices.iter().map(|uuid| format!("{uuid}\n")).collect();
     replace(&path(set, "devices"), &path(set, "devices.new"), &text)
+}
+
+/// Sets that have such a list.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn sets_with_devices() -> io::Result<Vec<Uuid>> {
+    uuids_with("devices")
+}
+
+/// The UUIDs before `.extension` in the names of files in the directory.
+fn uuids_with(extension: &str) -> io::Result<Vec<Uuid>> {
+    let entries = match std::fs::read_dir(DIR) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut uuids = Vec::new();
+    for entry in entries {
+        let name = PathBuf::from(entry?.file_name());
+        let stem = name.file_stem().filter(|_| name.extension().is_some_and(|found| found == extension));
+        uuids.extend(stem.and_then(|stem| stem.to_str()?.parse::<Uuid>().ok()));
+    }
+    uuids.sort();
+    Ok(uuids)
 }
 
 fn replace(path: &Path, fresh: &Path, text: &str) -> io::Result<()> {
@@ -216,19 +259,5 @@ pub fn remove_part(set: Uuid, device: &Path) -> io::Result<()> {
 /// # Errors
 /// The directory cannot be read.
 pub fn sets() -> io::Result<Vec<Uuid>> {
-    let entries = match std::fs::read_dir(DIR) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut sets = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        let uuid = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".sock"))
-            .and_then(|name| name.parse::<Uuid>().ok());
-        sets.extend(uuid);
-    }
-    sets.sort();
-    Ok(sets)
+    uuids_with("sock")
 }

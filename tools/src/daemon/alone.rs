@@ -8,18 +8,20 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use bcache_engine::request::AloneVolume;
 use bcache_engine::set::{CacheSet, Device};
+use bcache_engine::volume::Volume;
 use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
 use super::engine::{Engine, Standing};
-use super::exposed::{Exposed, Kept};
-
+use super::exposed::{self, Alone, Exposed, Kept};
 use super::switch::Switch;
 use crate::expose::{self, Claim};
 use crate::hold;
 use crate::identify::{Part, Role};
 use crate::serve::told;
 
+/// How long the block device below a name that leads elsewhere has to go.
+const SOON: std::time::Duration = std::time::Duration::from_secs(5);
 /// Between two tries to let a name lead straight to its device.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -27,49 +29,171 @@ impl Engine {
     /// Puts a backing device that needs no cache under its name, straight from the device. What a process left behind is
     /// served meanwhile: requests that wait there must end before the name can lead elsewhere.
     pub(super) async fn go_alone(self: &Rc<Self>, part: &Part) -> Result<()> {
-        let _turn = self.turns.lock(part.uuid).await;
-        self.taken_over(part.uuid).await;
-        let kept = self.kept.borrow_mut().remove(&part.uuid);
-        if let Some(kept) = kept {
-            let opened = match self.open(&part.path).await {
-                Ok(device) => AloneVolume::open(device, false).await.map_err(told),
-                Err(error) => Err(error),
-            };
-            match opened {
-                Ok(volume) => {
-                    kept.switch.put(Rc::new(volume));
-                    self.lead_straight(kept, part).await?;
-                }
-                Err(error) => {
-                    self.kept.borrow_mut().insert(part.uuid, kept);
-                    return Err(error);
-                }
-            }
-        } else {
+        let _one = self.changing.read().await;
+        let uuid = part.uuid;
+        let _turn = self.turns.lock(uuid).await;
+        if self.ending.get() || self.leaving.get() {
+            bail!("{}: the process that serves its set ends", part.path.display());
+        }
+        self.take_over_unlisted(uuid).await?;
+        if !self.kept.borrow().contains_key(&uuid) {
             let part = part.clone();
             self.env.offload(move || expose::direct(&part)).await?;
+            return Ok(());
         }
-        self.list_devices();
+        self.answer_from(part).await?;
+        if let Err(error) = self.lead_straight(uuid, &part.path).await {
+            tracing::error!(device = %uuid, "still served by this process: {error:#}");
+            self.lead_straight_later(uuid, &part.path);
+        }
+        Ok(())
+    }
+
+    /// Takes over what a process left behind of a device that was not in its list.
+    pub(super) async fn take_over_unlisted(&self, uuid: Uuid) -> Result<()> {
+        self.taken_over(uuid).await;
+        if self.kept.borrow().contains_key(&uuid) || self.is_exposed(uuid) {
+            return Ok(());
+        }
+        if self.env.offload(move || expose::is_left_behind(uuid)).await.context("device-mapper")? {
+            let kept = exposed::take_over(&self.env, uuid, self.options.patience).await?;
+            self.kept.borrow_mut().extend(kept.map(|kept| (uuid, kept)));
+            self.list_devices();
+        }
+        Ok(())
+    }
+
+    /// Lets a front end that is kept answer from its backing device.
+    async fn answer_from(&self, part: &Part) -> Result<()> {
+        let uuid = part.uuid;
+        let (switch, on) = {
+            let kept = self.kept.borrow();
+            let kept = kept.get(&uuid).context("it left meanwhile")?;
+            (Rc::clone(&kept.switch), kept.alone.as_ref().map(|alone| alone.number))
+        };
+        match on {
+            Some(number) if number == part.device => return Ok(()),
+            Some(number) if expose::kernel_name(number).is_some() => bail!(
+                "{}: /dev/{} has its UUID, {uuid}, and is in service; one of the two is a copy",
+                part.path.display(),
+                expose::kernel_name(number).unwrap_or_default()
+            ),
+            _ => {}
+        }
+        let claim = self.claim_of(&part.path).await?;
+        let device = self.open(&part.path).await?;
+        let volume = Rc::new(AloneVolume::open(device, false).await.map_err(told)?);
+        let held = self.env.timeout(self.options.patience, switch.hold()).await;
+        let Ok(_held) = held else { bail!("{}: requests under way hang", part.path.display()) };
+        switch.put(Rc::clone(&volume) as Rc<dyn Volume>);
+        let mut kept = self.kept.borrow_mut();
+        let kept = kept.get_mut(&uuid).context("it left meanwhile")?;
+        (kept.claim, kept.alone) = (Some(claim), Some(Alone { volume, number: part.device }));
         Ok(())
     }
 
     /// Lets the name lead straight to the backing device, and takes the front end away, which answers until then, and goes on
-    /// answering where the name cannot lead elsewhere.
-    async fn lead_straight(&self, kept: Kept, part: &Part) -> Result<()> {
-        let (part, swapped, uuid) = (part.clone(), kept.name.clone(), part.uuid);
+    /// answering where the name cannot lead elsewhere. The caller has the device's turn, and a share of `changing`.
+    async fn lead_straight(&self, uuid: Uuid, path: &Path) -> Result<()> {
+        self.reclaim_kept(uuid, path).await;
+        let part = self.identify_soon(path).await?;
+        let (name, claim) = {
+            let mut kept = self.kept.borrow_mut();
+            let kept = kept.get_mut(&uuid).context("it left meanwhile")?;
+            let alone = kept.alone.as_ref().context("nothing is known of its disk")?;
+            if alone.number != part.device {
+                bail!("{} is another disk now", path.display());
+            }
+            // Whom the name leads to the disk nobody tells of it any more.
+            if alone.volume.owes_clients() {
+                bail!("a flush failed, and no client was told of it yet");
+            }
+            (kept.name.clone(), kept.claim.take())
+        };
+        // The table claims the device itself.
+        drop::<Option<Claim>>(claim);
+        let swapped = name.clone();
         let swap =
             move || hold::swap(&swapped, uuid, &expose::direct_table(&part), || expose::still_whole(&part));
         if let Err(error) = self.env.offload(swap).await {
-            let name = kept.name.clone();
-            self.kept.borrow_mut().insert(uuid, kept);
+            self.reclaim_kept(uuid, path).await;
             return Err(error).with_context(|| format!("/dev/mapper/{name}"));
         }
-        let name = kept.name;
         tracing::info!(name, "goes on without cache");
-        if let Err(error) = kept.front.remove().await {
-            tracing::warn!(name, %error, "the block device below is left behind");
+        let kept = self.kept.borrow_mut().remove(&uuid);
+        self.list_devices();
+        if let Some(kept) = kept {
+            // One that was detached is no part of the set any more.
+            let backing = kept.alone.as_ref().and_then(|alone| alone.volume.device().backing());
+            if backing.is_some_and(|backing| backing.sb.borrow().state() == BackingState::None) {
+                self.parts.borrow_mut().remove(path);
+            }
+            // Somebody may have the block device itself open, and keep it for as long as that takes.
+            match self.env.timeout(SOON, kept.front.remove()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(name, %error, "the block device below is left behind"),
+                Err(_) => {
+                    tracing::warn!(name, "the block device below goes when nobody has it open any more")
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Claims the disk of a device that is answered from it alone, if nobody could so far.
+    async fn reclaim_kept(&self, uuid: Uuid, path: &Path) {
+        let unclaimed = |kept: &Kept| kept.alone.is_some() && kept.claim.is_none();
+        if !self.kept.borrow().get(&uuid).is_some_and(unclaimed) {
+            return;
+        }
+        let path = path.to_owned();
+        match self.env.offload(move || Claim::take(&path)).await {
+            Ok(claim) => {
+                if let Some(kept) = self.kept.borrow_mut().get_mut(&uuid) {
+                    kept.claim = Some(claim);
+                }
+            }
+            Err(error) => tracing::warn!(device = %uuid, %error, "not protected from others"),
+        }
+    }
+
+    /// Tries again, until it succeeds or there is nothing any more to try it with. A successor does the same.
+    fn lead_straight_later(self: &Rc<Self>, uuid: Uuid, path: &Path) {
+        {
+            let mut kept = self.kept.borrow_mut();
+            match kept.get_mut(&uuid) {
+                Some(kept) if !kept.leaves => kept.leaves = true,
+                _ => return,
+            }
+        }
+        let (engine, path) = (Rc::clone(self), path.to_owned());
+        let task = async move {
+            let mut said = String::new();
+            loop {
+                {
+                    // What is left to do is everybody's who wants to change the device, or all: it may take their place.
+                    let _one = engine.changing.read().await;
+                    let _turn = engine.turns.lock(uuid).await;
+                    let leaves = engine.kept.borrow().get(&uuid).is_some_and(|kept| kept.leaves);
+                    if !leaves || engine.ending.get() || engine.leaving.get() {
+                        return;
+                    }
+                    match engine.lead_straight(uuid, &path).await {
+                        Ok(()) => break,
+                        Err(error) => {
+                            let why = format!("{error:#}");
+                            if why != said {
+                                tracing::error!(device = %uuid, "still served by this process: {why}");
+                            }
+                            said = why;
+                        }
+                    }
+                }
+                engine.env.sleep(AGAIN).await;
+            }
+            engine.tell();
+        };
+        self.env.spawn(task).detach();
     }
 
     /// A backing device waits for its cache, and goes on without it after a while if nothing of it is only there.
@@ -108,8 +232,7 @@ impl Engine {
         }
         // Nobody may have it in the meantime, and the mark must be there before anybody can write.
         {
-            let kept = self.kept.borrow().contains_key(&part.uuid);
-            let _claim = if kept { None } else { Some(self.claim_of(path).await?) };
+            let _claim = self.claim_of(path).await?;
             let device = self.open(path).await?;
             drop(AloneVolume::open(device, false).await.map_err(told)?);
         }
@@ -118,40 +241,23 @@ impl Engine {
         self.go_alone(&part).await
     }
 
-    /// Keeps the front end of a device that is of no set any more and whose name cannot lead elsewhere yet: it answers from
-    /// the backing device. That is tried again until it succeeds; a successor does the same.
-    pub(super) fn keep_alone(self: &Rc<Self>, one: Exposed, path: &Path) {
-        let Exposed { name, front, switch, device, .. } = one;
-        let uuid = device.uuid;
-        if let Some(volume) = AloneVolume::of(device) {
-            switch.put(Rc::new(volume));
-        }
-        self.kept.borrow_mut().insert(uuid, Kept { name, front, switch });
+    /// Keeps the front end of a device that is of no set any more, and answers from its backing device until the name can
+    /// lead straight there. Nobody finds it missing in between: it is among what is served, and what a successor takes over.
+    pub(super) fn keep_alone(self: &Rc<Self>, device: &Rc<Device>, path: &Path) -> Result<()> {
+        let volume = Rc::new(AloneVolume::of(Rc::clone(device)).context("it is of the set still")?);
+        // A disk that is gone has none any more.
+        let number = expose::number_of(path).unwrap_or_default();
+        let (mut exposed, mut kept) = (self.exposed.borrow_mut(), self.kept.borrow_mut());
+        let place = exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
+        let Exposed { name, front, switch, claim, .. } = exposed.remove(place.context("it left meanwhile")?);
+        switch.put(Rc::clone(&volume) as Rc<dyn Volume>);
+        let alone = Some(Alone { volume, number });
+        kept.insert(device.uuid, Kept { name, front, switch, claim, alone, leaves: false });
+        drop((exposed, kept));
         self.parts.borrow_mut().insert(path.to_owned(), Standing::Alone);
-        let (engine, path) = (Rc::clone(self), path.to_owned());
-        let task = async move {
-            loop {
-                engine.env.sleep(AGAIN).await;
-                let _turn = engine.turns.lock(uuid).await;
-                let Some(kept) = engine.kept.borrow_mut().remove(&uuid) else { return };
-                let led = match engine.identify(&path).await {
-                    Ok(part) => engine.lead_straight(kept, &part).await,
-                    Err(error) => {
-                        engine.kept.borrow_mut().insert(uuid, kept);
-                        Err(error)
-                    }
-                };
-                match led {
-                    Ok(()) => {
-                        engine.parts.borrow_mut().remove(&path);
-                        engine.list_devices();
-                        return;
-                    }
-                    Err(error) => tracing::error!(device = %uuid, "still served by this process: {error:#}"),
-                }
-            }
-        };
-        self.env.spawn(task).detach();
+        self.list_devices();
+        self.lead_straight_later(device.uuid, path);
+        Ok(())
     }
 
     /// Requests that fail because the set has failed are carried out without the cache, where that is possible.
@@ -171,9 +277,14 @@ impl Engine {
     /// Whether a device goes on without its cache, now or since a moment ago.
     async fn rescue(self: Rc<Self>, uuid: Uuid) -> bool {
         let asked = self.env.now();
-        let patience = self.options.patience;
         // Whoever changes the device may wait for its disk; the request that failed does not.
-        let Ok(_turn) = self.env.timeout(patience, self.turns.lock(uuid)).await else { return false };
+        let turn = async { (self.changing.read().await, self.turns.lock(uuid).await) };
+        let turn = self.env.timeout(self.options.patience, turn).await;
+        if self.leaving.get() {
+            // The successor carries the request out, as one that a crash left unanswered.
+            return std::future::pending().await;
+        }
+        let Ok(_turn) = turn else { return false };
         let (Some(set), false) = (self.set.borrow().clone(), self.ending.get()) else { return false };
         let found = {
             let exposed = self.exposed.borrow();
@@ -211,41 +322,8 @@ impl Engine {
             anyhow::Ok(held)
         };
         let left = self.env.timeout(self.options.patience, leaving).await;
-        let held = left.unwrap_or_else(|_| bail!("requests under way, or its disk, hang"))?;
-        let volume = AloneVolume::of(Rc::clone(device)).context("it is of the set still")?;
-        switch.put(Rc::new(volume));
-        drop(held);
+        let _held = left.unwrap_or_else(|_| bail!("requests under way, or its disk, hang"))?;
         tracing::warn!(device = %path.display(), "the cache failed; it is clean, so this goes on without");
-        self.parts.borrow_mut().insert(path.clone(), Standing::Alone);
-        let place = self.exposed.borrow().iter().position(|one| Rc::ptr_eq(&one.device, device));
-        let Some(one) = place.map(|place| self.exposed.borrow_mut().remove(place)) else { return Ok(()) };
-        self.list_devices();
-        // Requests are answered from here on: nobody has to wait for the rest.
-        let engine = Rc::clone(self);
-        self.env
-            .spawn(async move {
-                let uuid = one.device.uuid;
-                if let Err(error) = engine.leave_front_end(&path, one).await {
-                    tracing::error!(device = %uuid, "still served by this process: {error:#}");
-                }
-                engine.tell();
-            })
-            .detach();
-        Ok(())
-    }
-
-    async fn leave_front_end(&self, path: &Path, one: Exposed) -> Result<()> {
-        let Exposed { name, front, switch, device, claim, .. } = one;
-        let kept = Kept { name, front, switch };
-        let part = match self.identify(path).await {
-            Ok(part) => part,
-            Err(error) => {
-                self.kept.borrow_mut().insert(device.uuid, kept);
-                return Err(error);
-            }
-        };
-        // The table claims the device itself.
-        drop::<Option<Claim>>(claim);
-        self.lead_straight(kept, &part).await
+        self.keep_alone(device, &path)
     }
 }

@@ -4,8 +4,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::set::{Absent, Attribute, CacheSet, Device};
-use bcache_engine::settings::Clamped;
-use bcache_engine::settings::Shown;
+use bcache_engine::settings::{Clamped, Shown, Value as SettingValue};
 use serde_json::{Map, Value, json};
 
 use super::engine::{Engine, Standing};
@@ -41,18 +40,21 @@ impl Engine {
             }
             Request::VolumeRemove { device } => self.remove_volume(&device).await?,
             Request::Stop => self.stop().await?,
-            Request::HandOver => self.hand_over().await?,
-            Request::Restart => {
-                self.restarts.set(true);
-                self.hand_over().await?;
-            }
+            Request::HandOver => self.hand_over(false).await?,
+            Request::Restart => self.hand_over(true).await?,
         }
         Ok(Value::Null)
     }
 
     /// Changes a setting of one device, of all, or of the set, or does what its name says. Answers what it is instead of a
     /// value that is out of bounds.
-    async fn assign(&self, device: Option<&str>, assignment: &str) -> Result<Option<Clamped>> {
+    async fn assign(self: &Rc<Self>, device: Option<&str>, assignment: &str) -> Result<Option<Clamped>> {
+        if let (Some(device), Some(size)) = (device, assignment.strip_prefix("size=")) {
+            let bytes = <u64 as SettingValue>::parse(size);
+            let bytes = bytes.with_context(|| format!("size: wants {}", <u64 as SettingValue>::WANTED))?;
+            self.resize_volume(device, bytes).await?;
+            return Ok(None);
+        }
         let set = self.running()?;
         let (name, value) = assignment.split_once('=').context("must be NAME=VALUE")?;
         let of_set = set.settings.list().iter().any(|shown| shown.name == name);

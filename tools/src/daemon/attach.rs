@@ -1,5 +1,6 @@
 //! Devices that come to a running set and leave it, while somebody uses them.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -19,31 +20,20 @@ use crate::identify::{Part, Role};
 use crate::serve::told;
 
 /// Bytes of a volume at most: more than any disk has, and less than what any layer above or below would overflow at.
-const MOST: u64 = 1 << 52;
+pub(super) const MOST: u64 = 1 << 52;
 
 impl Engine {
     /// Attaches a backing device to the running set, and serves it.
     pub(super) async fn attach(self: &Rc<Self>, part: &Part) -> Result<()> {
         let set = self.set.borrow().clone().context("the set does not run")?;
         let uuid = part.uuid;
+        self.take_over_unlisted(uuid).await?;
         let there = self.env.offload(move || exposed::tidy(uuid)).await.context("device-mapper")?;
         let same = part.clone();
         self.env.offload(move || expose::refuse_copy(&same)).await?;
         let block = part.block;
         self.env.offload(move || expose::refuse_other_blocks(uuid, block)).await?;
-        // A device that is there without its cache holds the claim itself until its table is changed.
-        let claim = match self
-            .env
-            .offload({
-                let path = part.path.clone();
-                move || Claim::take(&path)
-            })
-            .await
-        {
-            Ok(claim) => Some(claim),
-            Err(error) if there && error.raw_os_error() == Some(libc::EBUSY) => None,
-            Err(_) => Some(self.claim_of(&part.path).await?),
-        };
+        let claim = self.claim_for(part, &set, there).await?;
         // One that could not be exposed before is attached already.
         let known = set.devices().into_iter().find(|device| device.uuid == uuid);
         let (device, new) = match known.filter(|_| !self.is_exposed(uuid)) {
@@ -61,7 +51,34 @@ impl Engine {
         Ok(())
     }
 
-    fn is_exposed(&self, uuid: Uuid) -> bool {
+    /// The claim of a device that is to be attached. One that is there without its cache holds it itself until its table is
+    /// changed; one that this process answers without its cache gives its own.
+    async fn claim_for(&self, part: &Part, set: &CacheSet, there: bool) -> Result<Option<Claim>> {
+        if let Some(kept) = self.kept.borrow_mut().get_mut(&part.uuid)
+            && let Some(alone) = &kept.alone
+        {
+            if alone.number == part.device {
+                set.takes_over_from(alone.volume.device());
+                if let Some(claim) = kept.claim.take() {
+                    return Ok(Some(claim));
+                }
+            } else if let Some(other) = expose::kernel_name(alone.number) {
+                bail!(
+                    "{}: /dev/{other} has its UUID, {}, and is in service; one of the two is a copy",
+                    part.path.display(),
+                    part.uuid
+                );
+            }
+        }
+        let path = part.path.clone();
+        match self.env.offload(move || Claim::take(&path)).await {
+            Ok(claim) => Ok(Some(claim)),
+            Err(error) if there && error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
+            Err(_) => Ok(Some(self.claim_of(&part.path).await?)),
+        }
+    }
+
+    pub(super) fn is_exposed(&self, uuid: Uuid) -> bool {
         self.exposed.borrow().iter().any(|one| one.device.uuid == uuid)
     }
 
@@ -158,7 +175,7 @@ impl Engine {
     async fn refuse_other_blocks(&self, part: &Part) -> Result<()> {
         let part = part.clone();
         let checked = move || expose::refuse_other_blocks(part.uuid, expose::direct_block(&part)?);
-        self.env.offload(checked).await
+        Ok(self.env.offload(checked).await?)
     }
 
     /// The part of detaching during which requests are held back.
@@ -176,9 +193,17 @@ impl Engine {
         };
         // The new table claims the backing device, so ours ends here.
         drop(claim);
-        let (loaded, table, uuid) = (name.clone(), expose::direct_table(&part), device.uuid);
-        let held = self.env.offload(move || hold::Changing::load(&loaded, uuid, &table)?.hold());
-        let held = match held.await.with_context(|| format!("/dev/mapper/{name}")) {
+        let (loaded, direct, uuid) = (name.clone(), part.clone(), device.uuid);
+        let held = self.env.offload(move || {
+            let mut unused = None;
+            let check = || {
+                unused = expose::keep_unused(uuid, expose::direct_block(&direct)?)?;
+                Ok(())
+            };
+            let loaded = hold::Changing::load(&loaded, uuid, &expose::direct_table(&direct), check)?;
+            io::Result::Ok((loaded.hold()?, unused))
+        });
+        let (held, _unused) = match held.await.with_context(|| format!("/dev/mapper/{name}")) {
             Ok(held) => held,
             Err(error) => {
                 self.reclaim(&part, device).await;
@@ -190,27 +215,28 @@ impl Engine {
             self.reclaim(&part, device).await;
             return Err(told(error));
         }
-        let changed = self.env.offload(move || held.change()).await;
+        // Of a flush that failed and that no client has heard of none would hear on the straight way.
+        let changed = if backing.dev.owes_clients() {
+            self.env.offload(move || held.keep()).await;
+            Err(io::Error::other("a flush failed, and no client was told of it yet"))
+        } else {
+            self.env.offload(move || held.change()).await
+        };
+        if let Err(error) = changed {
+            self.keep_alone(device, &path)?;
+            bail!(
+                "/dev/mapper/{name} has no cache any more, but its table cannot be changed ({error}): \
+                 its engine goes on serving it, and tries again"
+            );
+        }
         let gone = {
             let mut exposed = self.exposed.borrow_mut();
             place(&exposed).map(|index| exposed.remove(index))
         };
-        match (gone, changed) {
-            (Some(gone), Ok(())) => {
-                if let Err(error) = gone.front.remove().await {
-                    tracing::warn!(name, %error, "the block device below is left behind");
-                }
-            }
-            (Some(gone), Err(error)) => {
-                self.keep_alone(gone, &path);
-                self.list_devices();
-                bail!(
-                    "/dev/mapper/{name} has no cache any more, but its table cannot be changed ({error}): \
-                     its engine goes on serving it, and tries again"
-                );
-            }
-            (None, Ok(())) => {}
-            (None, Err(error)) => bail!("/dev/mapper/{name} has no cache any more, and its table: {error}"),
+        if let Some(gone) = gone
+            && let Err(error) = gone.front.remove().await
+        {
+            tracing::warn!(name, %error, "the block device below is left behind");
         }
         self.list_devices();
         tracing::info!(name, "goes on without cache");

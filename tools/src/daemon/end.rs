@@ -19,6 +19,9 @@ use crate::serve::told;
 const LOOKS: u32 = 10;
 /// How long something that a disk may hold up is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a set has to stop: it writes out what it has, and flushes its disks. What hangs then is left as a crash would
+/// leave it.
+const STOP: Duration = Duration::from_secs(60);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -32,6 +35,9 @@ impl Engine {
         let Ok(_all) = all else {
             bail!("a device is being attached or detached, which takes long; bcache status says which");
         };
+        if self.leaving.get() {
+            bail!("the set is being handed over to another process");
+        }
         if self.ending.get() {
             return Ok(());
         }
@@ -64,7 +70,7 @@ impl Engine {
                 }
             }
         }
-        self.finish(Duration::MAX).await
+        self.finish(STOP).await
     }
 
     /// Removes the names of all devices, or of none: where one cannot be removed, those that were come back.
@@ -122,14 +128,19 @@ impl Engine {
 
     /// Ends the process in order and leaves all devices to a successor: requests wait for it. What does not end within
     /// [`PATIENCE`] hangs with its disk, and is left as a crash would leave it, which a successor knows how to deal with.
-    pub(super) async fn hand_over(self: &Rc<Self>) -> Result<()> {
+    /// With `restart` the process ends so that systemd starts it again.
+    ///
+    /// # Errors
+    /// The set is being stopped. Nothing else keeps the process from ending.
+    pub(super) async fn hand_over(self: &Rc<Self>, restart: bool) -> Result<()> {
         let _all = self.env.timeout(PATIENCE, self.changing.write()).await;
         if self.stays_down.get() {
             bail!("the set is being stopped");
         }
-        if self.ending.get() {
+        if self.leaving.replace(true) {
             return Ok(());
         }
+        self.restarts.set(restart);
         self.notify.status("handing over");
         let exposed = std::mem::take(&mut *self.exposed.borrow_mut());
         let kept = std::mem::take(&mut *self.kept.borrow_mut());
@@ -138,7 +149,9 @@ impl Engine {
         if self.env.timeout(PATIENCE, freezing).await.is_err() {
             tracing::warn!("requests that hang are left to the successor");
         }
-        self.finish(PATIENCE).await
+        // What could not be stopped in order is as after a crash, and the successor's.
+        let _ = self.finish(PATIENCE).await;
+        Ok(())
     }
 
     async fn finish(&self, patience: Duration) -> Result<()> {
@@ -147,7 +160,9 @@ impl Engine {
         let stopped = match set {
             Some(set) => match self.env.timeout(patience, set.stop()).await {
                 Ok(stopped) => stopped.map_err(told),
-                Err(_) => Err(anyhow::anyhow!("a disk hangs")),
+                Err(_) => {
+                    Err(anyhow::anyhow!("a disk hangs; what is under way is left as a crash would leave it"))
+                }
             },
             None => Ok(()),
         };
@@ -170,12 +185,12 @@ impl Engine {
                     Err(error) => tracing::error!("{error:#}"),
                 }
             }
-            if self.ending.get() {
+            if self.ending.get() || self.leaving.get() {
                 return;
             }
             self.env.sleep(PAUSE).await;
         }
-        if let Err(error) = self.hand_over().await {
+        if let Err(error) = self.hand_over(false).await {
             tracing::error!("{error:#}");
         }
     }
@@ -227,9 +242,7 @@ fn take_name_away(name: &str, uuid: Uuid) -> io::Result<Option<Vec<Target>>> {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         Err(error) => Err(error),
         Ok(table) => {
-            for partition in dm::partitions(&dm::uuid_of(uuid))? {
-                dm::remove(&partition.name)?;
-            }
+            dm::remove_partitions(&dm::uuid_of(uuid))?;
             dm::remove(name).map(|()| Some(table))
         }
     }

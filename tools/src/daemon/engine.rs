@@ -22,6 +22,7 @@ use super::notify::Notify;
 use crate::control::paths;
 use crate::expose::Claim;
 use crate::frontend::Driver;
+use crate::hold;
 use crate::identify::{Part, Role};
 use crate::serve::told;
 
@@ -86,6 +87,8 @@ pub struct Engine {
     /// When devices could not leave a set that has failed, last.
     pub(super) in_vain: RefCell<BTreeMap<Uuid, u64>>,
     pub(super) ending: Cell<bool>,
+    /// It hands over: what is under way and does not end is the successor's, and whatever is left to do it does.
+    pub(super) leaving: Cell<bool>,
     /// It ends because somebody wants the set to be stopped.
     pub(super) stays_down: Cell<bool>,
     /// It ends so that systemd starts it again.
@@ -112,6 +115,7 @@ impl Engine {
             turns: Locks::default(),
             in_vain: RefCell::default(),
             ending: Cell::new(false),
+            leaving: Cell::new(false),
             stays_down: Cell::new(false),
             restarts: Cell::new(false),
             over: Cell::new(false),
@@ -138,6 +142,8 @@ impl Engine {
     /// anything is done that may fail or hang.
     pub fn begin(self: &Rc<Self>, devices: Vec<Uuid>, parts: Vec<PathBuf>) {
         *self.taking.borrow_mut() = devices.iter().copied().collect();
+        // Those, too, that are of another set, or of none any more.
+        self.env.spawn(self.env.offload(hold::settle_all)).detach();
         for uuid in devices {
             let engine = Rc::clone(self);
             self.env
@@ -324,12 +330,22 @@ impl Engine {
         let name = device.label.get().to_text();
         let uuid = device.uuid;
         let volume = Rc::new(DeviceVolume::new(Rc::clone(set), Rc::clone(&device), name));
-        self.taken_over(uuid).await;
+        self.take_over_unlisted(uuid).await?;
+        let switch = self.kept.borrow().get(&uuid).map(|kept| Rc::clone(&kept.switch));
+        let held = match switch {
+            // A request that began on what answered until now must not end after one that began here.
+            Some(switch) => {
+                let held = self.env.timeout(self.options.patience, switch.hold()).await;
+                Some(held.map_err(|_| anyhow::anyhow!("requests under way hang"))?)
+            }
+            None => None,
+        };
         let kept = self.kept.borrow_mut().remove(&uuid);
         let exposed = match kept {
             Some(kept) => Exposed::of(kept, device, volume, claim),
             None => Exposed::new(&self.env, device, volume, self.options.front, claim).await?,
         };
+        drop(held);
         tracing::info!(name = exposed.name, below = exposed.front.kernel_name(), "in service");
         if exposed.device.backing().is_some() {
             self.rescue_from_failure(&exposed);

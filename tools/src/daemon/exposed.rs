@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::env::Env;
+use bcache_engine::request::AloneVolume;
 use bcache_engine::set::Device;
 use bcache_engine::volume::Volume;
 use uuid::Uuid;
@@ -16,6 +17,9 @@ use crate::dm::{self, Target};
 use crate::expose::{self, Claim};
 use crate::frontend::Driver;
 use crate::hold;
+
+/// Between two tries to let requests go on that a process held back.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// A device in service.
 pub struct Exposed {
@@ -37,8 +41,22 @@ pub struct Kept {
     pub name: String,
     /// What serves it.
     pub front: Front,
-    /// What the front end serves: nothing yet.
+    /// What the front end serves: nothing yet, or `alone`.
     pub switch: Rc<Switch>,
+    /// Keeps others away from the backing device, once it answers.
+    pub claim: Option<Claim>,
+    /// The backing device, if it answers without its cache.
+    pub alone: Option<Alone>,
+    /// Somebody sees to it that the name leads straight to the backing device.
+    pub leaves: bool,
+}
+
+/// A backing device that answers requests which reach a front end.
+pub struct Alone {
+    /// It.
+    pub volume: Rc<AloneVolume>,
+    /// The number of its block device.
+    pub number: (u64, u64),
 }
 
 /// Takes over the block device below the name of `uuid`, if there is one that a process left behind, and lets requests go
@@ -55,11 +73,21 @@ pub async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Result<Opti
             let front = Front::recover(env, device, volume, uuid).await;
             let front = front.with_context(|| format!("taking over what is below {name}"))?;
             tracing::info!(name, "taken over from a process that ended");
-            Some(Kept { name, front, switch })
+            Some(Kept { name, front, switch, claim: None, alone: None, leaves: false })
         }
         Found::Nothing | Found::Elsewhere { .. } => None,
     };
-    env.offload(move || tidy(uuid)).await.context("device-mapper")?;
+    // What is taken over is kept whatever comes of this.
+    if let Err(error) = env.offload(move || tidy(uuid)).await {
+        tracing::error!(device = %uuid, "what its process left behind: {error}; tried again");
+        let again = env.clone();
+        env.spawn(async move {
+            while again.offload(move || tidy(uuid)).await.is_err() {
+                again.sleep(AGAIN).await;
+            }
+        })
+        .detach();
+    }
     Ok(kept)
 }
 
@@ -116,16 +144,22 @@ impl Exposed {
     ) -> Result<Exposed> {
         let uuid = device.uuid;
         // One that could not be taken over at the start of this process may be able to now.
-        if let Some(kept) = take_over(env, uuid, Duration::MAX).await? {
-            return Ok(Exposed::of(kept, device, volume, claim));
-        }
         let found = env.offload(move || look(uuid)).await?;
+        let block = volume.block_size();
         let switch = Switch::of(env, volume);
-        let (front, table) = Exposed::front(env, driver, &switch, uuid, depth).await?;
+        let below = Rc::clone(&switch) as Rc<dyn Volume>;
+        let front = Front::create(env, driver, below, uuid, depth).await?;
+        let (front, table) = Exposed::table(env, front, switch.shape()).await?;
         let label = device.label.get().to_text();
         let named = env.offload(move || match found {
             Found::Elsewhere { name } => {
-                hold::swap(&name, uuid, &table, || Ok(())).with_context(|| format!("/dev/mapper/{name}"))?;
+                let mut unused = None;
+                let check = || {
+                    unused = expose::keep_unused(uuid, block)?;
+                    Ok(())
+                };
+                hold::swap(&name, uuid, &table, check).with_context(|| format!("/dev/mapper/{name}"))?;
+                drop(unused);
                 Ok(name)
             }
             Found::Nothing => Ok(expose::create(&label, uuid, &table, || Ok(()))?.name),
@@ -139,21 +173,29 @@ impl Exposed {
 
     /// Lets `volume` answer what a process left behind.
     pub fn of(kept: Kept, device: Rc<Device>, volume: Rc<dyn Volume>, claim: Option<Claim>) -> Exposed {
-        let Kept { name, front, switch } = kept;
+        let Kept { name, front, switch, .. } = kept;
         switch.put(volume);
         Exposed { name, device, front, switch, claim }
     }
 
-    async fn front(
+    /// A front end that can take the place of the one that a name leads to, and the table that leads to it.
+    ///
+    /// # Errors
+    /// The kernel refuses; nothing is left behind.
+    pub async fn another_front(
         env: &Env,
-        driver: Driver,
+        (driver, depth): (Driver, u16),
         switch: &Rc<Switch>,
         uuid: Uuid,
-        depth: u16,
     ) -> Result<(Front, Vec<Target>)> {
-        let Shape { bytes, lead, .. } = switch.shape();
-        let volume = Rc::clone(switch) as Rc<dyn Volume>;
-        let front = Front::create(env, driver, volume, uuid, depth).await?;
+        let below = Rc::clone(switch) as Rc<dyn Volume>;
+        let front = Front::another(env, driver, below, uuid, depth).await?;
+        Exposed::table(env, front, switch.shape()).await
+    }
+
+    /// The table that leads to a front end.
+    async fn table(env: &Env, front: Front, shape: Shape) -> Result<(Front, Vec<Target>)> {
+        let Shape { bytes, lead, .. } = shape;
         let name = front.kernel_name();
         match env.offload(move || expose::device_number(&name)).await {
             Ok(number) => Ok((front, vec![Target::linear(bytes / 512, number, lead / 512)])),
@@ -166,8 +208,17 @@ impl Exposed {
     /// # Errors
     /// Somebody has it open (`EBUSY`): it stays as it is, and is given back.
     pub async fn remove(self, env: &Env) -> Result<(), (Box<Exposed>, io::Error)> {
-        let name = self.name.clone();
-        if let Err(error) = env.offload(move || dm::remove(&name)).await {
+        let (name, uuid) = (self.name.clone(), self.device.uuid);
+        let removed = env.offload(move || {
+            if let Some(device) = dm::find(&dm::uuid_of(uuid))? {
+                if dm::is_in_use(&device)? {
+                    return Err(io::Error::from_raw_os_error(libc::EBUSY));
+                }
+                dm::remove_partitions(&device.uuid)?;
+            }
+            dm::remove(&name)
+        });
+        if let Err(error) = removed.await {
             return Err((Box::new(self), error));
         }
         if let Err(error) = self.front.remove().await {

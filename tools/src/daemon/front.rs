@@ -36,7 +36,7 @@ pub enum Front {
 }
 
 impl Front {
-    /// Makes a device.
+    /// Makes a device, of which there is no other.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -48,6 +48,20 @@ impl Front {
         depth: u16,
     ) -> Result<Front> {
         env.offload(move || clean_up(uuid)).await?;
+        Front::another(env, driver, volume, uuid, depth).await
+    }
+
+    /// Makes a device that takes the place of one that is in use.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn another(
+        env: &Env,
+        driver: Driver,
+        volume: Rc<dyn Volume>,
+        uuid: Uuid,
+        depth: u16,
+    ) -> Result<Front> {
         Ok(match driver {
             Driver::Ublk => {
                 let device = ublk::Device::create(env, volume, depth, mark(uuid)).await;

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -20,15 +21,23 @@ const ROOT: &str = "/bcache-engine.root";
 /// From the kernel's `include/uapi/linux/magic.h`.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
+/// How long a missing cache is waited for in an initramfs at most: whoever waits for the root file system there gives up
+/// after 30 s (initramfs-tools).
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether this is an initramfs.
+pub fn is_one() -> bool {
+    let marked = ["/init", "/etc/initrd-release"].iter().any(|path| Path::new(path).exists());
+    marked && statfs("/").is_ok_and(|root| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&root.filesystem_type()))
+}
+
 /// Leaves the initramfs, if this is one. To be called before there is a second thread, and when no program is needed any
 /// more.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn leave() -> Result<()> {
-    let kind = statfs("/").context("/")?.filesystem_type();
-    let marked = ["/init", "/etc/initrd-release"].iter().any(|path| Path::new(path).exists());
-    if !marked || ![TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind) {
+    if !is_one() {
         return Ok(());
     }
     unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?;

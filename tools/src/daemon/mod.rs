@@ -15,6 +15,7 @@ mod front;
 mod initramfs;
 mod locks;
 mod notify;
+mod resize;
 mod start;
 mod succession;
 mod switch;
@@ -71,8 +72,17 @@ pub fn run(settings: &Settings, succeed: bool) -> Result<End> {
         tracing::info!("another process serves this set already");
         return Ok(End::Done);
     };
+    if succeed && paths::is_stopped(settings.set) {
+        tracing::info!("somebody stopped the set meanwhile");
+        return Ok(End::Done);
+    }
     paths::clear_stopped(settings.set).context(paths::DIR)?;
     start::prepare();
+    let mut settings = settings.clone();
+    if initramfs::is_one() {
+        settings.missing_cache = settings.missing_cache.map(|patience| patience.min(initramfs::PATIENCE));
+    }
+    let settings = &settings;
     if let Err(error) = initramfs::leave() {
         tracing::warn!("once the initramfs is gone, devices that come later will not be found: {error:#}");
     }

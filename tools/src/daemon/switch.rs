@@ -93,7 +93,14 @@ impl Switch {
     /// One with a volume behind it, and zeroes on both sides.
     #[must_use]
     pub fn of(env: &Env, volume: Rc<dyn Volume>) -> Rc<Switch> {
-        let shape = Shape { bytes: volume.size_bytes(), block: volume.block_size(), lead: LEAD };
+        let bytes = volume.size_bytes();
+        Switch::of_size(env, volume, bytes)
+    }
+
+    /// The same for the first `bytes` of a volume.
+    #[must_use]
+    pub fn of_size(env: &Env, volume: Rc<dyn Volume>, bytes: u64) -> Rc<Switch> {
+        let shape = Shape { bytes, block: volume.block_size(), lead: LEAD };
         Switch::with(env, volume.id().uuid, shape, Behind::Volume(volume))
     }
 

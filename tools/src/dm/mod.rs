@@ -76,6 +76,18 @@ pub fn partitions(uuid: &str) -> io::Result<Vec<Device>> {
     Ok(found)
 }
 
+/// Takes away what kpartx made of the partitions on the device with a UUID; `EBUSY` while somebody has one open.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_partitions(uuid: &str) -> io::Result<()> {
+    for partition in partitions(uuid)? {
+        let name = &partition.name;
+        remove(name).map_err(|error| io::Error::new(error.kind(), format!("/dev/mapper/{name}: {error}")))?;
+    }
+    Ok(())
+}
+
 fn is_partition_of(uuid: &str, disk: &str) -> bool {
     let parts = uuid.strip_prefix("part").and_then(|rest| rest.split_once('-'));
     parts.is_some_and(|(number, of)| of == disk && number.parse::<u32>().is_ok())

@@ -1,0 +1,90 @@
+//! Volumes that become larger, under whoever uses them, or smaller.
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use bcache_engine::request::DeviceVolume;
+use uuid::Uuid;
+
+use super::attach::MOST;
+use super::engine::Engine;
+use super::exposed::Exposed;
+use super::switch::Switch;
+use crate::serve::told;
+use crate::{dm, hold};
+
+impl Engine {
+    /// Gives a flash-only volume another size. The kernel's drivers cannot change that of a block device in use: the name
+    /// gets another one below.
+    ///
+    /// # Errors
+    /// It is none, somebody has it open and it would become smaller, or the kernel refuses.
+    pub(super) async fn resize_volume(self: &Rc<Self>, wanted: &str, bytes: u64) -> Result<()> {
+        let _one = self.changing.read().await;
+        let (set, device) = (self.running()?, self.find(wanted)?);
+        let _turn = self.turns.lock(device.uuid).await;
+        if device.backing().is_some() {
+            bail!("{wanted}: has the size of its backing device");
+        }
+        let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * 512;
+        let bytes = bytes / block * block;
+        if bytes == 0 || bytes > MOST {
+            bail!("a volume has at least one block of {block} bytes and at most {MOST}");
+        }
+        let (before, uuid) = (device.bytes(), device.uuid);
+        if bytes == before {
+            return Ok(());
+        }
+        if bytes < before {
+            self.env.offload(move || refuse_in_use(uuid)).await?;
+        }
+        // What is larger has its size before anybody can write there, what is smaller when nobody can any more.
+        if bytes > before {
+            set.resize_volume(&device, bytes / 512).await.map_err(told)?;
+        }
+        let label = device.label.get().to_text();
+        let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), label));
+        let switch = Switch::of_size(&self.env, volume, bytes);
+        let (front, table) = Exposed::another_front(&self.env, self.options.front, &switch, uuid).await?;
+        let name = {
+            let exposed = self.exposed.borrow();
+            let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
+            one.map(|one| one.name.clone()).context("it left meanwhile")?
+        };
+        let swapped = name.clone();
+        let check = move || if bytes < before { refuse_in_use(uuid) } else { Ok(()) };
+        let swap = move || hold::swap(&swapped, uuid, &table, check);
+        let old = match self.env.offload(swap).await.with_context(|| format!("/dev/mapper/{name}")) {
+            Err(error) => {
+                if let Err(second) = front.remove().await {
+                    tracing::warn!(error = %second, "a block device is left behind");
+                }
+                return Err(error);
+            }
+            Ok(()) => {
+                let mut exposed = self.exposed.borrow_mut();
+                let one = exposed.iter_mut().find(|one| Rc::ptr_eq(&one.device, &device));
+                let one = one.context("it left meanwhile")?;
+                one.switch = switch;
+                std::mem::replace(&mut one.front, front)
+            }
+        };
+        if let Err(error) = old.remove().await {
+            tracing::warn!(name, %error, "the block device below is left behind");
+        }
+        if bytes < before {
+            set.resize_volume(&device, bytes / 512).await.map_err(told)?;
+        }
+        Ok(())
+    }
+}
+
+fn refuse_in_use(uuid: Uuid) -> std::io::Result<()> {
+    match dm::find(&dm::uuid_of(uuid))? {
+        Some(device) if dm::is_in_use(&device)? => Err(std::io::Error::new(
+            std::io::ErrorKind::ResourceBusy,
+            format!("/dev/mapper/{} is in use; unmount it first", device.name),
+        )),
+        _ => Ok(()),
+    }
+}
