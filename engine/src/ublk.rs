@@ -37,6 +37,8 @@ pub struct Params {
     pub logical_block: u32,
     /// Preferred unit in bytes, a power of two not smaller.
     pub physical_block: u32,
+    /// Size of the best requests in bytes, a power of two not smaller.
+    pub optimal: u32,
     /// Largest request in bytes.
     pub max_bytes: u32,
     /// Largest range zeroed at once in bytes.
@@ -205,7 +207,7 @@ impl Params {
         bytes.extend(attributes.to_ne_bytes());
         // Logical and physical block, optimal and least size of a request.
         let (logical, physical) = (shift(self.logical_block), shift(self.physical_block));
-        bytes.extend([logical, physical, physical, physical]);
+        bytes.extend([logical, physical, shift(self.optimal), physical]);
         bytes.extend(sectors(self.max_bytes).to_ne_bytes());
         bytes.extend(0u32.to_ne_bytes()); // no chunks
         bytes.extend(self.sectors.to_ne_bytes());
@@ -359,6 +361,7 @@ mod tests {
             sectors: 0x1234,
             logical_block: 512,
             physical_block: 4096,
+            optimal: 1 << 20,
             max_bytes: 1 << 20,
             max_zero_bytes: 64 << 20,
             read_only: true,
@@ -367,7 +370,7 @@ mod tests {
         let bytes = params.to_bytes();
         assert_eq!(bytes.len(), PARAMS);
         assert_eq!(u32::from_ne_bytes(field(&bytes, 8)), 1 | 4 | 8);
-        assert_eq!(field::<4>(&bytes, 12), [9, 12, 12, 12]);
+        assert_eq!(field::<4>(&bytes, 12), [9, 12, 20, 12]);
         assert_eq!(u32::from_ne_bytes(field(&bytes, 16)), 2048);
         assert_eq!(u64::from_ne_bytes(field(&bytes, 24)), 0x1234);
         assert_eq!(u32::from_ne_bytes(field(&bytes, 44)), 512);

@@ -58,12 +58,21 @@ fn sizes_the_kernel_cannot_use_are_refused() {
         ("-C -w 8k cache", "block size too large"),
         ("-C -w 256 cache", "block size too small"),
         ("-C -w 3k cache", "block size must be a power of two"),
-        ("-C -b 1M cache", "Not enough buckets on cache: 300, need 513"),
-        ("-C small", "Not enough buckets on small: 2, need 513"),
+        (
+            "-C -b 1M cache",
+            "Not enough buckets on cache: 300, need 513; buckets of 512 KiB would do: -b 512k",
+        ),
+        ("-C small", "Not enough buckets on small: 2, need 513; a cache has at least 2101248 bytes"),
+        ("-C -w 1k -b 1M small", "need 513; a cache has at least 2101248 bytes"),
         ("-B tiny", "tiny is too small"),
         ("-B -o 2048 small", "its data would start at sector 2048"),
         ("-B -o 18446744073709551615 small", "small is too small"),
         ("-B -o 15 backing", "Bad data offset; minimum 16 sectors"),
+        (
+            "-B -w 4k -o 2049 backing",
+            "Data offset of 2049 sectors is no multiple of the block size, 4096 bytes",
+        ),
+        ("-C cache -B -w 1k -o 17 backing", "no multiple of the block size, 1024 bytes"),
         ("-B -o x backing", "invalid value 'x'"),
     ] {
         refused(dir.path(), args, why);
@@ -111,6 +120,38 @@ fn a_refusal_of_one_device_spares_them_all() {
     let dir = devices();
     refused(dir.path(), "-C cache -B backing tiny", "tiny is too small");
     refused(dir.path(), "-C small -B backing", "Not enough buckets");
+}
+
+#[test]
+fn a_label_is_one_backing_devices() {
+    let dir = devices();
+    sparse::create(&dir.path().join("more"), 1 << 20).unwrap();
+    refused(
+        dir.path(),
+        "-C cache -B backing more -l films",
+        "backing and more cannot both be labelled \"films\": format them one by one",
+    );
+    assert_eq!(make(dir.path(), "-C cache -B backing -l films").code, 0, "a cache has no name");
+}
+
+#[test]
+fn a_label_that_will_not_be_the_name_is_told() {
+    let dir = devices();
+    for label in ["control", "a/b", "-x", "with space", "two\nlines", "\u{1b}[31mred"] {
+        let program = paths::program("make-bcache").unwrap();
+        let mut command = std::process::Command::new(program);
+        command.args(["--wipe-bcache", "-l", label, "-B", "backing"]).current_dir(dir.path());
+        let said = run(&mut command).unwrap();
+        assert_eq!(said.code, 0, "{said:?}");
+        let line = format!("make-bcache: the label {label:?} makes no name");
+        assert!(said.stderr.starts_with(&line), "{said:?}");
+        assert!(said.stderr.contains("so backing will be /dev/mapper/bcache"), "{said:?}");
+        assert_eq!(said.stderr.lines().count(), 1, "{said:?}");
+    }
+    let said = make(dir.path(), "--wipe-bcache -l a.plain-name -B backing");
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""));
+    // A cache has no name.
+    assert_eq!(make(dir.path(), "-l control -C cache").stderr, "");
 }
 
 #[test]

@@ -128,6 +128,12 @@ fn a_backing_device_goes_alone_only_when_told_so_in_so_many_words() {
 
 #[test]
 #[ignore = "boots a kernel"]
+fn who_comes_from_the_kernels_bcache_is_at_home() {
+    Job::new("home.sh", 1).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
 fn a_file_system_on_what_is_served_without_root_is_whole() {
     Job::new("serve.sh", 1).run();
 }

@@ -71,3 +71,151 @@ fn devices_in_use_and_wrong_ones_are_refused() {
     std::fs::write(&garbage, vec![0x5a; 1 << 20]).unwrap();
     refused(&[], &[garbage], "not a bcache superblock");
 }
+
+/// What a backing device's superblock sector holds.
+fn superblock(device: &Path) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; 4096];
+    std::fs::File::open(device).unwrap().read_exact_at(&mut bytes, 4096).unwrap();
+    bytes
+}
+
+#[test]
+fn a_device_of_no_set_is_attached_when_that_is_asked_for() {
+    let dir = paths::scratch().unwrap();
+    let [cache, own] = make(dir.path(), 64 << 20, 16 << 20);
+    let stranger = dir.path().join("stranger.img");
+    std::fs::File::create(&stranger).unwrap().set_len(16 << 20).unwrap();
+    assert_eq!(
+        ours("make-bcache", ["-w".as_ref(), "4k".as_ref(), "-B".as_ref(), stranger.as_os_str()])
+            .unwrap()
+            .code,
+        0
+    );
+    let before = superblock(&stranger);
+    let all = [cache.clone(), own, stranger.clone()];
+    let served = Served::start(dir.path(), &["--set", "cache_mode=writeback"], &all).unwrap();
+    let mut client = served.client("stranger.img").unwrap();
+    client.write(4096, &[9; 4096], false).unwrap();
+    client.flush().unwrap();
+    assert_eq!(client.read(4096, 4096).unwrap(), [9; 4096]);
+    assert!(served.stop().unwrap().0.success());
+    assert_eq!(superblock(&stranger), before, "the set has left no trace on it");
+    assert_eq!(std::fs::read(&stranger).unwrap()[8192 + 4096..][..4096], [9; 4096]);
+
+    let served = Served::start(dir.path(), &["--attach"], &all).unwrap();
+    assert_eq!(served.client("stranger.img").unwrap().read(4096, 4096).unwrap(), [9; 4096]);
+    assert!(served.stop().unwrap().0.success());
+    assert_ne!(superblock(&stranger), before);
+
+    // Attached by now, and to another set than this one.
+    let other = paths::scratch().unwrap();
+    let [other, _] = make(other.path(), 64 << 20, 16 << 20);
+    let error = Served::start(dir.path(), &["--attach"], &[other, stranger]).err().unwrap().to_string();
+    assert!(error.contains("stranger.img: attached to set"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_written_is_told_before_a_device_is() {
+    let dir = paths::scratch().unwrap();
+    let devices = make(dir.path(), 64 << 20, 16 << 20);
+    let before = devices.each_ref().map(|device| std::fs::read(device).unwrap());
+    let precious = dir.path().join("precious");
+    std::fs::write(&precious, "text").unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for (nbd, stats, why) in [
+        (at("disk.img"), None, "disk.img: there already, and no socket"),
+        (at("precious"), None, "precious: there already, and no socket"),
+        (at("nowhere/socket"), None, "nowhere/socket: No such file"),
+        (at("socket"), Some(at("disk.img")), "disk.img: a device of the set"),
+        (at("socket"), Some(at("precious")), "precious: there already, and no report"),
+        (at("socket"), Some(at("nowhere/stats")), "nowhere/stats: No such file"),
+        (at("socket"), Some(dir.path().to_str().unwrap().to_owned()), "not a file"),
+        (at("socket"), Some("-".to_owned()), "-: statistics go to a file"),
+    ] {
+        let mut args = vec!["serve".to_owned(), "--nbd".to_owned(), nbd];
+        args.extend(stats.into_iter().flat_map(|stats| ["--stats-json".to_owned(), stats]));
+        args.extend(devices.iter().map(|device| device.to_str().unwrap().to_owned()));
+        let said = ours("bcache", &args).unwrap();
+        assert_eq!(said.code, 1, "{args:?}: {said:?}");
+        assert!(said.stderr.contains(why), "{args:?}: {said:?}");
+    }
+    for (device, before) in devices.iter().zip(before) {
+        assert!(std::fs::read(device).unwrap() == before, "{} was written", device.display());
+    }
+    assert_eq!(std::fs::read(&precious).unwrap(), b"text");
+    let mut left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["cache.img", "disk.img", "precious"], "nothing is left behind");
+}
+
+#[test]
+fn a_device_is_as_long_as_linux_shows_it() {
+    let dir = paths::scratch().unwrap();
+    // Three sectors more than whole blocks.
+    let devices = make(dir.path(), 64 << 20, (16 << 20) + 3 * 512);
+    let bytes = (16 << 20) + 3 * 512 - 8192;
+    let output = dir.path().join("out");
+    for options in [&[][..], &["--read-only"]] {
+        let served = Served::start(dir.path(), options, &devices).unwrap();
+        assert_eq!(served.exports[0].2, bytes, "{options:?}");
+        let mut client = served.client("").unwrap();
+        assert_eq!(client.bytes, bytes);
+        if options.is_empty() {
+            client.write(bytes - 512, &[5; 512], true).unwrap();
+        }
+        assert_eq!(client.read(bytes - 1024, 1024).unwrap()[512..], [5; 512]);
+        assert!(served.stop().unwrap().0.success());
+    }
+    let args = [
+        "export".as_ref(),
+        "-o".as_ref(),
+        output.as_os_str(),
+        devices[0].as_os_str(),
+        devices[1].as_os_str(),
+    ];
+    assert_eq!(ours("bcache", args).unwrap().code, 0);
+    let exported = std::fs::read(&output).unwrap();
+    assert_eq!((exported.len() as u64, exported[exported.len() - 1]), (bytes, 5));
+}
+
+#[test]
+fn labels_are_escaped_in_what_is_told() {
+    let dir = paths::scratch().unwrap();
+    let [cache, disk] = make(dir.path(), 64 << 20, 16 << 20);
+    let label = "a\nexport:b\u{1b}[2J";
+    let args = [
+        "--wipe-bcache",
+        "-l",
+        label,
+        "-b",
+        "64k",
+        "-C",
+        cache.to_str().unwrap(),
+        "-B",
+        disk.to_str().unwrap(),
+    ];
+    assert_eq!(ours("make-bcache", args).unwrap().code, 0);
+    let served = Served::start(dir.path(), &[], &[cache.clone(), disk.clone()]).unwrap();
+    assert_eq!(served.exports.len(), 1);
+    assert_eq!(served.exports[0].0, "a\\nexport:b\\u{1b}[2J");
+    assert_eq!(served.client(label).unwrap().bytes, served.exports[0].2, "its name is the label itself");
+    assert!(served.stop().unwrap().0.success());
+    let (cache, disk) = (cache.to_str().unwrap(), disk.to_str().unwrap());
+    for args in [
+        &["doctor", cache, disk][..],
+        &["dump", "uuids", cache],
+        &["dump", "super", disk],
+        &["fsck", "-n", cache, disk],
+        &["show", disk],
+        &["show", "--json", disk],
+        &["flush", "--dry-run", cache],
+        &["export", "-o", "-", cache],
+    ] {
+        let said = ours("bcache", args).unwrap();
+        let wild =
+            |text: &str| text.contains('\u{1b}') || text.lines().any(|line| line.starts_with("export:b"));
+        assert!(!wild(&said.stdout) && !wild(&said.stderr), "{args:?}: {said:?}");
+    }
+}

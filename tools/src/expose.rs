@@ -13,6 +13,7 @@ use crate::dm::{self, Target};
 use crate::frontend::{self, Driver};
 use crate::hold;
 use crate::identify::{Part, identify};
+use crate::queue::Queue;
 
 /// Bytes of a front end's blocks at most.
 const LARGEST_BLOCK: u32 = 4096;
@@ -42,6 +43,11 @@ impl Claim {
     }
 }
 
+/// Names of devices whose label makes none, or one that is taken.
+pub fn numbered() -> impl Iterator<Item = String> {
+    (0..MOST).map(|number| format!("bcache{number}"))
+}
+
 /// Makes a device for `uuid`, named after `label` if that makes a name that is free, else `bcacheN`. `check` as for
 /// [`dm::create`].
 ///
@@ -56,8 +62,7 @@ pub fn create(
     let uuid = dm::uuid_of(uuid);
     // The kernel's own devices are called so, too.
     let free = |name: &String| !Path::new("/sys/block").join(name).exists();
-    let numbered = (0..MOST).map(|number| format!("bcache{number}")).filter(free);
-    for name in dm::name_from_label(label).map(str::to_owned).into_iter().chain(numbered) {
+    for name in dm::name_from_label(label).map(str::to_owned).into_iter().chain(numbered().filter(free)) {
         let made =
             dm::create(&name, &uuid, targets, &check).with_context(|| format!("/dev/mapper/{name}"))?;
         if let Some(device) = made {
@@ -71,10 +76,28 @@ pub fn create(
     bail!("{MOST} devices have all the names")
 }
 
+/// Gives a device that nobody uses another name, with no partitions under the old one. Whether it has it.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn rename(name: &str, to: &str) -> io::Result<bool> {
+    let Some(device) = dm::describe(name)?.filter(|_| name != to) else { return Ok(false) };
+    if device.suspended || dm::is_in_use(&device)? {
+        return Ok(false);
+    }
+    // udev has them made anew.
+    for partition in dm::partitions(&device.uuid)? {
+        dm::remove(&partition.name)?;
+    }
+    dm::rename(name, to)
+}
+
 /// The table of a backing device without its cache.
 #[must_use]
 pub fn direct_table(part: &Part) -> Vec<Target> {
-    vec![Target::linear(part.data_sectors, part.device, part.data_offset)]
+    // As many whole blocks as it has with a cache.
+    let block = u64::from(part.block / 512).max(1);
+    vec![Target::linear(part.data_sectors / block * block, part.device, part.data_offset)]
 }
 
 /// Whether a backing device still needs no cache: asked while nobody can attach it, for that takes a claim of it.
@@ -250,7 +273,7 @@ pub fn keep_unused(uuid: Uuid, block: u32) -> io::Result<Option<Claim>> {
 /// The device of `uuid`, and the size of its blocks, if that is not `block`.
 fn other_blocks(uuid: Uuid, block: u32) -> io::Result<Option<(dm::Device, u32)>> {
     let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(None) };
-    let now = queue_block(&Path::new("/sys/block").join(format!("dm-{}", device.minor)))?;
+    let now = Queue::at(format!("/sys/block/dm-{}", device.minor)).logical_block()?;
     Ok((now != block.min(LARGEST_BLOCK)).then_some((device, now)))
 }
 
@@ -262,20 +285,18 @@ fn in_use(device: &dm::Device, now: u32, block: u32) -> io::Error {
     io::Error::new(io::ErrorKind::ResourceBusy, why)
 }
 
+/// Bytes of the requests that a disk likes best; 0 if it does not say, or is none.
+#[must_use]
+pub fn optimal_io(disk: &Path) -> u64 {
+    number_of(disk).map_or(0, |number| Queue::of(number).optimal_io())
+}
+
 /// The block size that a backing device has without its cache: its disk's.
 ///
 /// # Errors
 /// sysfs cannot be read.
 pub fn direct_block(part: &Part) -> io::Result<u32> {
-    let (major, minor) = part.device;
-    let dir = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));
-    // A partition has no queue of its own; it is inside its disk.
-    queue_block(&dir).or_else(|_| queue_block(&std::fs::canonicalize(&dir)?.join("..")))
-}
-
-fn queue_block(device: &Path) -> io::Result<u32> {
-    let text = std::fs::read_to_string(device.join("queue/logical_block_size"))?;
-    text.trim().parse().map_err(|_| io::Error::other(format!("{}: blocks of {text:?}", device.display())))
+    Queue::of(part.device).logical_block()
 }
 
 /// The name in sysfs of the block device `major:minor`, such as `ublkb0`.
@@ -294,7 +315,7 @@ pub fn block_size(driver: Driver, id: u32) -> io::Result<u32> {
         Driver::Ublk => format!("ublkb{id}"),
         Driver::Nbd => format!("nbd{id}"),
     };
-    queue_block(&Path::new("/sys/block").join(name))
+    Queue::at(Path::new("/sys/block").join(name)).logical_block()
 }
 
 /// The number of the block device at `path`.

@@ -113,17 +113,23 @@ impl Part {
     /// Where the kernel's bcache is told to let it go: a cache goes with its set.
     #[must_use]
     pub fn kernels_stop(&self) -> String {
+        self.kernels_file("stop")
+    }
+
+    /// The kernel's file `name` of the device, or of the set whose cache it is.
+    #[must_use]
+    pub fn kernels_file(&self, name: &str) -> String {
         if self.role == Role::Cache {
-            return format!("/sys/fs/bcache/{}/stop", self.set);
+            return format!("/sys/fs/bcache/{}/{name}", self.set);
         }
         let (major, minor) = self.device;
         let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
         // A partition is inside its disk.
         let link = link.to_string_lossy();
-        let name = link
+        let disk = link
             .rsplit_once("/block/")
-            .map_or_else(|| format!("{major}:{minor}"), |(_, name)| name.to_owned());
-        format!("/sys/block/{name}/bcache/stop")
+            .map_or_else(|| format!("{major}:{minor}"), |(_, disk)| disk.to_owned());
+        format!("/sys/block/{disk}/bcache/{name}")
     }
 
     /// Whether its data is whole without a cache.

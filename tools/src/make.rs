@@ -16,6 +16,7 @@ use bcache_format::units::{SECTOR_SIZE, Sectors};
 use thiserror::Error as ThisError;
 use uuid::Uuid;
 
+use crate::names;
 use crate::signature;
 use crate::target::{self, Target};
 
@@ -38,8 +39,8 @@ pub struct Request {
     pub bucket: u64,
     /// Bytes of a block; the largest default of the devices if absent.
     pub block: Option<u64>,
-    /// Where the data of backing devices starts.
-    pub data_offset: Sectors,
+    /// Where the data of backing devices starts; where the device likes it best if absent.
+    pub data_offset: Option<Sectors>,
     /// Backing devices start in writeback mode, not in writethrough.
     pub writeback: bool,
     /// The cache discards buckets before it reuses them.
@@ -96,9 +97,15 @@ pub enum Refusal {
     /// Zero is no set's UUID.
     #[error("Bad uuid")]
     SetUuid,
-    /// Fewer buckets than the kernel starts a cache with.
-    #[error("Not enough buckets on {0}: {1}, need {need}", need = NBUCKETS_TOO_FEW + 1)]
-    Buckets(PathBuf, u64),
+    /// Data that would begin in the middle of a block.
+    #[error("Data offset of {0} sectors is no multiple of the block size, {1} bytes")]
+    OffsetInBlock(u64, u64),
+    /// One label for two backing devices, which would want the same name.
+    #[error("{0} and {1} cannot both be labelled {2:?}: format them one by one")]
+    SharedLabel(PathBuf, PathBuf, String),
+    /// Fewer buckets than the kernel starts a cache with: how many, and what would do.
+    #[error("Not enough buckets on {0}: {1}, need {need}; {2}", need = NBUCKETS_TOO_FEW + 1)]
+    Buckets(PathBuf, u64, String),
     /// A device that ends before its data starts.
     #[error("{0} is too small: it has {1} sectors, its data would start at sector {2}")]
     NoRoom(PathBuf, u64, u64),
@@ -123,6 +130,7 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Plan {
     parts: Vec<Part>,
+    notes: Vec<String>,
 }
 
 /// One device of a plan.
@@ -161,11 +169,17 @@ impl Part {
 pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     check_request(request)?;
     check_twins(request)?;
+    check_label(request)?;
     let open =
         |paths: &[PathBuf]| paths.iter().map(|path| open(path, request)).collect::<Result<Vec<_>, _>>();
     let (caches, backing) = (open(&request.caches)?, open(&request.backing)?);
     let opened: Vec<&Target> = caches.iter().chain(&backing).map(|(target, _)| target).collect();
     let block = block_size(request, &opened)?;
+    check_offset(request, block)?;
+    let mut notes = Vec::new();
+    if let Some((backing, _)) = backing.first() {
+        notes.extend(names::notes(&request.label, backing.path(), &opened));
+    }
     let mut parts = Vec::new();
     for (target, erase) in caches {
         let superblock = cache_superblock(request, &target, block)?;
@@ -173,9 +187,10 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     }
     for (target, erase) in backing {
         let superblock = backing_superblock(request, &target, block)?;
+        notes.extend(request.data_offset.and_then(|offset| across_stripes(&target, offset)));
         parts.push(part(target, superblock, erase)?);
     }
-    Ok(Plan { parts })
+    Ok(Plan { parts, notes })
 }
 
 impl Plan {
@@ -183,6 +198,12 @@ impl Plan {
     #[must_use]
     pub fn parts(&self) -> &[Part] {
         &self.parts
+    }
+
+    /// What is not as one might expect, a line each.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Writes all superblocks and makes each durable.
@@ -218,7 +239,7 @@ fn check_request(request: &Request) -> Result<(), Refusal> {
     if let Some(block) = request.block {
         check_size("block", block, SECTOR_SIZE, u64::from(BLOCK_SECTORS_MAX) * SECTOR_SIZE)?;
     }
-    if request.data_offset < DATA_OFFSET_DEFAULT {
+    if request.data_offset.is_some_and(|offset| offset < DATA_OFFSET_DEFAULT) {
         return Err(Refusal::DataOffset);
     }
     if request.set_uuid.is_nil() {
@@ -238,6 +259,26 @@ fn check_twins(request: &Request) -> Result<(), Refusal> {
         seen.push((identity, path.clone()));
     }
     Ok(())
+}
+
+/// A label is one device's name; the cache, which has no name, may have it as well.
+fn check_label(request: &Request) -> Result<(), Refusal> {
+    match request.backing.as_slice() {
+        [first, second, ..] if !request.label.as_bytes().is_empty() => {
+            Err(Refusal::SharedLabel(first.clone(), second.clone(), request.label.to_text()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Linux refuses nothing here, and then no request that covers whole blocks of the device does so on the disk.
+fn check_offset(request: &Request, block: u16) -> Result<(), Refusal> {
+    match request.data_offset {
+        Some(offset) if !offset.0.is_multiple_of(block.into()) => {
+            Err(Refusal::OffsetInBlock(offset.0, u64::from(block) * SECTOR_SIZE))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_size(what: &'static str, size: u64, least: u64, most: u64) -> Result<(), Refusal> {
@@ -298,7 +339,8 @@ fn cache_superblock(request: &Request, target: &Target, block: u16) -> Result<Su
     let bucket = (request.bucket / SECTOR_SIZE) as u32;
     let nbuckets = target.sectors() / u64::from(bucket);
     if nbuckets <= NBUCKETS_TOO_FEW {
-        return Err(Refusal::Buckets(target.path().to_path_buf(), nbuckets));
+        let way_out = smaller_buckets(target.sectors(), bucket, block);
+        return Err(Refusal::Buckets(target.path().to_path_buf(), nbuckets, way_out));
     }
     // From 32 MiB on, the sectors of a bucket overflow the field's 16 bits.
     let large = bucket > u16::MAX.into();
@@ -321,8 +363,48 @@ fn cache_superblock(request: &Request, target: &Target, block: u16) -> Result<Su
     Ok(superblock)
 }
 
+/// What to do about a cache of so many sectors that has too few buckets of `bucket` sectors.
+fn smaller_buckets(sectors: u64, bucket: u32, block: u16) -> String {
+    let least = BUCKET_SECTORS_MIN.max(block.into());
+    let halves = std::iter::successors(Some(bucket / 2), |half| Some(half / 2));
+    let enough = |half: &u32| sectors / u64::from(*half) > NBUCKETS_TOO_FEW;
+    match halves.take_while(|half| *half >= least).find(enough) {
+        Some(half) => match half / 2 {
+            kib if kib < 1024 => format!("buckets of {kib} KiB would do: -b {kib}k"),
+            kib => format!("buckets of {} MiB would do: -b {}M", kib / 1024, kib / 1024),
+        },
+        None => {
+            let bytes = (NBUCKETS_TOO_FEW + 1) * u64::from(least) * SECTOR_SIZE;
+            format!("a cache has at least {bytes} bytes")
+        }
+    }
+}
+
+/// Where the data of a backing device begins when nobody says so: behind the superblock, and where a stripe begins if the
+/// disk tells how long its stripes are. Some tell nonsense, or what would cost a good part of a small disk.
+fn best_offset(target: &Target) -> Sectors {
+    const PAGE: u64 = 4096;
+    const LONGEST: u64 = 64 << 20;
+    let (default, stripe) = (DATA_OFFSET_DEFAULT.0 * SECTOR_SIZE, target.optimal_io());
+    let at = default.div_ceil(stripe.max(1)).saturating_mul(stripe);
+    let sound = stripe.is_multiple_of(PAGE) && stripe <= LONGEST && at <= target.bytes() / 64;
+    if stripe == 0 || !sound { DATA_OFFSET_DEFAULT } else { Sectors(at / SECTOR_SIZE) }
+}
+
+/// What to say of an offset that makes every request of a whole stripe cover two.
+fn across_stripes(target: &Target, offset: Sectors) -> Option<String> {
+    let (stripe, at) = (target.optimal_io(), offset.0.checked_mul(SECTOR_SIZE)?);
+    let better = best_offset(target);
+    (stripe > 0 && better.0 * SECTOR_SIZE % stripe == 0 && at % stripe != 0).then(|| {
+        format!(
+            "{}: data at sector {offset} is not aligned to the disk's optimal I/O size, {stripe} bytes; sector {better} is",
+            target.path().display()
+        )
+    })
+}
+
 fn backing_superblock(request: &Request, target: &Target, block: u16) -> Result<Superblock, Refusal> {
-    let data_offset = request.data_offset;
+    let data_offset = request.data_offset.unwrap_or_else(|| best_offset(target));
     if data_offset.0 >= target.sectors() {
         return Err(Refusal::NoRoom(target.path().to_path_buf(), target.sectors(), data_offset.0));
     }
@@ -354,4 +436,22 @@ fn part(target: Target, superblock: Superblock, erase: Vec<(u64, usize)>) -> Res
     parsed.check_device(target.bytes(), target.logical_block()).map_err(context)?;
     let raw = RawSuperblock::read(&bytes).ok_or_else(|| Refusal::NoRoom(target.path().into(), 0, 0))?;
     Ok(Part { target, superblock: parsed, raw, erase })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_smaller_buckets_that_do_are_named() {
+        for (sectors, bucket, block, said) in [
+            (600 << 10, 1 << 11, 1, "buckets of 512 KiB would do: -b 512k"),
+            (513 << 12, 1 << 16, 1, "buckets of 2 MiB would do: -b 2M"),
+            (513 * 8, 1 << 10, 8, "buckets of 4 KiB would do: -b 4k"),
+            (512 * 8, 1 << 10, 8, "a cache has at least 2101248 bytes"),
+            (0, 8, 8, "a cache has at least 2101248 bytes"),
+        ] {
+            assert_eq!(smaller_buckets(sectors, bucket, block), said);
+        }
+    }
 }

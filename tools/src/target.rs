@@ -12,6 +12,7 @@ use nix::sys::stat::{major, minor};
 use thiserror::Error as ThisError;
 
 use crate::in_use::{loop_of, patiently};
+use crate::queue::Queue;
 
 /// Why a device cannot be formatted.
 #[derive(Debug, ThisError)]
@@ -25,6 +26,12 @@ pub enum Error {
     /// Something mounts it, maps it or serves it.
     #[error("{0} is in use{1}")]
     InUse(PathBuf, String),
+    /// It takes no writes.
+    #[error("{0} is read-only")]
+    ReadOnly(PathBuf),
+    /// It has zones that can only be written from front to back, which neither Linux nor we can use.
+    #[error("{0} is a host-managed zoned device: it takes no writes but from front to back")]
+    Zoned(PathBuf),
     /// It cannot be measured, read or written.
     #[error("{0}: {1}")]
     Io(PathBuf, #[source] io::Error),
@@ -38,6 +45,7 @@ pub struct Target {
     bytes: u64,
     logical_block: u32,
     default_block: u32,
+    optimal_io: u64,
 }
 
 /// What a path leads to, however it is spelled: the device or inode.
@@ -55,7 +63,8 @@ impl Target {
     ///
     /// # Errors
     /// It is no device or file, cannot be opened for writing, or is in use: a block device that is mounted, held by
-    /// another driver or opened exclusively; a file that another of these programs has locked.
+    /// another driver or opened exclusively; a file that another of these programs has locked. Or it takes no writes, at
+    /// all or where a cache would make them.
     pub fn open(path: &Path) -> Result<Target, Error> {
         let io = |error| Error::Io(path.to_path_buf(), error);
         let open = |error| Error::Open(path.to_path_buf(), error);
@@ -64,9 +73,9 @@ impl Target {
         if !block && !meta.is_file() {
             return Err(Error::Kind(path.to_path_buf()));
         }
-        let sysfs = block.then(|| sysfs_of(meta.rdev()));
-        if let Some(holder) = sysfs.as_deref().and_then(holder) {
-            return Err(Error::InUse(path.to_path_buf(), format!(" by {holder}")));
+        let queue = block.then(|| Queue::of((major(meta.rdev()), minor(meta.rdev()))));
+        if let Some(queue) = &queue {
+            check(path, queue)?;
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true);
@@ -90,10 +99,11 @@ impl Target {
             _ => open(error),
         })?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(io)?;
-        let logical_block = sysfs.as_deref().map_or(Ok(512), logical_block).map_err(io)?;
+        let logical_block = queue.as_ref().map_or(Ok(512), Queue::logical_block).map_err(io)?;
         // Of a file the original takes the file system's block; what is beyond a page no kernel would take.
         let default_block = if block { logical_block } else { (meta.blksize() as u32).clamp(512, 4096) };
-        Ok(Target { path: path.to_path_buf(), file, bytes, logical_block, default_block })
+        let optimal_io = queue.as_ref().map_or(0, Queue::optimal_io);
+        Ok(Target { path: path.to_path_buf(), file, bytes, logical_block, default_block, optimal_io })
     }
 
     /// Its path, as it was given.
@@ -127,6 +137,12 @@ impl Target {
         self.default_block
     }
 
+    /// Bytes of the requests that the device likes best, which tell the stripes of a RAID; 0 if it does not say.
+    #[must_use]
+    pub fn optimal_io(&self) -> u64 {
+        self.optimal_io
+    }
+
     /// Reads exactly `buffer.len()` bytes at `at`.
     ///
     /// # Errors
@@ -152,22 +168,39 @@ impl Target {
     }
 }
 
-fn sysfs_of(rdev: u64) -> PathBuf {
-    PathBuf::from(format!("/sys/dev/block/{}:{}", major(rdev), minor(rdev)))
+/// What keeps a block device from being formatted, whoever asks. Opening one for writing that takes no writes succeeds, and
+/// so do the writes, on some devices, until they reach the disk.
+fn check(path: &Path, queue: &Queue) -> Result<(), Error> {
+    if let Some(holder) = queue.holder() {
+        return Err(Error::InUse(path.to_path_buf(), format!(" by {holder}")));
+    }
+    if queue.is_read_only() {
+        return Err(Error::ReadOnly(path.to_path_buf()));
+    }
+    if queue.is_host_managed() {
+        return Err(Error::Zoned(path.to_path_buf()));
+    }
+    Ok(())
 }
 
-/// The first driver that holds a block device: device mapper, md, bcache.
-fn holder(sysfs: &Path) -> Option<String> {
-    let entry = fs::read_dir(sysfs.join("holders")).ok()?.flatten().next()?;
-    Some(entry.file_name().to_string_lossy().into_owned())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A partition has no queue of its own: its disk's is one level up.
-fn logical_block(sysfs: &Path) -> io::Result<u32> {
-    let own = sysfs.join("queue/logical_block_size");
-    let text = fs::read_to_string(own).or_else(|_| {
-        let partition = fs::canonicalize(sysfs)?;
-        fs::read_to_string(partition.join("../queue/logical_block_size"))
-    })?;
-    text.trim().parse().map_err(|_| io::Error::other("its logical block size cannot be read"))
+    #[test]
+    fn devices_that_cannot_be_used_are_told_before_they_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("sda");
+        fs::create_dir_all(disk.join("queue")).unwrap();
+        let said = || check(Path::new("/dev/sda"), &Queue::at(&disk)).err().map(|error| error.to_string());
+        fs::write(disk.join("ro"), "0\n").unwrap();
+        fs::write(disk.join("queue/zoned"), "host-aware\n").unwrap();
+        assert_eq!(said(), None);
+        fs::write(disk.join("queue/zoned"), "host-managed\n").unwrap();
+        assert!(said().unwrap().starts_with("/dev/sda is a host-managed zoned device"));
+        fs::write(disk.join("ro"), "1\n").unwrap();
+        assert_eq!(said().unwrap(), "/dev/sda is read-only");
+        fs::create_dir_all(disk.join("holders/md0")).unwrap();
+        assert_eq!(said().unwrap(), "/dev/sda is in use by md0");
+    }
 }

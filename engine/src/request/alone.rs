@@ -78,7 +78,7 @@ impl AloneVolume {
 
 impl Volume for AloneVolume {
     fn size_bytes(&self) -> u64 {
-        self.backing().data_bytes() / u64::from(self.block_size()) * u64::from(self.block_size())
+        self.backing().data_bytes()
     }
     fn block_size(&self) -> u32 {
         u32::from(self.backing().sb.borrow().block_sectors) * SECTOR_SIZE as u32

@@ -501,6 +501,7 @@ fn dirty_data_behind_the_end_does_not_cost_the_rest() {
             Ok(attached) => attached,
             Err(error) => return println!("refused: {error}"),
         };
+        assert_eq!(set.missing_sectors(&device), 8 * 1024, "whoever serves it can tell");
         writes_back(&device);
         set.env.sleep(Duration::from_secs(1000)).await;
         assert_eq!(get(&*volume, 0, 8).await.map(|data| data[0]), Ok(1));

@@ -5,6 +5,7 @@ use crate::btree::Body;
 use crate::error::{Error, Result};
 use crate::settings::{BadSetting, Clamped, Shown};
 use crate::stats::{Accounted, Timing, Window};
+use bcache_format::feature::{INCOMPAT_LOG_LARGE_BUCKET_SIZE, INCOMPAT_OBSO_LARGE_BUCKET};
 use bcache_format::superblock::{BackingState, Label};
 use bcache_format::{Geometry, SECTOR_SIZE};
 use std::rc::Rc;
@@ -18,7 +19,7 @@ pub struct Attribute {
     pub value: String,
 }
 
-/// Names of the kernel's documentation that are not here, each with the reason.
+/// Names of the kernel's documentation, and of its sysfs, that are not here, each with the reason.
 pub const LEFT_OUT: &[(&str, &str)] = &[
     ("attach", "a command of its own"),
     ("detach", "a command of its own"),
@@ -32,6 +33,28 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
     ("bset_tree_stats", "nodes are folded in memory, there are no auxiliary search trees"),
     ("btree_cache_max_chain", "the table of nodes has no chains"),
     ("btree sort times", "nothing is sorted: nodes in memory are in order"),
+    ("errors", "a set that fails writes nothing any more, which is neither of the kernel's two choices"),
+    ("io_disable", "for tests of the kernel's own; stopping and detaching are commands"),
+    (
+        "stop_when_cache_set_failed",
+        "a clean device goes on without its cache, a dirty one answers with errors",
+    ),
+    ("cutoff_writeback", "for writes that nobody waits for, which nobody here can tell from others"),
+    ("readahead_cache_policy", "front ends do not tell reading ahead from reading"),
+    ("writeback_metadata", "the kernel keeps it, and never looks at it"),
+    ("stripe_size", "data is written back in the order of the device, not by stripes"),
+    ("partial_stripes_expensive", "data is written back in the order of the device, not by stripes"),
+    ("btree_shrinker_disabled", "memory for nodes is bounded by btree_cache_bytes"),
+    ("gc_after_writeback", "GC runs when buckets are wanted, and finds what was written back then"),
+    ("reclaim", "the journal here has no such step to count"),
+    ("reclaimed_journal_buckets", "the journal here has no such step to count"),
+    ("flush_write", "the journal here has no such step to count"),
+    ("writeback_keys_done", "sectors are counted, not keys: written_back_sectors of a device"),
+    ("writeback_keys_failed", "errors are counted, not keys: backing_write_errors of a device"),
+    ("verify", "only in kernels that are built for debugging"),
+    ("key_merging_disabled", "only in kernels that are built for debugging"),
+    ("expensive_debug_checks", "only in kernels that are built for debugging"),
+    ("data_csum", "not compiled into any kernel"),
 ];
 
 /// What can be done by writing to a name.
@@ -108,6 +131,10 @@ impl CacheSet {
         list.add("freelist_percent", self.alloc.free_count() as u64 * 100 / geometry.nbuckets.max(1));
         list.add("priority_stats", self.priority_stats());
         list.add("internal/active_journal_entries", self.journal.open_seq() - self.journal.last_seq());
+        let features = self.cache.sb.borrow().features;
+        list.add("internal/feature_compat", "");
+        list.add("internal/feature_ro_compat", "");
+        list.add("internal/feature_incompat", incompat(features.incompat));
         list.add("internal/cache_read_races", stats.cache_read_races.get());
         let (now, timings) = (self.env.now(), &self.timings);
         list.timing("btree_gc", &timings.btree_gc, now, MS, SEC);
@@ -162,6 +189,10 @@ impl CacheSet {
         let mut list = List(Vec::new());
         list.settings(device.settings.list());
         list.add("backing_dev_uuid", device.uuid);
+        if let Some(backing) = device.backing() {
+            list.add("backing_dev_name", backing.dev.dev.name().rsplit('/').next().unwrap_or_default());
+            list.add("writeback_rate_debug", self.writeback_rate_debug(device));
+        }
         list.add("label", device.label.get().to_text());
         list.add("running", 1);
         list.add("size", device.bytes());
@@ -307,6 +338,14 @@ fn taken(assigned: std::result::Result<Option<Clamped>, BadSetting>) -> Result<O
         tracing::warn!("{clamped}");
     }
     Ok(clamped)
+}
+
+/// Features of a cache as the kernel lists them: all that it knows, and those that are in use in brackets.
+fn incompat(bits: u64) -> String {
+    let known =
+        [(INCOMPAT_OBSO_LARGE_BUCKET, "obso_large_bucket"), (INCOMPAT_LOG_LARGE_BUCKET_SIZE, "large_bucket")];
+    let named = known.map(|(bit, name)| if bits & bit == 0 { name.to_owned() } else { format!("[{name}]") });
+    named.join(" ")
 }
 
 /// In the kernel's words.

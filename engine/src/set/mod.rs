@@ -66,6 +66,8 @@ pub struct CacheSet {
     pub(crate) uuids_io: Mutex<()>,
     /// Dirty sectors of each inode.
     dirty: RefCell<BTreeMap<u32, i64>>,
+    /// Where the dirty data of each inode ended at the start, in sectors of the backing device.
+    dirty_ends: RefCell<BTreeMap<u32, u64>>,
     /// UUIDs of backing devices that are being attached.
     attaching: RefCell<BTreeSet<Uuid>>,
     /// Devices that are of the set no more.
@@ -115,6 +117,14 @@ impl CacheSet {
     /// Dirty sectors of `inode`.
     pub fn dirty_sectors(&self, inode: u32) -> u64 {
         u64::try_from(self.dirty.borrow().get(&inode).copied().unwrap_or(0)).unwrap_or(0)
+    }
+    /// By how many sectors a backing device is too short for the dirty data that it had when the set started.
+    #[must_use]
+    pub fn missing_sectors(&self, device: &Device) -> u64 {
+        let ends = self.dirty_ends.borrow();
+        let end = device.backing().and(device.inode.get()).and_then(|inode| ends.get(&inode).copied());
+        let there = device.first_sector() + device.bytes() / bcache_format::SECTOR_SIZE;
+        end.map_or(0, |end| end.saturating_sub(there))
     }
     /// Whether an extent is data that only the cache has. One whose bucket was given to others was written back, or written
     /// anew, before.

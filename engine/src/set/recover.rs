@@ -169,6 +169,7 @@ impl CacheSet {
             uuids: RefCell::new(uuids),
             uuids_io: Mutex::new(()),
             dirty: RefCell::default(),
+            dirty_ends: RefCell::default(),
             attaching: RefCell::default(),
             left: RefCell::default(),
             devices: RefCell::default(),
@@ -370,6 +371,7 @@ impl CacheSet {
             let raised = self.alloc.buckets.borrow().raised();
             self.alloc.buckets.borrow_mut().clear_marks();
             self.dirty.borrow_mut().clear();
+            self.dirty_ends.borrow_mut().clear();
             self.stale_dirty.borrow_mut().clear();
             self.walk_tree_once().await?;
             if self.alloc.buckets.borrow().raised() == raised {
@@ -429,6 +431,9 @@ impl CacheSet {
             drop(buckets);
             if self.counts_as_dirty(extent) {
                 self.account_dirty(extent.inode(), extent.size() as i64);
+                let mut ends = self.dirty_ends.borrow_mut();
+                let end = ends.entry(extent.inode()).or_default();
+                *end = extent.end().max(*end);
             }
         });
     }

@@ -151,7 +151,7 @@ fn block(byte: u8) -> Shared {
     Buf::copied(&[byte; 4096]).freeze()
 }
 
-/// Every name of the kernel's `bcache.rst`: sets and cache devices, then backing devices.
+/// Every name of the kernel's `bcache.rst` and of Linux 6.12's `sysfs.c`: sets and cache devices, then backing devices.
 const SET_NAMES: &[&str] = &[
     "average_key_size",
     "bdev<0..n>",
@@ -194,6 +194,32 @@ const SET_NAMES: &[&str] = &[
     "stats_five_minute/cache_hits",
     "stats_hour/cache_hit_ratio",
     "stats_day/cache_miss_collisions",
+    "btree_shrinker_disabled",
+    "bucket_size",
+    "congested",
+    "congested_read_threshold_us",
+    "congested_write_threshold_us",
+    "copy_gc_enabled",
+    "cutoff_writeback",
+    "cutoff_writeback_sync",
+    "errors",
+    "expensive_debug_checks",
+    "internal/feature_compat",
+    "internal/feature_incompat",
+    "internal/feature_ro_compat",
+    "flush_write",
+    "gc_after_writeback",
+    "gc_always_rewrite",
+    "idle_max_writeback_rate",
+    "io_disable",
+    "key_merging_disabled",
+    "prune_cache",
+    "reclaim",
+    "reclaimed_journal_buckets",
+    "synchronous",
+    "verify",
+    "writeback_keys_done",
+    "writeback_keys_failed",
 ];
 const DEVICE_NAMES: &[&str] = &[
     "attach",
@@ -217,6 +243,29 @@ const DEVICE_NAMES: &[&str] = &[
     "stats_hour/cache_misses",
     "stats_day/cache_bypass_hits",
     "stats_total/cache_bypass_misses",
+    "backing_dev_name",
+    "backing_dev_uuid",
+    "bypass_torture_test",
+    "data_csum",
+    "io_disable",
+    "io_error_limit",
+    "io_errors",
+    "partial_stripes_expensive",
+    "readahead_cache_policy",
+    "size",
+    "stop_when_cache_set_failed",
+    "stripe_size",
+    "verify",
+    "writeback_consider_fragment",
+    "writeback_metadata",
+    "writeback_rate_debug",
+    "writeback_rate_fp_term_high",
+    "writeback_rate_fp_term_low",
+    "writeback_rate_fp_term_mid",
+    "writeback_rate_i_term_inverse",
+    "writeback_rate_minimum",
+    "writeback_rate_p_term_inverse",
+    "writeback_rate_update_seconds",
 ];
 
 #[test]

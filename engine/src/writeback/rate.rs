@@ -119,6 +119,27 @@ impl CacheSet {
         }
     }
 
+    /// What the rate goes by at present, in bytes, and when the next write is due.
+    pub(crate) fn writeback_rate_debug(&self, device: &Device) -> String {
+        let settings = &device.settings;
+        let controller = &device.writeback.controller;
+        let dirty = device.inode.get().map_or(0, |inode| self.dirty_sectors(inode)) as i64;
+        let target = self.dirty_target(device) as i64;
+        let proportional = (dirty - target) / (settings.writeback_rate_p_term_inverse.get().max(1) as i64);
+        let integral =
+            controller.integral.get() / (settings.writeback_rate_i_term_inverse.get().max(1) as i64);
+        let bytes = |sectors: i64| sectors.saturating_mul(bcache_format::SECTOR_SIZE as i64);
+        format!(
+            "rate: {}/sec dirty: {} target: {} proportional: {} integral: {} next io: {}ms",
+            bytes(settings.writeback_rate.get() as i64),
+            bytes(dirty),
+            bytes(target),
+            bytes(proportional),
+            bytes(integral),
+            controller.next.get().saturating_sub(self.env.now()) / 1_000_000
+        )
+    }
+
     fn fragment_term(&self, device: &Device, dirty: i64) -> i64 {
         let settings = &device.settings;
         if !settings.writeback_consider_fragment.get() {

@@ -1,36 +1,73 @@
 //! `bcache attach`, `detach` and `volume`: change what a running set serves.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Result, bail};
+use bcache_format::superblock::Label;
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Out, Outcome};
 use crate::control::client::{ask, find_device, one_set};
 use crate::control::{Request, paths};
+use crate::identify::{Part, Role, identify};
+use crate::serve::settings::Assignment;
 
 /// Attach a backing device to a running set; it may be mounted
 ///
 /// Not where its blocks would change their size under whoever uses it: make-bcache -w 4k on a disk with blocks of 512 bytes.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  bcache attach /dev/sdb")]
+#[command(after_help = "Examples:\n  bcache attach /dev/sdb\n  bcache attach /dev/nvme0n1p2 /dev/sdb")]
 pub struct AttachArgs {
     /// The set's UUID; not needed where only one is served
-    #[arg(long, value_name = "SET")]
+    #[arg(long, value_name = "SET", conflicts_with = "second")]
     set: Option<Uuid>,
-    /// The backing device
-    #[arg(value_name = "DEV")]
-    device: PathBuf,
+    /// The backing device; or, before it, the set by its UUID or its cache device
+    #[arg(value_name = "[CSET] DEV")]
+    first: PathBuf,
+    #[arg(hide = true)]
+    second: Option<PathBuf>,
+}
+
+/// The set of a UUID, or of a cache device.
+fn set_of(what: &Path) -> Result<Uuid> {
+    if let Some(set) = what.to_str().and_then(|text| text.parse().ok()) {
+        return Ok(set);
+    }
+    let part = identify(what)?;
+    if part.role != Role::Cache {
+        bail!("{}: a backing device, not a cache device", what.display());
+    }
+    Ok(part.set)
+}
+
+/// What a path leads to, if the kernel's bcache has it.
+fn with_kernel(device: &Path) -> Option<Part> {
+    identify(device).ok().filter(Part::is_kernels)
+}
+
+/// Has the kernel do something with a device of its.
+fn tell_kernel(part: &Part, name: &str, value: &str) -> Result<()> {
+    let file = part.kernels_file(name);
+    std::fs::write(&file, value).with_context(|| file)
 }
 
 /// Attaches.
 pub fn run_attach(args: AttachArgs, out: &mut Out) -> Outcome {
-    let set = one_set(args.set)?;
-    let device = std::fs::canonicalize(&args.device).with_context(|| args.device.display().to_string())?;
-    let before = crate::identify::identify(&device)?;
+    let (cset, device) = match args.second {
+        Some(device) => (Some(set_of(&args.first)?), device),
+        None => (args.set, args.first),
+    };
+    let device = std::fs::canonicalize(&device).with_context(|| device.display().to_string())?;
+    let before = identify(&device)?;
+    if let Some(set) = cset.filter(|_| before.is_kernels()) {
+        tell_kernel(&before, "attach", &set.to_string())?;
+        writeln!(out, "attached {} to set {set}", device.display())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let set = one_set(cset)?;
     ask(set, &Request::Attach { device: device.clone() })?;
     if before.set != set {
         let _one = paths::lock_registration(before.set)?;
@@ -56,6 +93,11 @@ pub struct DetachArgs {
 
 /// Detaches.
 pub fn run_detach(args: DetachArgs, out: &mut Out) -> Outcome {
+    if let Some(part) = with_kernel(Path::new(&args.device)) {
+        tell_kernel(&part, "detach", "1")?;
+        writeln!(out, "the kernel detaches {} once its dirty data is written back", args.device)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (set, device) = find_device(&args.device)?;
     let uuid = device.get("uuid").and_then(Value::as_str).unwrap_or(&args.device).to_owned();
     let path = ask(set, &Request::Detach { device: uuid })?;
@@ -64,6 +106,59 @@ pub fn run_detach(args: DetachArgs, out: &mut Out) -> Outcome {
     paths::remove_part(set, &path)?;
     let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
     writeln!(out, "detached {name}; it is {} alone now", path.display())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Change how a backing device is cached, as bcache set cache_mode=MODE does
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache set-cachemode /dev/sdb writeback")]
+pub struct SetCachemodeArgs {
+    /// The backing device, or the name, label or UUID of the cached one
+    #[arg(value_name = "DEVICE")]
+    device: String,
+    /// writethrough, writeback, writearound or none
+    #[arg(value_name = "MODE")]
+    mode: String,
+}
+
+/// Changes.
+pub fn run_set_cachemode(args: SetCachemodeArgs, _out: &mut Out) -> Outcome {
+    let assignment = format!("cache_mode={}", args.mode);
+    if let Err(error) = assignment.parse::<Assignment>() {
+        bail!("{error}");
+    }
+    change(&args.device, "cache_mode", &args.mode)
+}
+
+/// Change the label of a cached device, which is its name in /dev/mapper as soon as nobody uses it, if it makes one
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache set-label /dev/sdb films")]
+pub struct SetLabelArgs {
+    /// The backing device, or the name, label or UUID of the cached one
+    #[arg(value_name = "DEVICE")]
+    device: String,
+    /// At most 32 bytes
+    #[arg(value_name = "LABEL")]
+    label: String,
+}
+
+/// Changes.
+pub fn run_set_label(args: SetLabelArgs, _out: &mut Out) -> Outcome {
+    if Label::new(&args.label).is_none() {
+        bail!("{:?}: a label has at most 32 bytes", args.label);
+    }
+    change(&args.device, "label", &args.label)
+}
+
+/// Changes a setting of one device that is served, by whoever does.
+fn change(device: &str, name: &str, value: &str) -> Outcome {
+    if let Some(part) = with_kernel(Path::new(device)) {
+        tell_kernel(&part, name, value)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (set, found) = find_device(device)?;
+    let device = found.get("uuid").and_then(Value::as_str).map(str::to_owned);
+    ask(set, &Request::Set { device, assignment: format!("{name}={value}") })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -121,7 +216,7 @@ pub fn run_volume(command: VolumeCommand, out: &mut Out) -> Outcome {
             let told = |name: &str| made.get(name).and_then(Value::as_str);
             writeln!(out, "/dev/mapper/{}", told("name").unwrap_or_default())?;
             if let Some(note) = told("note") {
-                eprintln!("bcache: {note}");
+                super::note("bcache", note);
             }
         }
         VolumeCommand::Remove { yes, volume } => {

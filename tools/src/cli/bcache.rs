@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Out, Outcome, attach, backup, completions, doctor, dump, export, flush, fsck, image, make, map, register,
-    salvage, serve, settings, show, status, stop, undo, upgrade,
+    Out, Outcome, attach, backup, completions, doctor, dump, export, flush, fsck, image, make, map, overview,
+    register, salvage, serve, settings, show, status, stop, undo, upgrade,
 };
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
@@ -23,6 +23,8 @@ enum Command {
     Make(make::Args),
     Metrics(status::MetricsArgs),
     Set(settings::SetArgs),
+    SetCachemode(attach::SetCachemodeArgs),
+    SetLabel(attach::SetLabelArgs),
     Status(status::Args),
     Unregister(stop::UnregisterArgs),
     Upgrade(upgrade::Args),
@@ -44,7 +46,9 @@ enum Command {
     Salvage(salvage::Args),
     Serve(serve::Args),
     Stop(stop::Args),
+    Tree(overview::TreeArgs),
     Undo(undo::Args),
+    Version(overview::VersionArgs),
     Completions(completions::Args),
 }
 
@@ -56,6 +60,8 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Get(args) => settings::run_get(args, out),
         Command::Metrics(args) => status::run_metrics(args, out),
         Command::Set(args) => settings::run_set(args, out),
+        Command::SetCachemode(args) => attach::run_set_cachemode(args, out),
+        Command::SetLabel(args) => attach::run_set_label(args, out),
         Command::Status(args) => status::run(args, out),
         Command::Unregister(args) => stop::run_unregister(args, out),
         Command::Upgrade(args) => upgrade::run(args, out),
@@ -76,6 +82,8 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Salvage(args) => salvage::run(args, out),
         Command::Serve(args) => serve::run(args, out),
         Command::Stop(args) => stop::run(args, out),
+        Command::Tree(args) => overview::run_tree(args, out),
+        Command::Version(args) => overview::run_version(args, out),
         Command::Undo(args) => undo::run(args, out),
         Command::Completions(args) => completions::run(args, out),
     }

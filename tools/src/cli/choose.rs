@@ -180,7 +180,10 @@ impl Opened {
 
     /// The devices there are, a line each.
     fn list(&self) -> String {
-        let label = |label: String| if label.is_empty() { label } else { format!(" \"{label}\"") };
+        let label = |label: String| match label.as_str() {
+            "" => label,
+            label => format!(" \"{}\"", super::escaped(label)),
+        };
         let mut list = String::new();
         for backing in &self.devices.backings {
             list += &format!("\n  --of {}{}", backing.name, label(backing.sb.label.to_text()));

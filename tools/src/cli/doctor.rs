@@ -178,7 +178,7 @@ impl Set {
             };
             let label = entry.label.to_text();
             if !label.is_empty() {
-                write!(line, " \"{label}\"")?;
+                write!(line, " \"{}\"", super::escaped(&label))?;
             }
             writeln!(out, "{line}: {} here, {} dirty", size(Sectors(all)), size(Sectors(dirty)))?;
         }

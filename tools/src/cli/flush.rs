@@ -60,7 +60,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
             out,
             "not named, or not attached by its superblock; its dirty data stays in the cache: {} \"{}\"",
             left.uuid,
-            left.label.to_text()
+            super::escaped(&left.label.to_text())
         )?;
     }
     let ends = |complete: bool| if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE };

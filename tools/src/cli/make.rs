@@ -28,9 +28,10 @@ pub struct Args {
     /// Block size; the default is the largest logical block of the devices
     #[arg(short = 'w', long, value_name = "SIZE", value_parser = size)]
     block: Option<u64>,
-    /// Where the data of backing devices starts, in sectors of 512 bytes
-    #[arg(short = 'o', long, alias = "data_offset", value_name = "SECTORS", default_value_t = 16)]
-    data_offset: u64,
+    /// Where the data of backing devices starts, in sectors of 512 bytes; the default is 16, or the first stripe of a disk
+    /// that tells its optimal I/O size
+    #[arg(short = 'o', long, alias = "data_offset", value_name = "SECTORS")]
+    data_offset: Option<u64>,
     /// UUID of the cache set, to make backing devices for a set that exists
     #[arg(long, alias = "cset_uuid", value_name = "UUID", value_parser = set_uuid)]
     cset_uuid: Option<Uuid>,
@@ -43,7 +44,7 @@ pub struct Args {
     /// How the cache chooses buckets for reuse: lru, fifo or random
     #[arg(long, alias = "cache_replacement_policy", value_name = "POLICY", default_value = "lru", value_parser = policy)]
     cache_replacement_policy: Replacement,
-    /// Label of the devices, at most 32 bytes
+    /// Label of the backing device, at most 32 bytes; its name in /dev/mapper where it makes one
     #[arg(short, long, default_value = "", hide_default_value = true, value_parser = label)]
     label: Label,
     /// Overwrite a bcache superblock
@@ -174,7 +175,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         backing: args.devices.backing,
         bucket: args.bucket,
         block: args.block,
-        data_offset: Sectors(args.data_offset),
+        data_offset: args.data_offset.map(Sectors),
         writeback: args.writeback,
         discard: args.discard,
         replacement: args.cache_replacement_policy,
@@ -184,6 +185,9 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         force: args.force,
     };
     let plan = make::plan(&request).map_err(|refusal| anyhow!("{refusal}"))?;
+    for note in plan.notes() {
+        super::note("make-bcache", note);
+    }
     if !args.dry_run {
         plan.write().map_err(|error| anyhow!("{error}; not everything was written"))?;
     }

@@ -26,6 +26,7 @@ pub mod make;
 pub mod map;
 mod memory;
 mod output;
+pub mod overview;
 pub mod register;
 pub mod salvage;
 pub mod serve;
@@ -64,9 +65,13 @@ pub fn typed_programs() -> Vec<clap::Command> {
 
 /// Standard output, whose reader may go away (`| head`): what is written then goes nowhere, and the program does what it
 /// was to do, and ends as it would have.
+///
+/// What comes from disks, labels and names above all, may be anything, and terminals take some of it for commands: what no
+/// text has is escaped on the way, unless what is written is data.
 pub struct Stdout<'a> {
     to: StdoutLock<'a>,
     gone: bool,
+    data: bool,
 }
 
 impl Stdout<'_> {
@@ -85,6 +90,10 @@ impl Stdout<'_> {
     pub fn is_terminal(&self) -> bool {
         io::IsTerminal::is_terminal(&self.to)
     }
+    /// Whether what is written from here on is data, and goes as it is.
+    pub const fn takes_data(&mut self, data: bool) {
+        self.data = data;
+    }
     fn unless_gone<T>(&mut self, nothing: T, result: io::Result<T>) -> io::Result<T> {
         match result {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -101,13 +110,63 @@ impl Write for Stdout<'_> {
         if self.gone {
             return Ok(bytes.len());
         }
-        let written = self.to.write(bytes);
+        let written = match tamed(bytes) {
+            Some(tamed) if !self.data => self.to.write_all(&tamed).map(|()| bytes.len()),
+            _ => self.to.write(bytes),
+        };
         self.unless_gone(bytes.len(), written)
     }
     fn flush(&mut self) -> io::Result<()> {
         let flushed = if self.gone { Ok(()) } else { self.to.flush() };
         self.unless_gone((), flushed)
     }
+}
+
+/// A text with its control characters escaped as JSON, too, has them, but for ends of lines and tabs; nothing if it has none.
+fn tamed(bytes: &[u8]) -> Option<Vec<u8>> {
+    let commands = |byte: &u8| matches!(byte, 0..=8 | 11..=31 | 0x7f);
+    // U+0080 to U+009F, which some terminals take for commands as well.
+    let more = |pair: &[u8]| matches!(pair, [0xc2, 0x80..=0x9f]);
+    if !bytes.iter().any(commands) && !bytes.windows(2).any(more) {
+        return None;
+    }
+    let mut tamed = Vec::with_capacity(bytes.len() + 16);
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match bytes.get(at..at + 2).filter(|pair| more(pair)) {
+            Some(pair) => {
+                tamed.extend(format!("\\u{:04x}", pair[1]).bytes());
+                at += 1;
+            }
+            None if commands(byte) => tamed.extend(format!("\\u{byte:04x}").bytes()),
+            None => tamed.push(*byte),
+        }
+        at += 1;
+    }
+    Some(tamed)
+}
+
+/// What came from a disk or a command line as part of a line: characters that do not print, ends of lines too, are written
+/// as Rust writes them.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\'' | '"' | '\\' => escaped.push(c),
+            _ => escaped.extend(c.escape_debug()),
+        }
+    }
+    escaped
+}
+
+/// Says something besides the answer. Standard error may be gone, and nothing depends on it.
+pub fn note(program: &str, text: &str) {
+    let _ = writeln!(io::stderr(), "{program}: {}", lines_escaped(text));
+}
+
+fn lines_escaped(text: &str) -> String {
+    text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
 }
 
 /// Standard output, buffered.
@@ -131,14 +190,13 @@ pub fn main<P: Parser>(run: fn(P, &mut Out) -> Outcome) -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return refuse(&program, &error),
     };
-    let mut out = BufWriter::new(Stdout { to: io::stdout().lock(), gone: false });
+    let mut out = BufWriter::new(Stdout { to: io::stdout().lock(), gone: false, data: false });
     let outcome = run(parsed, &mut out);
     let outcome = out.flush().map_err(anyhow::Error::from).and(outcome);
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            // Standard error may be gone too; there is nowhere left to say so.
-            let _ = writeln!(io::stderr(), "{program}: {error:#}");
+            note(&program, &format!("{error:#}"));
             let operation = is_fsck(&program) || error.downcast_ref::<BadInput>().is_some();
             if operation { ExitCode::from(fsck::OPERATION) } else { ExitCode::FAILURE }
         }
@@ -159,11 +217,26 @@ fn refuse(program: &str, error: &clap::Error) -> ExitCode {
     let said: Vec<&str> = rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
     let said = said.join(" ");
     let said = said.strip_prefix("error: ").unwrap_or(&said);
-    let _ = writeln!(io::stderr(), "{program}: {said}; see {program} --help");
+    note(program, &format!("{said}; see {program} --help"));
     if is_fsck(program) { ExitCode::from(fsck::USAGE) } else { ExitCode::FAILURE }
 }
 
 /// Whether the exit codes are those of fsck(8), which scripts and boot rely on.
 fn is_fsck(program: &str) -> bool {
     program == "bcache-fsck" || std::env::args_os().nth(1).is_some_and(|word| word == "fsck")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_comes_from_a_disk_commands_a_terminal() {
+        assert_eq!(tamed("plain\ttext, \u{e9}\n".as_bytes()), None);
+        let wild = "\u{1b}[31m red\u{9b}2J\u{7f}\r\n";
+        assert_eq!(tamed(wild.as_bytes()).unwrap(), b"\\u001b[31m red\\u009b2J\\u007f\\u000d\n");
+        assert_eq!(escaped("it's \"a\\b\" \u{e9}"), "it's \"a\\b\" \u{e9}");
+        assert_eq!(escaped("two\nlines\u{1b}\u{202e}"), "two\\nlines\\u{1b}\\u{202e}");
+        assert_eq!(lines_escaped("a\n\u{7}b"), "a\n\\u{7}b");
+    }
 }

@@ -56,6 +56,7 @@ impl<'o, 'a> Output<'o, 'a> {
             if out.get_ref().is_closed() {
                 bail!("standard output is closed");
             }
+            out.get_mut().takes_data(true);
             return Ok(Self::Standard(out));
         }
         let name = || path.display().to_string();

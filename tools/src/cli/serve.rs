@@ -1,7 +1,7 @@
 //! `bcache serve`: a cached device for NBD clients, without root.
 
 use std::io::{IsTerminal, Read as _, Write as _};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -13,10 +13,11 @@ use bcache_engine::net::Listener;
 use bcache_engine::volume::Volume;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Out, Outcome};
+use super::output::{Output, Partial, Readers};
+use super::{Out, Outcome, escaped, note};
 use crate::frontend::nbd::{ExportTable, Limits, Server};
 use crate::serve::settings::Assignment;
-use crate::serve::{Request, Service, read_only, report, told};
+use crate::serve::{Request, Service, read_only, report, told, too_short};
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_millis(500);
@@ -40,6 +41,10 @@ pub struct Args {
     /// Write nothing at all to any device; the journal is replayed in memory
     #[arg(long, conflicts_with_all = ["set", "backing_delay"])]
     read_only: bool,
+    /// Attach backing devices that belong to no set, or to another and are whole without it, and are served without cache
+    /// otherwise
+    #[arg(long, conflicts_with = "read_only")]
+    attach: bool,
     /// Write statistics to this file at the end
     #[arg(long, value_name = "FILE")]
     stats_json: Option<PathBuf>,
@@ -61,36 +66,48 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
 }
 
 async fn serve(env: &Env, signals: &Signals, args: &Args, out: &mut Out<'_>) -> Outcome {
-    if let Some(path) = &args.stats_json {
-        check_report(path, args).with_context(|| path.display().to_string())?;
-    }
+    // Shown to be possible before anything is written to a device; and what fails later leaves nothing behind.
+    let listener = listen(env, &args.nbd).with_context(|| args.nbd.display().to_string())?;
+    let report = args.stats_json.as_ref().map(|path| Report::create(path, args, out)).transpose()?;
     let (service, volumes) = if args.read_only {
         (None, read_only::volumes(env, &args.devices)?)
     } else {
         let request = Request {
             devices: &args.devices,
+            attach: args.attach,
             settings: &args.set,
             backing_delay: args.backing_delay.map(Duration::from_millis),
         };
         let service = Service::start(env, request).await?;
+        let devices = service.exports.iter().filter_map(|export| export.device.as_ref());
+        for short in devices.filter_map(|device| too_short(&service.set, device)) {
+            note("bcache", &short);
+        }
+        for stranger in service.exports.iter().filter(|export| export.device.is_none()) {
+            let name = &stranger.name;
+            note(
+                "bcache",
+                &format!("{name}: not of this set, and served without cache; --attach attaches it"),
+            );
+        }
         let volumes = service.exports.iter().map(|export| Rc::clone(&export.volume)).collect();
         (Some(Rc::new(service)), volumes)
     };
-    let served = clients(env, signals, args, out, service.as_ref(), volumes).await;
+    let served = clients(env, signals, (listener, args), out, service.as_ref(), volumes).await;
     // Whatever ended the serving, the set is stopped in order.
     let stopped = match &service {
         Some(service) => service.set.stop().await.map_err(told).context("the set did not stop cleanly"),
         None => Ok(()),
     };
     let server = served?;
-    let report = report::json(service.as_deref(), server.stats());
-    if let Some(path) = &args.stats_json {
-        write_json(path, &report).with_context(|| path.display().to_string())?;
-    }
+    let said = report::json(service.as_deref(), server.stats());
+    let reported = report.map_or(Ok(()), |report| report.write(&said));
+    // Nobody may read it any more.
     if std::io::stdout().is_terminal() {
-        write!(out, "{}", report::text(&report))?;
+        let _ = write!(out, "{}", report::text(&said)).and_then(|()| out.flush());
     }
     stopped?;
+    reported?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -98,18 +115,17 @@ async fn serve(env: &Env, signals: &Signals, args: &Args, out: &mut Out<'_>) -> 
 async fn clients(
     env: &Env,
     signals: &Signals,
-    args: &Args,
+    (listener, args): (Listener, &Args),
     out: &mut Out<'_>,
     service: Option<&Rc<Service>>,
     volumes: Vec<Rc<dyn Volume>>,
 ) -> Result<Server> {
-    let listener = Listener::bind(env, &args.nbd).with_context(|| args.nbd.display().to_string())?;
     let mut say = || -> std::io::Result<()> {
         for volume in &volumes {
             let id = volume.id();
-            writeln!(out, "export {} uuid {} bytes {}", id.name, id.uuid, volume.size_bytes())?;
+            writeln!(out, "export {} uuid {} bytes {}", escaped(&id.name), id.uuid, volume.size_bytes())?;
         }
-        writeln!(out, "serving at nbd+unix:///?socket={}", args.nbd.display())?;
+        writeln!(out, "serving at nbd+unix:///?socket={}", escaped(&args.nbd.display().to_string()))?;
         out.flush()
     };
     // Clients are served whether anybody reads that or not.
@@ -150,39 +166,61 @@ fn progress(env: &Env, service: Option<Rc<Service>>, server: &Server) -> Progres
     bar
 }
 
-/// Sees to it that the report can be written in the end, and to nothing of value: not to a device, nor to anything else
-/// that is there and is no report.
-fn check_report(path: &Path, args: &Args) -> Result<()> {
-    let known = match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        found => {
-            let found = found?;
-            let same = |other: &PathBuf| {
-                std::fs::metadata(other)
-                    .is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
-            };
-            if args.devices.iter().any(same) {
-                bail!("a device of the set, not a file for statistics");
-            }
-            if !found.is_file() {
-                bail!("not a file");
-            }
-            found.len() > 0
-        }
-    };
-    let mut first = [0];
-    if known && (std::fs::File::open(path)?.read(&mut first)? != 1 || first != *b"{") {
-        bail!("there already, and no report of statistics; it would be lost");
+/// A socket where there is none. One that was left behind makes way, nothing else does.
+fn listen(env: &Env, path: &Path) -> Result<Listener> {
+    let there = std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.file_type().is_socket());
+    if there {
+        bail!("there already, and no socket");
     }
-    // That it can be written is shown before anything is served.
-    std::fs::OpenOptions::new().append(true).create(true).open(path)?;
-    Ok(())
+    Ok(Listener::bind(env, path)?)
 }
 
-fn write_json(path: &Path, report: &serde_json::Value) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(report)?;
-    text.push('\n');
-    Ok(std::fs::write(path, text)?)
+/// The file for statistics.
+struct Report<'p> {
+    path: &'p Path,
+    file: Partial,
+}
+
+impl<'p> Report<'p> {
+    /// Sees to it that it can be written in the end, and to nothing of value: not to a device, nor to anything else that is
+    /// there and is no report.
+    fn create(path: &'p Path, args: &Args, out: &mut Out<'_>) -> Result<Self> {
+        let name = || path.display().to_string();
+        if path == Path::new("-") {
+            bail!("-: statistics go to a file");
+        }
+        let no_report = |meta: &std::fs::Metadata| -> Result<bool> {
+            if !meta.is_file() {
+                bail!("not a file");
+            }
+            let mut first = [0];
+            Ok(meta.len() > 0 && (std::fs::File::open(path)?.read(&mut first)? != 1 || first != *b"{"))
+        };
+        if let Ok(meta) = std::fs::metadata(path) {
+            let is_device = |device: &PathBuf| {
+                std::fs::metadata(device)
+                    .is_ok_and(|other| (other.dev(), other.ino()) == (meta.dev(), meta.ino()))
+            };
+            if args.devices.iter().any(is_device) {
+                bail!("{}: a device of the set, not a file for statistics", name());
+            }
+            if no_report(&meta).with_context(name)? {
+                bail!("{}: there already, and no report of statistics; it would be lost", name());
+            }
+        }
+        match Output::create(path, &args.devices, Readers::All, out)? {
+            Output::File(file) => Ok(Self { path, file }),
+            Output::Stream(_) | Output::Standard(_) => bail!("{}: not a file", name()),
+        }
+    }
+
+    fn write(self, report: &serde_json::Value) -> Result<()> {
+        let name = || self.path.display().to_string();
+        let mut text = serde_json::to_string_pretty(report)?;
+        text.push('\n');
+        self.file.file().write_all_at(text.as_bytes(), 0).with_context(name)?;
+        self.file.finish().with_context(|| self.path.display().to_string())
+    }
 }
 
 /// Which of two came first.

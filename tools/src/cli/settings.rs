@@ -8,7 +8,7 @@ use bcache_engine::set::CacheSet;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Out, Outcome};
+use super::{Out, Outcome, escaped};
 use crate::control::Request;
 use crate::control::client::{ask, find_device, is_called, one_set};
 use crate::serve::settings::Assignment;
@@ -54,7 +54,7 @@ pub fn run_set(args: SetArgs, _out: &mut Out) -> Outcome {
     for assignment in args.assignments {
         let clamped = ask(set, &Request::Set { device: device.clone(), assignment })?;
         if let Some(clamped) = clamped.as_str() {
-            eprintln!("bcache: {clamped}");
+            super::note("bcache", clamped);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -62,7 +62,7 @@ pub fn run_set(args: SetArgs, _out: &mut Out) -> Outcome {
 
 /// Print settings of a running set and its devices, and what can be read of them by the kernel's sysfs names
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  bcache get\n  bcache get --device bcache0 cache_mode")]
+#[command(after_help = "Examples:\n  bcache get\n  bcache get --device bcache0 cache_mode label")]
 pub struct GetArgs {
     /// The set's UUID; not needed where only one is served
     #[arg(long, value_name = "SET")]
@@ -70,9 +70,9 @@ pub struct GetArgs {
     /// One device only, by name, label, UUID or backing device
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// One setting only: its value without its name where there is only one
+    /// These settings only: the value without its name where there is only one
     #[arg(value_name = "NAME")]
-    name: Option<String>,
+    names: Vec<String>,
 }
 
 /// Prints.
@@ -86,7 +86,7 @@ pub fn run_get(args: GetArgs, out: &mut Out) -> Outcome {
     let mut add = |whose: &str, settings: Option<&Value>| {
         let settings = settings.and_then(Value::as_object).into_iter().flatten();
         for (name, value) in settings {
-            if args.name.as_ref().is_none_or(|wanted| wanted == name) {
+            if args.names.is_empty() || args.names.contains(name) {
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 found.push((whose.to_owned(), name.clone(), value));
             }
@@ -101,12 +101,15 @@ pub fn run_get(args: GetArgs, out: &mut Out) -> Outcome {
             add(name, device.get("attributes"));
         }
     }
-    match (&found[..], &args.name) {
-        ([], Some(name)) => bail!("there is no setting {name:?}"),
-        ([(_, _, value)], Some(_)) => writeln!(out, "{value}")?,
+    let is_there = |wanted: &&String| found.iter().any(|(_, name, _)| name == *wanted);
+    if let Some(name) = args.names.iter().find(|name| !is_there(name)) {
+        bail!("there is no setting {name:?}");
+    }
+    match (&found[..], args.names.len()) {
+        ([(_, _, value)], 1) => writeln!(out, "{}", escaped(value))?,
         (all, _) => {
             for (whose, name, value) in all {
-                writeln!(out, "{whose} {name}={value}")?;
+                writeln!(out, "{whose} {name}={}", escaped(value))?;
             }
         }
     }

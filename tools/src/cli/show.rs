@@ -11,7 +11,7 @@ use bcache_format::superblock::{
     Version,
 };
 
-use super::{Out, Outcome};
+use super::{Out, Outcome, overview};
 use crate::describe::Description;
 
 /// Exit code for a device that cannot be read or holds no superblock to trust.
@@ -28,7 +28,7 @@ const CLASSIC_BYTES: usize = 0x8d0;
 /// place or checksum is wrong; 3 for an experimental format. With several devices the highest.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = LONG)]
-pub struct Args {
+pub struct Superblocks {
     /// Print what the superblock says even if its checksum is wrong
     #[arg(short = 'f', long)]
     force: bool,
@@ -37,6 +37,32 @@ pub struct Args {
     json: bool,
     /// Block devices or image files
     #[arg(required = true, value_name = "DEVICE")]
+    devices: Vec<PathBuf>,
+}
+
+/// List the devices of bcache on this machine, or print superblocks
+///
+/// Without a device: a table of all caches and backing devices, in the lines of bcache-tools 1.1. With devices: the
+/// superblock of each, in the lines of bcache-tools 1.0.8, after a line with its name where there are several.
+/// Exit code: 0; 1 for a command line that makes no sense; 2 if a device cannot be read or its superblock's magic,
+/// place or checksum is wrong; 3 for an experimental format. With several devices the highest.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, after_long_help = LONG)]
+pub struct Args {
+    /// Print what the superblock says even if its checksum is wrong
+    #[arg(short = 'f', long, requires = "devices")]
+    force: bool,
+    /// Print one JSON object a line for each device instead
+    #[arg(long, requires = "devices")]
+    json: bool,
+    /// With UUIDs and sets in the table
+    #[arg(short, long, conflicts_with_all = ["devices", "device"])]
+    more: bool,
+    /// Print the superblock of one device in the lines of bcache-tools 1.1
+    #[arg(short, long, value_name = "DEVICE", conflicts_with = "devices")]
+    device: Option<PathBuf>,
+    /// Block devices or image files
+    #[arg(value_name = "DEVICE")]
     devices: Vec<PathBuf>,
 }
 
@@ -49,17 +75,19 @@ pub struct Args {
 #[command(name = "bcache-super-show", version)]
 pub struct Program {
     #[command(flatten)]
-    args: Args,
+    args: Superblocks,
 }
 
 /// The program `bcache-super-show`.
 pub fn run_program(program: Program, out: &mut Out) -> Outcome {
-    run(program.args, out)
+    superblocks(&program.args, out)
 }
 
-const EXAMPLES: &str = "Examples:\n  bcache-super-show /dev/sdb1\n  bcache show --json /dev/sdb1 | jq .label";
+const EXAMPLES: &str =
+    "Examples:\n  bcache show\n  bcache-super-show /dev/sdb1\n  bcache show --json /dev/sdb1 | jq .label";
 const LONG: &str = "\
 Examples:
+  bcache show
   bcache-super-show /dev/sdb1
   bcache show --json /dev/sdb1 | jq .label
 
@@ -69,8 +97,27 @@ nr_this_dev, sync, discard, replacement, features}; `backing` is {data_offset_se
 is there when a kernel would refuse the superblock, and says why. A device without a superblock to show gives
 {device, error}. Fields are only ever added.";
 
-/// Prints every device and gives the worst exit code.
+/// Prints a table, or superblocks.
 pub fn run(args: Args, out: &mut Out) -> Outcome {
+    let Args { force, json, more, device, devices } = args;
+    match device {
+        Some(device) => Ok(ExitCode::from(text(&device, Lines { force: false, matches: false }, out)?)),
+        None if devices.is_empty() => overview::show(more, out),
+        None => superblocks(&Superblocks { force, json, devices }, out),
+    }
+}
+
+/// How a superblock is printed.
+#[derive(Clone, Copy, Debug)]
+struct Lines {
+    /// Even if its checksum is wrong.
+    force: bool,
+    /// Sums and places are followed by `[match]`, as in 1.0.8, not in 1.1.
+    matches: bool,
+}
+
+/// Prints every device and gives the worst exit code.
+fn superblocks(args: &Superblocks, out: &mut Out) -> Outcome {
     let mut worst = 0;
     for (index, device) in args.devices.iter().enumerate() {
         if args.json {
@@ -81,7 +128,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
             let gap = if index == 0 { "" } else { "\n" };
             writeln!(out, "{gap}{}:", device.display())?;
         }
-        worst = worst.max(text(device, args.force, out)?);
+        worst = worst.max(text(device, Lines { force: args.force, matches: true }, out)?);
     }
     Ok(ExitCode::from(worst))
 }
@@ -133,7 +180,7 @@ fn complain(out: &mut Out, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn text(device: &Path, force: bool, out: &mut Out) -> io::Result<u8> {
+fn text(device: &Path, lines: Lines, out: &mut Out) -> io::Result<u8> {
     let raw = match read(device) {
         Err(error) => {
             writeln!(out, "Can't open dev {}: {}", device.display(), reason(&error))?;
@@ -157,14 +204,15 @@ fn text(device: &Path, force: bool, out: &mut Out) -> io::Result<u8> {
         complain(out, "Invalid superblock (bad sector)")?;
         return Ok(BAD);
     }
-    writeln!(out, " [match]")?;
+    let matches = if lines.matches { " [match]" } else { "" };
+    writeln!(out, "{matches}")?;
     write!(out, "sb.csum\t\t\t{:X}", raw.csum.get())?;
     let expected = raw.expected_csum();
     if raw.csum.get() == expected {
-        writeln!(out, " [match]")?;
+        writeln!(out, "{matches}")?;
     } else {
         writeln!(out, " [expected {expected:X}]")?;
-        if !force {
+        if !lines.force {
             complain(out, "Corrupt superblock (bad csum)")?;
             return Ok(BAD);
         }

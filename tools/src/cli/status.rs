@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 /// Everything that runs.
-fn all() -> Result<Vec<Value>> {
+pub(super) fn all() -> Result<Vec<Value>> {
     let mut all: Vec<Value> = statuses()?.into_iter().map(|(_, status)| status).collect();
     all.extend(kernel::sets());
     if let Some(alone) = alone() {
@@ -63,7 +63,11 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         let all = all()?;
         if args.watch.is_some() && !args.json {
             // Clears the terminal: the cursor home, then all behind it.
+            out.flush()?;
+            out.get_mut().takes_data(true);
             write!(out, "\x1b[H\x1b[2J")?;
+            out.flush()?;
+            out.get_mut().takes_data(false);
         }
         if args.json {
             for status in &all {

@@ -1,15 +1,18 @@
 //! `bcache stop` and `bcache unregister`: end the service of sets.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Out, Outcome};
-use crate::control::client::{Client, ask, one_set, statuses};
+use crate::control::client::{Client, ask, find_device, one_set, statuses};
 use crate::control::{Request, paths};
 use crate::dm;
+use crate::identify::{Role, identify};
 
 /// Stop a set: its devices vanish, everything is durable, its process ends
 ///
@@ -30,12 +33,14 @@ pub struct Args {
 /// Stop a set for good: everything dirty is written back, its devices go on without cache, its process ends
 ///
 /// Refused while the newest data of a device that is not there is in the cache. Devices may be in use. Flash-only volumes may not, and vanish; they are there again when the cache is registered.
+///
+/// Of a backing device: it vanishes and stays attached, as with bcache-tools; only where its set has no other device.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  bcache unregister")]
 pub struct UnregisterArgs {
-    /// The set's UUID; not needed where only one is served
-    #[arg(value_name = "SET")]
-    set: Option<Uuid>,
+    /// The set's UUID or its cache device, not needed where only one is served; or a backing device, which is stopped
+    #[arg(value_name = "SET|DEV")]
+    what: Option<String>,
     /// Even if the newest data of a device that is not there is in the cache: it stays there, and nobody waits for it
     #[arg(long)]
     lose_dirty_data: bool,
@@ -102,10 +107,54 @@ fn remove(name: &str) -> Result<()> {
 
 /// Stops for good.
 pub fn run_unregister(args: UnregisterArgs, out: &mut Out) -> Outcome {
-    let set = one_set(args.set)?;
+    let set = match args.what.as_deref() {
+        Some(what) => match what.parse() {
+            Ok(set) => set,
+            Err(_) => match unregister_device(what, out)? {
+                Some(set) => set,
+                None => return Ok(ExitCode::SUCCESS),
+            },
+        },
+        None => one_set(None)?,
+    };
     end(set, &Request::Unregister { lose_dirty_data: args.lose_dirty_data })?;
     writeln!(out, "unregistered {set}")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets a backing device go, as bcache-tools do: it vanishes, and what is dirty of it stays in the cache. Of a cache device,
+/// the set, which is left to do.
+fn unregister_device(what: &str, out: &mut Out) -> Result<Option<Uuid>> {
+    let part = identify(Path::new(what))?;
+    if part.is_kernels() {
+        let file = if part.role == Role::Cache { "unregister" } else { "stop" };
+        let file = part.kernels_file(file);
+        std::fs::write(&file, "1").with_context(|| file)?;
+        writeln!(out, "the kernel lets {what} go")?;
+        return Ok(None);
+    }
+    if part.role == Role::Cache {
+        return Ok(Some(part.set));
+    }
+    let uuid = part.uuid.to_string();
+    if let Some((device, _)) = crate::expose::alone()?.into_iter().find(|(_, alone)| *alone == part.uuid) {
+        remove(&device.name)?;
+        writeln!(out, "stopped {}", device.name)?;
+        return Ok(None);
+    }
+    let (set, _) = find_device(&uuid).with_context(|| what.to_owned())?;
+    let status = ask(set, &Request::Status)?;
+    let served = status.get("devices").and_then(Value::as_array).map_or(0, Vec::len);
+    if served > 1 {
+        bail!(
+            "{what}: its set {set} serves {} devices more; bcache detach takes this one out of it, bcache stop {set} \
+             stops them all",
+            served - 1
+        );
+    }
+    end(set, &Request::Stop)?;
+    writeln!(out, "stopped {set}")?;
+    Ok(None)
 }
 
 /// Let a set forget a backing device that will never come back

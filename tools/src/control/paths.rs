@@ -189,15 +189,28 @@ pub fn lock_registration(set: Uuid) -> io::Result<Flock<File>> {
 /// # Errors
 /// The file cannot be made.
 pub fn lock_engine(set: Uuid) -> io::Result<Option<Flock<File>>> {
-    let file = lock_file(&path(set, "pid"))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
+    let path = path(set, "pid");
+    loop {
+        let mut lock = match Flock::lock(lock_file(&path)?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        // One that was removed between the two is nobody's lock any more.
+        let (held, named) = (lock.metadata()?, std::fs::metadata(&path));
+        if named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
             lock.set_len(0)?;
             writeln!(lock, "{}", std::process::id())?;
-            Ok(Some(lock))
+            return Ok(Some(lock));
         }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// Removes what an engine leaves behind that was stopped; it still has its lock.
+pub fn clear_engine(set: Uuid) {
+    for extension in ["devices", "pid"] {
+        // What stays says nothing wrong.
+        let _ = std::fs::remove_file(path(set, extension));
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use super::engine::{Engine, Standing};
 use super::exposed::Exposed;
 use crate::control::{Reply, Request, server};
-use crate::serve::told;
+use crate::serve::{told, too_short};
+use crate::{dm, expose};
 
 impl server::Service for Engine {
     async fn answer(self: Rc<Self>, request: Request) -> Reply {
@@ -65,11 +66,45 @@ impl Engine {
             Some(wanted) => vec![self.find(wanted)?],
             None => set.devices(),
         };
+        if name == "label" && devices.len() > 1 && !value.is_empty() {
+            bail!("a label is one device's: say which");
+        }
         let mut clamped = None;
         for device in devices {
             clamped = set.set_device_attribute(&device, name, value).await.map_err(told)?;
+            if name == "label" {
+                self.rename(&device).await?;
+            }
         }
         Ok(clamped)
+    }
+
+    /// Gives a device the name that its label makes, unless somebody uses it under the one that it has, or the name is
+    /// another's: then it has it from the next start on, if it is free.
+    async fn rename(&self, device: &Rc<Device>) -> Result<()> {
+        let _one = self.changing.read().await;
+        let _turn = self.turns.lock(device.uuid).await;
+        let label = device.label.get().to_text();
+        let now = self
+            .exposed
+            .borrow()
+            .iter()
+            .find(|one| Rc::ptr_eq(&one.device, device))
+            .map(|one| one.name.clone());
+        let (Some(now), Some(wanted)) = (now, dm::name_from_label(&label).map(str::to_owned)) else {
+            return Ok(());
+        };
+        let (old, new) = (now.clone(), wanted.clone());
+        let renamed = self.env.offload(move || expose::rename(&old, &new)).await;
+        if renamed.with_context(|| format!("/dev/mapper/{now}"))? {
+            if let Some(one) =
+                self.exposed.borrow_mut().iter_mut().find(|one| Rc::ptr_eq(&one.device, device))
+            {
+                one.name = wanted;
+            }
+            self.tell();
+        }
+        Ok(())
     }
 
     fn status(&self) -> Value {
@@ -141,7 +176,7 @@ impl Engine {
             "backing": device.backing().map(|backing| backing.dev.dev.name().to_owned()),
             "bytes": device.bytes(),
             "state": device.backing().map(|backing| backing.sb.borrow().state()),
-            "error": device.is_given_up().then(|| given_up(device)),
+            "error": if device.is_given_up() { Some(given_up(device)) } else { self.too_short(device) },
             "dirty_bytes": dirty * 512,
             "front": format!("/dev/{}", one.front.kernel_name()),
             "front_stats": one.front.stats(),
@@ -149,6 +184,12 @@ impl Engine {
             "attributes": self.set.borrow().as_ref().map(|set| map(attributes(set.device_attributes(device)))),
             "stats": map(counters(device.stats.list())),
         })
+    }
+}
+
+impl Engine {
+    fn too_short(&self, device: &Device) -> Option<String> {
+        self.set.borrow().as_ref().and_then(|set| too_short(set, device))
     }
 }
 

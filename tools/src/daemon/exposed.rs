@@ -1,6 +1,7 @@
 //! A device of the set as users see it: a name in `/dev/mapper`, below it a block device of ublk or NBD, below that the engine.
 
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -148,7 +149,8 @@ impl Exposed {
         let block = volume.block_size();
         let switch = Switch::of(env, volume);
         let below = Rc::clone(&switch) as Rc<dyn Volume>;
-        let front = Front::create(env, driver, below, uuid, depth).await?;
+        let optimal = Exposed::optimal(env, &device).await;
+        let front = Front::create(env, driver, below, uuid, depth, optimal).await?;
         let (front, table) = Exposed::table(env, front, switch.shape()).await?;
         let label = device.label.get().to_text();
         let named = env.offload(move || match found {
@@ -186,11 +188,21 @@ impl Exposed {
         env: &Env,
         (driver, depth): (Driver, u16),
         switch: &Rc<Switch>,
-        uuid: Uuid,
+        device: &Device,
     ) -> Result<(Front, Vec<Target>)> {
         let below = Rc::clone(switch) as Rc<dyn Volume>;
-        let front = Front::another(env, driver, below, uuid, depth).await?;
+        let optimal = Exposed::optimal(env, device).await;
+        let front = Front::another(env, driver, below, device.uuid, depth, optimal).await?;
         Exposed::table(env, front, switch.shape()).await
+    }
+
+    /// Bytes of the requests that the disk below likes best.
+    async fn optimal(env: &Env, device: &Device) -> u64 {
+        let below = device.backing().map(|backing| backing.dev.dev.name().to_owned());
+        match below {
+            Some(path) => env.offload(move || expose::optimal_io(Path::new(&path))).await,
+            None => 0,
+        }
     }
 
     /// The table that leads to a front end.

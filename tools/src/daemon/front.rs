@@ -36,7 +36,8 @@ pub enum Front {
 }
 
 impl Front {
-    /// Makes a device, of which there is no other.
+    /// Makes a device, of which there is no other; `optimal` is the size in bytes of the requests that the disk below likes
+    /// best.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -46,9 +47,10 @@ impl Front {
         volume: Rc<dyn Volume>,
         uuid: Uuid,
         depth: u16,
+        optimal: u64,
     ) -> Result<Front> {
         env.offload(move || clean_up(uuid)).await?;
-        Front::another(env, driver, volume, uuid, depth).await
+        Front::another(env, driver, volume, uuid, depth, optimal).await
     }
 
     /// Makes a device that takes the place of one that is in use.
@@ -61,10 +63,11 @@ impl Front {
         volume: Rc<dyn Volume>,
         uuid: Uuid,
         depth: u16,
+        optimal: u64,
     ) -> Result<Front> {
         Ok(match driver {
             Driver::Ublk => {
-                let device = ublk::Device::create(env, volume, depth, mark(uuid)).await;
+                let device = ublk::Device::create(env, volume, depth, optimal, mark(uuid)).await;
                 Front::Ublk(device.context("ublk")?)
             }
             Driver::Nbd => Front::nbd(nbd_device::Device::create(env, volume, uuid).await?),

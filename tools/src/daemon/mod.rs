@@ -133,5 +133,8 @@ async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver)
     .detach();
     engine.ended().await;
     let _ = std::fs::remove_file(&socket);
+    if engine.stays_down.get() {
+        paths::clear_engine(set);
+    }
     Ok(if engine.restarts.get() { End::Restart } else { End::Done })
 }

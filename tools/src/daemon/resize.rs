@@ -45,7 +45,7 @@ impl Engine {
         let label = device.label.get().to_text();
         let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), label));
         let switch = Switch::of_size(&self.env, volume, bytes);
-        let (front, table) = Exposed::another_front(&self.env, self.options.front, &switch, uuid).await?;
+        let (front, table) = Exposed::another_front(&self.env, self.options.front, &switch, &device).await?;
         let name = {
             let exposed = self.exposed.borrow();
             let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));

@@ -100,7 +100,10 @@ impl Switch {
     /// The same for the first `bytes` of a volume.
     #[must_use]
     pub fn of_size(env: &Env, volume: Rc<dyn Volume>, bytes: u64) -> Rc<Switch> {
-        let shape = Shape { bytes, block: volume.block_size(), lead: LEAD };
+        // Device-mapper takes whole blocks only.
+        let block = volume.block_size();
+        let bytes = bytes / u64::from(block) * u64::from(block);
+        let shape = Shape { bytes, block, lead: LEAD };
         Switch::with(env, volume.id().uuid, shape, Behind::Volume(volume))
     }
 

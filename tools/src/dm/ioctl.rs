@@ -34,6 +34,7 @@ pub(super) enum Command {
     List = 2,
     Create = 3,
     Remove = 4,
+    Rename = 5,
     /// Suspends or, without the flag, resumes.
     Suspend = 6,
     Status = 7,
@@ -96,6 +97,7 @@ pub(super) struct Call {
     flags: u32,
     event: u32,
     targets: Vec<Target>,
+    text: String,
 }
 
 /// An answer.
@@ -120,7 +122,7 @@ fn text(bytes: &[u8]) -> String {
 impl Call {
     pub(super) fn new(command: Command) -> Call {
         let (name, uuid) = (String::new(), String::new());
-        Call { command, name, uuid, flags: 0, event: 0, targets: Vec::new() }
+        Call { command, name, uuid, flags: 0, event: 0, targets: Vec::new(), text: String::new() }
     }
     pub(super) fn name(mut self, name: &str) -> Call {
         name.clone_into(&mut self.name);
@@ -132,6 +134,11 @@ impl Call {
     }
     pub(super) fn targets(mut self, targets: &[Target]) -> Call {
         self.targets = targets.to_vec();
+        self
+    }
+    /// A text behind the header, with the zero that ends it: the new name.
+    pub(super) fn text(mut self, text: &str) -> Call {
+        text.clone_into(&mut self.text);
         self
     }
     /// For udev: see [`super::cookie`].
@@ -174,7 +181,11 @@ impl Call {
             spec[SPEC..SPEC + target.params.len()].copy_from_slice(target.params.as_bytes());
             bytes.extend(spec);
         }
-        bytes.resize(bytes.len().max(room), 0);
+        if self.text.len() >= NAME.1 || self.text.as_bytes().contains(&0) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{:?} is no name", self.text)));
+        }
+        bytes.extend(self.text.as_bytes());
+        bytes.resize((bytes.len() + 1).max(room), 0);
         // Version 4.0.0 is what every kernel of interest speaks.
         bytes[0..4].copy_from_slice(&4u32.to_ne_bytes());
         let len = bytes.len() as u32;
@@ -288,11 +299,19 @@ mod tests {
         let target = Target::linear(2048, (253, 7), 16);
         let call = Call::new(Command::Load).name("x").targets(std::slice::from_ref(&target));
         let bytes = call.bytes(0).unwrap();
-        assert_eq!(bytes.len(), HEADER + 56);
-        assert_eq!((number(&bytes, 12), number(&bytes, 16), number(&bytes, 20)), (368, 312, 1));
+        assert_eq!(bytes.len(), HEADER + 56 + 1);
+        assert_eq!((number(&bytes, 12), number(&bytes, 16), number(&bytes, 20)), (369, 312, 1));
         assert_eq!(text(&bytes[HEADER + 24..HEADER + 40]), "linear");
         assert_eq!(text(&bytes[HEADER + SPEC..]), "253:7 16");
         assert_eq!(target.below(), Some(((253, 7), 16)));
+    }
+
+    #[test]
+    fn a_new_name_stands_behind_the_header() {
+        let bytes = Call::new(Command::Rename).name("old").text("new").bytes(0).unwrap();
+        assert_eq!(&bytes[HEADER..], b"new\0");
+        assert_eq!(text(&bytes[NAME.0..]), "old");
+        assert!(Call::new(Command::Rename).name("old").text(&"n".repeat(128)).bytes(0).is_err());
     }
 
     #[test]

@@ -186,6 +186,25 @@ pub fn resume(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a device another name; its links follow. False if that is taken.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn rename(name: &str, to: &str) -> io::Result<bool> {
+    let cookie = Cookie::begin();
+    let sent = Call::new(Command::Rename).name(name).text(to).cookie(cookie.number()).send();
+    cookie.end(sent.as_ref().is_ok_and(|answer| answer.uevent()));
+    match sent {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
+        other => other.map(drop)?,
+    }
+    if let Some(device) = describe(to)? {
+        nodes::forget_old(name, device.minor);
+        nodes::ensure(to, device.minor);
+    }
+    Ok(true)
+}
+
 /// Removes a device; `EBUSY` while somebody has it open. One that is gone already was removed by somebody else, as
 /// systemd does when the machine shuts down.
 ///

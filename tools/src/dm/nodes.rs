@@ -54,6 +54,16 @@ pub(super) fn forget(name: &str) {
     }
 }
 
+/// Takes `/dev/mapper/NAME` away if it still leads to the device, which is called otherwise now.
+pub(super) fn forget_old(name: &str, minor: u64) {
+    use std::os::unix::fs::MetadataExt;
+    let path = path_of(name);
+    let same = std::fs::metadata(&path).is_ok_and(|meta| nix::sys::stat::minor(meta.rdev()) == minor);
+    if same || std::fs::symlink_metadata(&path).is_ok() && !path.exists() {
+        let _ = std::fs::remove_file(&path);
+    }
+}
+
 fn sysfs_knows(meta: &std::fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     let device = meta.rdev();

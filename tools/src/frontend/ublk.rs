@@ -111,12 +111,19 @@ pub fn is_served(id: u32) -> io::Result<bool> {
 }
 
 impl Device {
-    /// Makes a block device of `volume` with `depth` requests under way at most. `mark` is found again in [`devices`].
+    /// Makes a block device of `volume` with `depth` requests under way at most, best of `optimal` bytes. `mark` is found
+    /// again in [`devices`].
     ///
     /// # Errors
     /// The driver refuses.
-    pub async fn create(env: &Env, volume: Rc<dyn Volume>, depth: u16, mark: u64) -> io::Result<Device> {
-        let params = params(&*volume);
+    pub async fn create(
+        env: &Env,
+        volume: Rc<dyn Volume>,
+        depth: u16,
+        optimal: u64,
+        mark: u64,
+    ) -> io::Result<Device> {
+        let params = params(&*volume, optimal);
         let info = env
             .offload(move || {
                 let control = Control::open()?;
@@ -270,12 +277,16 @@ fn set_timeout(id: u32) {
     }
 }
 
-fn params(volume: &dyn Volume) -> Params {
-    let block = volume.block_size();
+/// As the kernel's bcache has them: one block for all, and the best requests are those of the disk below. Of a stripe that is
+/// no power of two, which the driver cannot be told, a part that divides it.
+fn params(volume: &dyn Volume, optimal: u64) -> Params {
+    let block = volume.block_size().min(4096);
+    let part = if optimal == 0 { 0 } else { 1 << optimal.trailing_zeros().min(30) };
     Params {
         sectors: volume.size_bytes() / 512,
-        logical_block: block.min(4096),
-        physical_block: block.max(4096),
+        logical_block: block,
+        physical_block: block,
+        optimal: block.max(part),
         max_bytes: MAX_BYTES,
         max_zero_bytes: MAX_ZERO_BYTES,
         read_only: volume.read_only(),
@@ -362,5 +373,24 @@ fn data_length(len: u64) -> Result<(i32, u32), VolumeError> {
     match u32::try_from(len) {
         Ok(wanted) if wanted <= MAX_BYTES => Ok((wanted as i32, wanted)),
         _ => Err(VolumeError::new(libc::EINVAL, format!("{len} bytes at once"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::ram::RamVolume;
+
+    #[test]
+    fn the_best_requests_are_those_of_the_disk_below() {
+        let volume = RamVolume::new("", 1 << 20);
+        let block = volume.block_size().min(4096);
+        for (optimal, told) in
+            [(0, block), (512, block), (1 << 20, 1 << 20), (3 << 18, 1 << 18), (1 << 40, 1 << 30)]
+        {
+            let params = params(&volume, optimal);
+            assert_eq!(params.optimal, told, "{optimal}");
+            assert_eq!((params.logical_block, params.physical_block), (block, block));
+        }
     }
 }

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bcache_engine::dev::{BlockDev, Counting, Counts, Delay, OpenMode, open};
 use bcache_engine::env::Env;
-use bcache_engine::request::DeviceVolume;
+use bcache_engine::request::{AloneVolume, DeviceVolume};
 use bcache_engine::set::{CacheSet, Device, read_superblock};
 use bcache_engine::settings::SetSettings;
 use bcache_engine::volume::Volume;
+use bcache_format::superblock::{BackingState, Superblock};
+use uuid::Uuid;
 
 use crate::in_use::{PATIENCE, PAUSE, loop_of};
 use settings::Assignment;
@@ -24,6 +26,8 @@ use settings::Assignment;
 pub struct Request<'a> {
     /// Cache and backing devices, in any order.
     pub devices: &'a [PathBuf],
+    /// Whether backing devices that belong to no set, or to another, are attached.
+    pub attach: bool,
     /// Settings to change before anything is served.
     pub settings: &'a [Assignment],
     /// Added to each read and write of the backing devices.
@@ -34,8 +38,8 @@ pub struct Request<'a> {
 pub struct Export {
     /// The name.
     pub name: String,
-    /// The device.
-    pub device: Rc<Device>,
+    /// The device; nothing if it is served without cache.
+    pub device: Option<Rc<Device>>,
     /// The device as front ends see it.
     pub volume: Rc<dyn Volume>,
 }
@@ -57,7 +61,8 @@ impl Service {
     /// A device is in use or is none of bcache's, there is not exactly one cache device, or the set cannot be
     /// trusted.
     pub async fn start(env: &Env, request: Request<'_>) -> Result<Service> {
-        let Opened { cache, backings, counts } = Opened::new(env, &request).await?;
+        let Opened { cache, set, backings, counts } = Opened::new(env, &request).await?;
+        let backings = sort_out(set, backings, request.attach)?;
         let settings = SetSettings::default();
         settings::apply_to_set(request.settings, &settings)?;
         let set = CacheSet::start(env.clone(), cache, settings).await.map_err(told)?;
@@ -73,13 +78,15 @@ impl Service {
         }
     }
 
-    async fn attach(&mut self, backings: Vec<Rc<dyn BlockDev>>, assignments: &[Assignment]) -> Result<()> {
-        for backing in backings {
-            let path = backing.name().to_owned();
+    async fn attach(&mut self, backings: Vec<Named>, assignments: &[Assignment]) -> Result<()> {
+        for Named { device: backing, name, stranger } in backings {
+            if stranger {
+                let volume = AloneVolume::open(backing, false).await.map_err(told)?;
+                self.exports.push(Export { name, device: None, volume: Rc::new(volume) });
+                continue;
+            }
             let device = self.set.attach(backing).await.map_err(told)?;
-            let label = device.label.get().to_text();
-            let file = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
-            self.export(if label.is_empty() { file.unwrap_or(path) } else { label }, device, assignments)?;
+            self.export(name, device, assignments)?;
         }
         for (number, device) in self.set.adopt_volumes().into_iter().enumerate() {
             self.export(format!("volume:{number}"), device, assignments)?;
@@ -93,7 +100,7 @@ impl Service {
     fn export(&mut self, name: String, device: Rc<Device>, assignments: &[Assignment]) -> Result<()> {
         settings::apply_to_device(assignments, &device.settings)?;
         let volume = DeviceVolume::new(Rc::clone(&self.set), Rc::clone(&device), name.clone());
-        self.exports.push(Export { name, device, volume: Rc::new(volume) });
+        self.exports.push(Export { name, device: Some(device), volume: Rc::new(volume) });
         Ok(())
     }
 }
@@ -101,7 +108,10 @@ impl Service {
 /// Devices told apart.
 struct Opened {
     cache: Rc<dyn BlockDev>,
-    backings: Vec<Rc<dyn BlockDev>>,
+    /// The cache's set.
+    set: Uuid,
+    /// Backing devices, with their superblocks.
+    backings: Vec<(Rc<dyn BlockDev>, Superblock)>,
     counts: Vec<(String, Rc<Cell<Counts>>)>,
 }
 
@@ -116,20 +126,62 @@ impl Opened {
             counts.push((name.clone(), counting.counts()));
             let device: Rc<dyn BlockDev> = Rc::new(counting);
             if superblock.cache().is_some() {
-                if cache.replace(device).is_some() {
+                if cache.replace((device, superblock.set_uuid)).is_some() {
                     bail!("{name}: a second cache device; a set has one");
                 }
                 continue;
             }
-            backings.push(match request.backing_delay {
+            let device = match request.backing_delay {
                 // One head: what a disk with an arm does to two requests at once.
                 Some(delay) => Rc::new(Delay::new(env, device, delay, 1)),
                 None => device,
-            });
+            };
+            backings.push((device, superblock));
         }
-        let cache = cache.context("none of the devices named is a cache device")?;
-        Ok(Opened { cache, backings, counts })
+        let (cache, set) = cache.context("none of the devices named is a cache device")?;
+        Ok(Opened { cache, set, backings, counts })
     }
+}
+
+/// What to say of a device whose backing device is too short for the dirty data that its cache has; nothing of any other.
+#[must_use]
+pub fn too_short(set: &CacheSet, device: &Device) -> Option<String> {
+    let (missing, backing) = (set.missing_sectors(device), device.backing()?);
+    (missing > 0).then(|| {
+        format!(
+            "{}: {missing} sectors too short for its dirty data, which stays in the cache and cannot be read until the \
+             device is as long again",
+            backing.dev.dev.name()
+        )
+    })
+}
+
+/// A backing device to serve.
+struct Named {
+    device: Rc<dyn BlockDev>,
+    /// Its label, or the name of its file.
+    name: String,
+    /// It belongs to no set, or to another and is whole without it.
+    stranger: bool,
+}
+
+/// Attaching writes to a device, and from then on it may need the cache: nothing for one of another set, or of none, that was
+/// named by mistake. It is served without cache, unless `attach` says that it is meant.
+fn sort_out(set: Uuid, backings: Vec<(Rc<dyn BlockDev>, Superblock)>, attach: bool) -> Result<Vec<Named>> {
+    let mut named = Vec::new();
+    for (device, superblock) in backings {
+        let path = device.name().to_owned();
+        let whole = matches!(superblock.state(), BackingState::None | BackingState::Stale);
+        if superblock.set_uuid != set && !whole {
+            bail!("{path}: attached to set {}, not to {set}", superblock.set_uuid);
+        }
+        let stranger = superblock.set_uuid != set && !attach;
+        let label = superblock.label.to_text();
+        let file = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = if label.is_empty() { file.unwrap_or(path) } else { label };
+        named.push(Named { device, name, stranger });
+    }
+    Ok(named)
 }
 
 /// The engine's errors stay on their thread; their words need not.

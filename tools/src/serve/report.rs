@@ -1,8 +1,10 @@
 //! What was done, in a table for people and as JSON for programs.
 
 use std::fmt::Write as _;
+use std::rc::Rc;
 
 use bcache_engine::dev::Counts;
+use bcache_engine::set::Device;
 use serde_json::{Map, Value, json};
 
 use super::Service;
@@ -15,13 +17,14 @@ pub fn json(service: Option<&Service>, nbd: &nbd::Stats) -> Value {
     if let Some(service) = service {
         report.insert("set".to_owned(), counters(service.set.stats.list()));
         report.insert("failure".to_owned(), service.set.failure().as_deref().into());
-        let devices = service.exports.iter().map(|export| {
-            let mut device = counters(export.device.stats.list());
+        let devices = service.exports.iter().filter_map(|export| {
+            let of = export.device.as_ref()?;
+            let mut device = counters(of.stats.list());
             device["name"] = export.name.as_str().into();
-            device["uuid"] = export.device.uuid.to_string().into();
-            let inode = export.device.inode.get();
+            device["uuid"] = of.uuid.to_string().into();
+            let inode = of.inode.get();
             device["dirty_sectors"] = inode.map_or(0, |inode| service.set.dirty_sectors(inode)).into();
-            device
+            Some(device)
         });
         report.insert("devices".to_owned(), devices.collect());
         let block = service.counts.iter().map(|(name, counts)| block_device(name, counts.get()));
@@ -83,7 +86,7 @@ fn walk(text: &mut String, value: &Value, depth: usize) {
             }
             Value::Array(items) => {
                 for item in items {
-                    let of = item["name"].as_str().unwrap_or_default();
+                    let of = crate::cli::escaped(item["name"].as_str().unwrap_or_default());
                     let _ = writeln!(text, "{:pad$}{name} {of}", "");
                     walk(text, item, depth + 1);
                 }
@@ -104,11 +107,12 @@ pub fn line(service: Option<&Service>, nbd: &nbd::Stats) -> String {
     let mut line =
         format!("{} reads, {} writes, {} flushes", nbd.reads.get(), nbd.writes.get(), nbd.flushes.get());
     let Some(service) = service else { return line };
-    let sum = |pick: &dyn Fn(&super::Export) -> u64| service.exports.iter().map(pick).sum::<u64>();
-    let hits = sum(&|export| export.device.stats.cache_hits.get());
-    let misses = sum(&|export| export.device.stats.cache_misses.get());
+    let devices = || service.exports.iter().filter_map(|export| export.device.as_ref());
+    let sum = |pick: &dyn Fn(&Rc<Device>) -> u64| devices().map(pick).sum::<u64>();
+    let hits = sum(&|device| device.stats.cache_hits.get());
+    let misses = sum(&|device| device.stats.cache_misses.get());
     let percent = (hits * 100).checked_div(hits + misses).unwrap_or(0);
-    let dirty = sum(&|export| export.device.inode.get().map_or(0, |inode| service.set.dirty_sectors(inode)));
+    let dirty = sum(&|device| device.inode.get().map_or(0, |inode| service.set.dirty_sectors(inode)));
     let _ = write!(line, "; {percent}% of {} in the cache; {} KiB dirty", hits + misses, dirty / 2);
     line
 }

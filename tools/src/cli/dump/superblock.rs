@@ -8,6 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Printer, date, decode};
+use crate::cli::escaped;
 
 pub(super) fn print(device: &Device, to: &mut Printer<'_, '_>) -> Result<()> {
     let (raw, sb) = decode(device)?;
@@ -64,7 +65,7 @@ fn fields(raw: &RawSuperblock, to: &mut Printer<'_, '_>) -> Result<()> {
 fn meaning(sb: &Superblock, to: &mut Printer<'_, '_>) -> Result<()> {
     let word = |name: &str, value: String| format!("{name:<20}{value}");
     let mut lines = vec![
-        word("label", format!("\"{}\"", sb.label.to_text())),
+        word("label", format!("\"{}\"", escaped(&sb.label.to_text()))),
         word("block size", format!("{} sectors", sb.block_sectors)),
     ];
     let json = match &sb.role {

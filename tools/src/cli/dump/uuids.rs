@@ -6,6 +6,7 @@ use bcache_engine::fsck::view::uuids::read_table;
 use serde_json::json;
 
 use super::{Printer, date, journal};
+use crate::cli::escaped;
 
 pub(super) fn print(cache: &Cache, to: &mut Printer<'_, '_>) -> Result<()> {
     let journal = journal(cache, to)?;
@@ -31,8 +32,9 @@ pub(super) fn print(cache: &Cache, to: &mut Printer<'_, '_>) -> Result<()> {
                 seconds => format!(", gone since {}", date(seconds)),
             };
             format!(
-                "slot {slot}: {kind} {} \"{label}\"{size}\n  registered {}, last {}{gone}",
+                "slot {slot}: {kind} {} \"{}\"{size}\n  registered {}, last {}{gone}",
                 entry.uuid,
+                escaped(&label),
                 date(entry.first_reg),
                 date(entry.last_reg),
             )
