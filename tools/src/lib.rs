@@ -2,6 +2,7 @@
 //! arguments and prints its answer.
 
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod describe;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Out, Outcome};
 use crate::control::client::statuses;
-use crate::{dm, expose, kernel};
+use crate::{config, dm, expose, kernel};
 
 /// Show sets, caches and devices: states, dirty data, hit ratios; those of the kernel's bcache, too
 #[derive(Debug, clap::Args)]
@@ -134,6 +134,10 @@ fn text_of(status: &Value) -> String {
     };
     if let Some(failure) = status.get("failure").and_then(Value::as_str) {
         let _ = writeln!(text, "  FAILED: {failure}");
+    }
+    for fault in status.get("config_faults").and_then(Value::as_array).into_iter().flatten() {
+        let fault = super::escaped(fault.as_str().unwrap_or_default());
+        let _ = writeln!(text, "  {}: {fault}", config::PATH);
     }
     if let Some(retired) = status.get("retired").and_then(Value::as_str) {
         let _ = writeln!(text, "  FAILING: {retired}");

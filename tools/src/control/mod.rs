@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::config::Config;
+
 /// What an engine is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
@@ -65,6 +67,11 @@ pub enum Request {
     VolumeRemove {
         /// Name, label or UUID.
         device: String,
+    },
+    /// Take what the configuration file says from now on, and apply it.
+    Configure {
+        /// What it says.
+        config: Config,
     },
     /// Stop the set: devices vanish, everything is durable, the process ends.
     Stop,

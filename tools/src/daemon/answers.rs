@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::engine::{Engine, Standing};
 use super::exposed::Exposed;
+use crate::config::{self, Config, Kind};
 use crate::control::{Reply, Request, server};
 use crate::serve::{told, too_short};
 use crate::{dm, expose};
@@ -32,6 +33,7 @@ impl Engine {
                 let clamped = self.assign(device.as_deref(), &assignment).await?;
                 return Ok(clamped.map_or(Value::Null, |clamped| json!(clamped.to_string())));
             }
+            Request::Configure { config } => self.configure(config).await,
             Request::Attach { device } => self.attach_on_request(&device).await?,
             Request::Detach { device } => return Ok(json!(self.detach(&device).await?)),
             Request::Unregister { lose_dirty_data } => self.unregister(lose_dirty_data).await?,
@@ -79,6 +81,44 @@ impl Engine {
         Ok(clamped)
     }
 
+    /// Applies what the configuration file says now. What it says no more stays as it is until the next start.
+    async fn configure(&self, config: Config) {
+        *self.config.borrow_mut() = config;
+        let Some(set) = self.set.borrow().clone() else { return };
+        self.configure_set(&set).await;
+        for device in set.devices() {
+            self.configure_device(&set, &device).await;
+        }
+    }
+
+    /// Applies settings of the set. One that is refused is told, and costs nothing else.
+    pub(super) async fn configure_set(&self, set: &Rc<CacheSet>) {
+        let wanted = owned(self.config.borrow().of_set(self.options.set));
+        for (name, value) in wanted {
+            // What is kept in a superblock is not written again.
+            if Kind::Set.shown(&name, &value) == current(set.settings.list(), &name) {
+                continue;
+            }
+            if let Err(error) = set.set_attribute(&name, &value).await {
+                tracing::error!("{}: {name}: {error}", config::PATH);
+            }
+        }
+    }
+
+    /// The same for a device.
+    pub(super) async fn configure_device(&self, set: &Rc<CacheSet>, device: &Rc<Device>) {
+        let label = device.label.get().to_text();
+        let wanted = owned(self.config.borrow().of_device(device.uuid, &label));
+        for (name, value) in wanted {
+            if Kind::Device.shown(&name, &value) == current(device.settings.list(), &name) {
+                continue;
+            }
+            if let Err(error) = set.set_device_attribute(device, &name, &value).await {
+                tracing::error!(device = %device.uuid, "{}: {name}: {error}", config::PATH);
+            }
+        }
+    }
+
     /// Gives a device the name that its label makes, unless somebody uses it under the one that it has, or the name is
     /// another's: then it has it from the next start on, if it is free.
     async fn rename(&self, device: &Rc<Device>) -> Result<()> {
@@ -117,6 +157,10 @@ impl Engine {
             "parts": self.parts_told(),
             "devices": self.exposed.borrow().iter().map(|one| self.device_told(one)).collect::<Value>(),
         });
+        let faults: Vec<String> = self.config.borrow().faults.iter().map(ToString::to_string).collect();
+        if !faults.is_empty() {
+            status["config_faults"] = json!(faults);
+        }
         if let Some(set) = set.as_ref() {
             let absent = set.absent().into_iter().map(|Absent { uuid, label, dirty_sectors }| {
                 json!({"uuid": uuid, "label": label.to_text(), "dirty_bytes": dirty_sectors * 512})
@@ -201,6 +245,15 @@ fn given_up(device: &Device) -> String {
         "{backing} had {limit} errors or more: every request fails; bcache set --device {} clear_stats=1 lets it try again",
         device.uuid
     )
+}
+
+fn owned(settings: Vec<(&str, &str)>) -> Vec<(String, String)> {
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The value of a setting.
+fn current(list: Vec<Shown>, name: &str) -> Option<String> {
+    list.into_iter().find(|shown| shown.name == name).map(|shown| shown.value)
 }
 
 fn shown(list: Vec<Shown>) -> impl Iterator<Item = (String, Value)> {

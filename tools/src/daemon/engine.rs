@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::exposed::{self, Exposed, Kept};
 use super::locks::Locks;
 use super::notify::Notify;
+use crate::config::Config;
 use crate::control::paths;
 use crate::expose::Claim;
 use crate::frontend::Driver;
@@ -68,6 +69,8 @@ pub(super) enum Standing {
 pub struct Engine {
     pub(super) env: Env,
     pub(super) options: Options,
+    /// What the configuration file says.
+    pub(super) config: RefCell<Config>,
     pub(super) notify: Rc<Notify>,
     pub(super) parts: RefCell<BTreeMap<PathBuf, Standing>>,
     pub(super) set: RefCell<Option<Rc<CacheSet>>>,
@@ -99,10 +102,11 @@ pub struct Engine {
 
 impl Engine {
     /// An engine without any part.
-    pub fn new(env: &Env, options: Options, notify: Rc<Notify>) -> Rc<Engine> {
+    pub fn new(env: &Env, options: Options, config: Config, notify: Rc<Notify>) -> Rc<Engine> {
         Rc::new(Engine {
             env: env.clone(),
             options,
+            config: RefCell::new(config),
             notify,
             parts: RefCell::default(),
             set: RefCell::default(),
@@ -307,6 +311,7 @@ impl Engine {
         let device = self.open(&part.path).await?;
         let started = CacheSet::start(self.env.clone(), device, SetSettings::default()).await;
         let set = started.map_err(told)?;
+        self.configure_set(&set).await;
         // Who uses its devices goes on when this process is killed.
         set.outlive();
         tracing::info!(cache = %part.path.display(), "the set runs");
@@ -350,8 +355,10 @@ impl Engine {
         if exposed.device.backing().is_some() {
             self.rescue_from_failure(&exposed);
         }
+        let device = Rc::clone(&exposed.device);
         self.exposed.borrow_mut().push(exposed);
         self.list_devices();
+        self.configure_device(set, &device).await;
         Ok(())
     }
 

@@ -20,6 +20,7 @@ mod start;
 mod succession;
 mod switch;
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use anyhow::{Context, Result, bail};
 use bcache_engine::env::{Env, Runtime, Signals};
 use uuid::Uuid;
 
+use crate::config::{self, Config};
 use crate::control::{paths, server};
 use crate::frontend::Driver;
 pub use confine::try_forbidden;
@@ -83,6 +85,11 @@ pub fn run(settings: &Settings, succeed: bool) -> Result<End> {
         settings.missing_cache = settings.missing_cache.map(|patience| patience.min(initramfs::PATIENCE));
     }
     let settings = &settings;
+    // An initramfs has one of its own, which is gone soon.
+    let config = config::read(Path::new(config::PATH));
+    for fault in &config.faults {
+        tracing::error!("{}: {fault}", config::PATH);
+    }
     if let Err(error) = initramfs::leave() {
         tracing::warn!("once the initramfs is gone, devices that come later will not be found: {error:#}");
     }
@@ -91,14 +98,20 @@ pub fn run(settings: &Settings, succeed: bool) -> Result<End> {
     crate::dm::available().context("device-mapper")?;
     let env = runtime.env();
     let signals = Signals::termination(&env).context("signals")?;
-    let served = runtime.block_on(serve(&env, signals, settings, driver));
+    let served = runtime.block_on(serve(&env, signals, settings, config, driver));
     // A runtime that is dropped waits for what is under way. Devices left to a successor wait for the end of this
     // process instead; everything else has been waited for.
     std::mem::forget(runtime);
     served
 }
 
-async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver) -> Result<End> {
+async fn serve(
+    env: &Env,
+    signals: Signals,
+    settings: &Settings,
+    config: Config,
+    driver: Driver,
+) -> Result<End> {
     let socket = paths::socket(settings.set);
     let listener = server::bind(env, &socket).with_context(|| socket.display().to_string())?;
     let notify = Rc::new(Notify::from_environment());
@@ -107,7 +120,7 @@ async fn serve(env: &Env, signals: Signals, settings: &Settings, driver: Driver)
     crate::log::start().context("a thread for the log")?;
     let Settings { set, queue_depth, patience, missing_cache } = *settings;
     let options = Options { set, patience, missing_cache, front: (driver, queue_depth) };
-    let engine = Engine::new(env, options, Rc::clone(&notify));
+    let engine = Engine::new(env, options, config, Rc::clone(&notify));
     env.spawn(server::serve(env.clone(), listener, Rc::clone(&engine))).detach();
     notify.ready();
     if let Some(interval) = notify.interval() {

@@ -20,6 +20,7 @@ installkernel() { instmods dm_mod ublk_drv nbd; }
 install() {
   inst_multiple /usr/sbin/bcache-register /usr/sbin/bcache-engine dmsetup sh
   inst_rules 69-bcache.rules
+  [[ ! -e /etc/bcache/bcache.conf ]] || inst_simple /etc/bcache/bcache.conf
   # Where systemd runs in the initramfs, it starts engines. udev would end whatever else its rules start.
   if dracut_module_included systemd; then
     inst_multiple systemctl /usr/lib/systemd/system/bcache@.service
