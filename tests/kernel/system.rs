@@ -134,6 +134,18 @@ fn who_comes_from_the_kernels_bcache_is_at_home() {
 
 #[test]
 #[ignore = "boots a kernel"]
+fn settings_in_the_configuration_file_last() {
+    Job::new("settings.sh", 1).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn devices_grow_under_a_mounted_file_system() {
+    Job::new("grow.sh", 3).run();
+}
+
+#[test]
+#[ignore = "boots a kernel"]
 fn a_file_system_on_what_is_served_without_root_is_whole() {
     Job::new("serve.sh", 1).run();
 }
@@ -176,6 +188,18 @@ mod long {
     #[ignore = "boots a kernel, takes minutes"]
     fn a_running_set_obeys_its_commands_without_ublk() {
         Job::new("control.sh", 2).without_ublk().seconds(600).run();
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn a_device_grows_fifty_times() {
+        Job::new("grow.sh", 50).memory(3072).seconds(1500).run();
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn a_device_grows_without_ublk() {
+        Job::new("grow.sh", 3).without_ublk().seconds(600).run();
     }
 
     #[test]

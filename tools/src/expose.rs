@@ -137,6 +137,7 @@ pub fn direct(part: &Part) -> Result<String> {
                 .with_context(|| format!("/dev/mapper/{}", device.name))?;
         }
         refuse_other(&device.name, part)?;
+        grow(&device.name, part)?;
         return Ok(device.name);
     }
     let created = create(&part.label, part.uuid, &direct_table(part), || still_whole(part));
@@ -161,6 +162,24 @@ fn lead_to_new_disk(name: &str, part: &Part) -> io::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Lets a name that leads straight to its backing device be as long as that is now.
+fn grow(name: &str, part: &Part) -> Result<()> {
+    let sectors = |table: &[Target]| table.first().map_or(0, |target| target.sectors);
+    let (now, wanted) = (dm::table(name)?, direct_table(part));
+    if sectors(&wanted) < sectors(&now) {
+        bail!(
+            "{}: too short for /dev/mapper/{name}, which has {} sectors; unmount that and stop it, or make the device as long again",
+            part.path.display(),
+            sectors(&now)
+        );
+    }
+    if sectors(&wanted) > sectors(&now) {
+        hold::swap(name, part.uuid, &wanted, || still_whole(part))
+            .with_context(|| format!("/dev/mapper/{name}"))?;
+    }
+    Ok(())
 }
 
 /// A copy of a disk has its UUID; what is in service must not be taken for it.

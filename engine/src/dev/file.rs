@@ -1,5 +1,6 @@
 //! Files and block devices of the operating system.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -50,7 +51,9 @@ pub fn open(env: &Env, path: &Path, mode: OpenMode) -> Result<Rc<dyn BlockDev>, 
     env.reactor().map_err(|_| failed(io::Error::from_raw_os_error(libc::ENOSYS)))?;
     let (file, geometry, kind) = examine(path, mode).map_err(failed)?;
     let handle = Arc::new(Handle { file, name });
-    Ok(Rc::new(FileDev { inner: Rc::new(Inner { env: env.clone(), handle, geometry, kind }) }))
+    Ok(Rc::new(FileDev {
+        inner: Rc::new(Inner { env: env.clone(), handle, geometry: Cell::new(geometry), kind }),
+    }))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +190,7 @@ struct FileDev {
 struct Inner {
     env: Env,
     handle: Arc<Handle>,
-    geometry: Geometry,
+    geometry: Cell<Geometry>,
     kind: Kind,
 }
 
@@ -216,7 +219,7 @@ impl Inner {
 
     fn write(&self, at: u64, data: Shared, fua: bool, reply: Completer<()>) {
         // Devices want direct I/O's memory aligned to their blocks; most views of a page-aligned buffer are.
-        let block = self.geometry.logical_block as usize;
+        let block = self.geometry.get().logical_block as usize;
         let aligned = (data.as_ptr() as usize).is_multiple_of(block);
         let data = if aligned { data } else { Buf::copied(&data).freeze() };
         self.start(Op::Write { file: Arc::clone(&self.handle), at, data, done: 0, fua, reply });
@@ -287,7 +290,17 @@ impl Inner {
 
 impl BlockDev for FileDev {
     fn geometry(&self) -> Geometry {
-        self.inner.geometry
+        self.inner.geometry.get()
+    }
+
+    fn remeasure(&self) -> Result<u64, DevError> {
+        let end = (&self.inner.handle.file).seek(SeekFrom::End(0));
+        let bytes = self.inner.told(DevOp::Open, 0, 0, end)?;
+        let (bytes, geometry) = (bytes - bytes % SECTOR, self.inner.geometry.get());
+        if bytes > geometry.bytes {
+            self.inner.geometry.set(Geometry { bytes, ..geometry });
+        }
+        Ok(bytes)
     }
 
     fn name(&self) -> &str {
@@ -326,7 +339,7 @@ impl BlockDev for FileDev {
     }
 
     fn flush(&self) -> Io<()> {
-        if self.inner.geometry.read_only || self.inner.kind == Kind::Memory {
+        if self.inner.geometry.get().read_only || self.inner.kind == Kind::Memory {
             return Io::ready(Ok(()));
         }
         let (reply, io) = Io::pair();
@@ -337,7 +350,7 @@ impl BlockDev for FileDev {
     fn discard(&self, at: u64, len: u64) -> Io<()> {
         match check(self, DevOp::Discard, at, len) {
             Err(error) => Io::ready(Err(error)),
-            Ok(()) if len == 0 || !self.inner.geometry.discard => Io::ready(Ok(())),
+            Ok(()) if len == 0 || !self.inner.geometry.get().discard => Io::ready(Ok(())),
             Ok(()) => {
                 let inner = Rc::clone(&self.inner);
                 self.inner.run(async move { inner.discard(at, len).await })

@@ -67,6 +67,15 @@ pub trait BlockDev {
     /// What messages call the device, usually its path.
     fn name(&self) -> &str;
 
+    /// Looks how many bytes the device has now. It is that long from then on if it has grown; of one that has shrunk the
+    /// geometry stays, and the shorter length is only told.
+    ///
+    /// # Errors
+    /// The system's.
+    fn remeasure(&self) -> Result<u64, DevError> {
+        Ok(self.geometry().bytes)
+    }
+
     /// Fills the whole of `buf` from byte `at` on and gives it back.
     fn read(&self, at: u64, buf: Buf) -> Io<Buf>;
 

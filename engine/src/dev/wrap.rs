@@ -50,6 +50,10 @@ impl BlockDev for Delay {
         self.inner.name()
     }
 
+    fn remeasure(&self) -> Result<u64, DevError> {
+        self.inner.remeasure()
+    }
+
     fn read(&self, at: u64, buf: Buf) -> Io<Buf> {
         self.delayed(move |dev| dev.read(at, buf))
     }
@@ -125,6 +129,10 @@ impl BlockDev for Counting {
         self.inner.name()
     }
 
+    fn remeasure(&self) -> Result<u64, DevError> {
+        self.inner.remeasure()
+    }
+
     fn read(&self, at: u64, buf: Buf) -> Io<Buf> {
         self.count(|counts| {
             counts.reads += 1;
@@ -179,6 +187,10 @@ impl BlockDev for ReadOnly {
 
     fn name(&self) -> &str {
         self.0.name()
+    }
+
+    fn remeasure(&self) -> Result<u64, DevError> {
+        self.0.remeasure()
     }
 
     fn read(&self, at: u64, buf: Buf) -> Io<Buf> {

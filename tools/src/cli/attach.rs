@@ -14,6 +14,7 @@ use crate::control::client::{ask, find_device, one_set};
 use crate::control::{Request, paths};
 use crate::identify::{Part, Role, identify};
 use crate::serve::settings::Assignment;
+use crate::{dm, expose};
 
 /// Attach a backing device to a running set; it may be mounted
 ///
@@ -159,6 +160,53 @@ fn change(device: &str, name: &str, value: &str) -> Outcome {
     let (set, found) = find_device(device)?;
     let device = found.get("uuid").and_then(Value::as_str).map(str::to_owned);
     ask(set, &Request::Set { device, assignment: format!("{name}={value}") })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Let a cached device be as long as its backing device is now; it may be mounted
+///
+/// udev does so by itself when a disk, a partition or a logical volume has grown. The file system on it is grown afterwards, by
+/// its own program.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  lvextend -L +10G vg/disk && bcache resize /dev/vg/disk && resize2fs /dev/mapper/data"
+)]
+pub struct ResizeArgs {
+    /// Name, label or UUID of the device, or its backing device
+    #[arg(value_name = "DEVICE")]
+    device: String,
+}
+
+/// Grows.
+pub fn run_resize(args: ResizeArgs, out: &mut Out) -> Outcome {
+    let wanted = &args.device;
+    if with_kernel(Path::new(wanted)).is_some() {
+        bail!("{wanted}: the kernel's bcache has it, and shows its new length when it is registered anew");
+    }
+    let called = wanted.strip_prefix("/dev/mapper/").unwrap_or(wanted);
+    let part = identify(Path::new(wanted)).ok();
+    let is_it = |device: &dm::Device, uuid: Uuid| {
+        device.name == called
+            || uuid.to_string() == *wanted
+            || part.as_ref().is_some_and(|part| part.uuid == uuid)
+    };
+    if let Some((device, uuid)) = expose::alone()?.into_iter().find(|(device, uuid)| is_it(device, *uuid)) {
+        let below = dm::table(&device.name)?.first().and_then(dm::Target::below);
+        let below = below.and_then(|(below, _)| expose::kernel_name(below)).context(device.name.clone())?;
+        let part = identify(&Path::new("/dev").join(below))?;
+        if part.uuid != uuid {
+            bail!("{}: is another device by now", part.path.display());
+        }
+        expose::direct(&part)?;
+        let sectors = dm::table(&device.name)?.first().map_or(0, |target| target.sectors);
+        writeln!(out, "{} has {} bytes", device.name, sectors * 512)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (set, device) = find_device(wanted)?;
+    let uuid = device.get("uuid").and_then(Value::as_str).unwrap_or(wanted).to_owned();
+    let bytes = ask(set, &Request::Resize { device: uuid })?;
+    let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
+    writeln!(out, "{name} has {bytes} bytes")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -63,6 +63,11 @@ pub enum Request {
         /// Label; may be empty.
         label: String,
     },
+    /// Let a device be as long as its backing device is now; its length in bytes.
+    Resize {
+        /// Name, label or UUID.
+        device: String,
+    },
     /// Remove a flash-only volume and everything in it.
     VolumeRemove {
         /// Name, label or UUID.

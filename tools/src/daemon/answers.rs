@@ -41,6 +41,7 @@ impl Engine {
             Request::VolumeCreate { bytes, label } => {
                 return self.create_volume(bytes, &label).await;
             }
+            Request::Resize { device } => return Ok(json!(self.grow(self.find(&device)?.uuid).await?)),
             Request::VolumeRemove { device } => self.remove_volume(&device).await?,
             Request::Stop => self.stop().await?,
             Request::HandOver => self.hand_over(false).await?,

@@ -168,7 +168,11 @@ impl Engine {
 
     async fn take(self: Rc<Self>, path: PathBuf) {
         let _one = self.looking.lock(path.clone()).await;
-        if self.ending.get() || self.is_settled(&path) {
+        if self.ending.get() {
+            return;
+        }
+        if self.is_settled(&path) {
+            self.grow_part(&path).await;
             return;
         }
         let ran = self.works();

@@ -240,7 +240,7 @@ impl Exposed {
     }
 }
 
-async fn undone(front: Front, error: anyhow::Error) -> anyhow::Error {
+pub(super) async fn undone(front: Front, error: anyhow::Error) -> anyhow::Error {
     if let Err(second) = front.remove().await {
         tracing::warn!(error = %second, "a block device is left behind");
     }

@@ -12,6 +12,7 @@ mod end;
 mod engine;
 mod exposed;
 mod front;
+mod grow;
 mod initramfs;
 mod locks;
 mod notify;
