@@ -140,7 +140,7 @@ fn a_label_that_will_not_be_the_name_is_told() {
     for label in ["control", "a/b", "-x", "with space", "two\nlines", "\u{1b}[31mred"] {
         let program = paths::program("make-bcache").unwrap();
         let mut command = std::process::Command::new(program);
-        command.args(["--wipe-bcache", "-l", label, "-B", "backing"]).current_dir(dir.path());
+        command.args(["--wipe-bcache", &format!("--label={label}"), "-B", "backing"]).current_dir(dir.path());
         let said = run(&mut command).unwrap();
         assert_eq!(said.code, 0, "{said:?}");
         let line = format!("make-bcache: the label {label:?} makes no name");

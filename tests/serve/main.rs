@@ -151,36 +151,6 @@ fn what_cannot_be_written_is_told_before_a_device_is() {
 }
 
 #[test]
-fn a_device_is_as_long_as_linux_shows_it() {
-    let dir = paths::scratch().unwrap();
-    // Three sectors more than whole blocks.
-    let devices = make(dir.path(), 64 << 20, (16 << 20) + 3 * 512);
-    let bytes = (16 << 20) + 3 * 512 - 8192;
-    let output = dir.path().join("out");
-    for options in [&[][..], &["--read-only"]] {
-        let served = Served::start(dir.path(), options, &devices).unwrap();
-        assert_eq!(served.exports[0].2, bytes, "{options:?}");
-        let mut client = served.client("").unwrap();
-        assert_eq!(client.bytes, bytes);
-        if options.is_empty() {
-            client.write(bytes - 512, &[5; 512], true).unwrap();
-        }
-        assert_eq!(client.read(bytes - 1024, 1024).unwrap()[512..], [5; 512]);
-        assert!(served.stop().unwrap().0.success());
-    }
-    let args = [
-        "export".as_ref(),
-        "-o".as_ref(),
-        output.as_os_str(),
-        devices[0].as_os_str(),
-        devices[1].as_os_str(),
-    ];
-    assert_eq!(ours("bcache", args).unwrap().code, 0);
-    let exported = std::fs::read(&output).unwrap();
-    assert_eq!((exported.len() as u64, exported[exported.len() - 1]), (bytes, 5));
-}
-
-#[test]
 fn labels_are_escaped_in_what_is_told() {
     let dir = paths::scratch().unwrap();
     let [cache, disk] = make(dir.path(), 64 << 20, 16 << 20);

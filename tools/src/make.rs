@@ -175,7 +175,6 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
     let (caches, backing) = (open(&request.caches)?, open(&request.backing)?);
     let opened: Vec<&Target> = caches.iter().chain(&backing).map(|(target, _)| target).collect();
     let block = block_size(request, &opened)?;
-    check_offset(request, block)?;
     let mut notes = Vec::new();
     if let Some((backing, _)) = backing.first() {
         notes.extend(names::notes(&request.label, backing.path(), &opened));
@@ -190,6 +189,7 @@ pub fn plan(request: &Request) -> Result<Plan, Refusal> {
         notes.extend(request.data_offset.and_then(|offset| across_stripes(&target, offset)));
         parts.push(part(target, superblock, erase)?);
     }
+    check_offset(request, block)?;
     Ok(Plan { parts, notes })
 }
 

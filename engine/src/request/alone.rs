@@ -14,6 +14,8 @@ use std::rc::Rc;
 pub struct AloneVolume {
     /// Of no set: it was opened for this, or was of a set until that failed or it was detached.
     device: Rc<Device>,
+    /// What it is called; its label if nobody said.
+    name: Option<String>,
 }
 
 impl AloneVolume {
@@ -33,14 +35,21 @@ impl AloneVolume {
         if changed && !seeded_bug!(AloneWithoutStale) {
             backing.update(|sb| sb.set_state(alone.state())).await?;
         }
-        Ok(Self { device: Rc::new(Device::new(Kind::Cached(Box::new(backing)), uuid, label)) })
+        let device = Rc::new(Device::new(Kind::Cached(Box::new(backing)), uuid, label));
+        Ok(Self { device, name: None })
     }
 
     /// A device that its set has abandoned: [`CacheSet::abandon`](crate::set::CacheSet::abandon). Nothing for any other.
     #[must_use]
     pub fn of(device: Rc<Device>) -> Option<Self> {
         let abandoned = device.inode.get().is_none() && device.backing().is_some();
-        abandoned.then_some(Self { device })
+        abandoned.then_some(Self { device, name: None })
+    }
+
+    /// The same under another name than its label.
+    #[must_use]
+    pub fn named(self, name: String) -> Self {
+        Self { name: Some(name), ..self }
     }
 
     /// The device that answers. A set that attaches it again is told of it before: [`CacheSet::takes_over_from`].
@@ -78,14 +87,15 @@ impl AloneVolume {
 
 impl Volume for AloneVolume {
     fn size_bytes(&self) -> u64 {
-        self.backing().data_bytes()
+        self.backing().data_bytes() / u64::from(self.block_size()) * u64::from(self.block_size())
     }
     fn block_size(&self) -> u32 {
         u32::from(self.backing().sb.borrow().block_sectors) * SECTOR_SIZE as u32
     }
     fn id(&self) -> VolumeId {
         let sb = self.backing().sb.borrow();
-        VolumeId { name: sb.label.to_text(), label: sb.label.to_text(), uuid: sb.uuid }
+        let label = sb.label.to_text();
+        VolumeId { name: self.name.clone().unwrap_or_else(|| label.clone()), label, uuid: sb.uuid }
     }
     fn read_only(&self) -> bool {
         false

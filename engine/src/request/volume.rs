@@ -99,7 +99,7 @@ impl DeviceVolume {
 
 impl Volume for DeviceVolume {
     fn size_bytes(&self) -> u64 {
-        self.device.bytes()
+        self.device.bytes() / u64::from(self.block_size()) * u64::from(self.block_size())
     }
     fn block_size(&self) -> u32 {
         let sectors = match self.device.backing() {

@@ -18,7 +18,7 @@ mkdir $zoned
 for setting in size=64 blocksize=4096 zoned=1 zone_size=4 memory_backed=1 power=1; do
   echo "${setting#*=}" > "$zoned/${setting%=*}"
 done
-zoned=/dev/$(cat /sys/kernel/config/nullb/zoned/index | sed s/^/nullb/)
+zoned=/dev/zoned
 refused 'host-managed zoned' make-bcache -C /dev/vda -B "$zoned"
 nothing_written /dev/vda
 

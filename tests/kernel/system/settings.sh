@@ -71,5 +71,5 @@ bcache detach films > /dev/null
 bcache attach /dev/vdb > /dev/null
 check 8
 bcache stop > /dev/null
-grep -F "set.\"$set\"" $conf
+grep -q "^\[set\.$set\]" $conf
 no_kernel_complaints

@@ -82,7 +82,8 @@ impl Service {
         for Named { device: backing, name, stranger } in backings {
             if stranger {
                 let volume = AloneVolume::open(backing, false).await.map_err(told)?;
-                self.exports.push(Export { name, device: None, volume: Rc::new(volume) });
+                let volume = Rc::new(volume.named(name.clone()));
+                self.exports.push(Export { name, device: None, volume });
                 continue;
             }
             let device = self.set.attach(backing).await.map_err(told)?;
