@@ -8,6 +8,7 @@ mod bad_input;
 mod bits;
 mod cases;
 mod content;
+mod enlarge;
 mod flush;
 mod fsck;
 mod lost;

@@ -4,7 +4,7 @@ modprobe loop
 mkdir -p /mnt/x
 truncate -s 64M /dev/shm/disk
 losetup /dev/loop0 /dev/shm/disk
-make-bcache -b 64k -w 4k --writeback -C /dev/vda -B /dev/loop0 > /dev/null
+make-bcache -b 64k --writeback -C /dev/vda -B /dev/loop0 > /dev/null
 start_engine /dev/vda /dev/loop0
 mkfs.ext4 -q -b 4096 /dev/mapper/bcache0
 mount /dev/mapper/bcache0 /mnt/x
@@ -61,5 +61,40 @@ bcache resize bcache0
 # Nothing is left of the shorter ones.
 (($(ls /sys/class/block | grep -Ec '^ublkb|^nbd[0-9]+$') >= 1))
 [[ ! -d /sys/class/ublk-char || $(ls /sys/class/ublk-char | wc -l) == 1 ]]
+bcache stop --all > /dev/null
+
+# The cache grows while the set is stopped, and Linux takes it, dirty data and all.
+truncate -s 64M /dev/shm/fast
+losetup /dev/loop2 /dev/shm/fast
+wipefs -qa /dev/vdb
+make-bcache -b 64k --writeback -C /dev/loop2 -B /dev/vdb > /dev/null
+start_engine /dev/loop2 /dev/vdb
+bcache set writeback_running=0 sequential_cutoff=0
+mkfs.ext4 -q /dev/mapper/bcache0
+mount /dev/mapper/bcache0 /mnt/x
+: > /tmp/sums
+write_file /mnt/x/dirty 20M
+umount /mnt/x
+refused 'in use' bcache resize --offline /dev/loop2
+bcache stop > /dev/null
+refused 'has become longer' bcache resize --offline /dev/loop2
+truncate -s 96M /dev/shm/fast
+losetup -c /dev/loop2
+bcache resize --offline /dev/loop2 | grep -q 'has 1536 buckets, and had 1024'
+bcache fsck -n /dev/loop2 /dev/vdb
+load_bcache
+bcache-register --engine kernel /dev/loop2 /dev/vdb
+await test -e /sys/block/bcache0/bcache/cache
+[[ $(cat /sys/block/bcache0/bcache/cache/cache0/nbuckets) == 1536 ]]
+mount /dev/bcache0 /mnt/x
+check_files
+write_file /mnt/x/linux 30M
+umount /mnt/x
+stop_bcache
+sleep 1
+await bcache-register --wait /dev/loop2 /dev/vdb > /dev/null
+mount /dev/mapper/bcache0 /mnt/x
+check_files
+umount /mnt/x
 bcache stop --all > /dev/null
 no_kernel_complaints

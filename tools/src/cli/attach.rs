@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use bcache_engine::fsck::repair::{self, Enlargement, Refused, WriteAt, apply};
+use bcache_engine::fsck::view::Devices;
 use bcache_format::superblock::Label;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::devices::{Access, InUse, must_have_data, open_for};
 use super::{Out, Outcome};
 use crate::control::client::{ask, find_device, one_set};
 use crate::control::{Request, paths};
@@ -166,12 +169,16 @@ fn change(device: &str, name: &str, value: &str) -> Outcome {
 /// Let a cached device be as long as its backing device is now; it may be mounted
 ///
 /// udev does so by itself when a disk, a partition or a logical volume has grown. The file system on it is grown afterwards, by
-/// its own program.
+/// its own program. A cache grows while its set is stopped, with --offline; what is in it stays.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  lvextend -L +10G vg/disk && bcache resize /dev/vg/disk && resize2fs /dev/mapper/data"
+    after_help = "Examples:\n  lvextend -L +10G vg/disk && bcache resize /dev/vg/disk && resize2fs /dev/mapper/data\n  \
+    bcache stop && lvextend -L +5G vg/ssd && bcache resize --offline /dev/vg/ssd"
 )]
 pub struct ResizeArgs {
+    /// Give the cache device of a set that is stopped all the buckets that it has room for now
+    #[arg(long)]
+    offline: bool,
     /// Name, label or UUID of the device, or its backing device
     #[arg(value_name = "DEVICE")]
     device: String,
@@ -180,6 +187,9 @@ pub struct ResizeArgs {
 /// Grows.
 pub fn run_resize(args: ResizeArgs, out: &mut Out) -> Outcome {
     let wanted = &args.device;
+    if args.offline {
+        return enlarge(Path::new(wanted), out);
+    }
     if with_kernel(Path::new(wanted)).is_some() {
         bail!("{wanted}: the kernel's bcache has it, and shows its new length when it is registered anew");
     }
@@ -207,6 +217,25 @@ pub fn run_resize(args: ResizeArgs, out: &mut Out) -> Outcome {
     let bytes = ask(set, &Request::Resize { device: uuid })?;
     let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
     writeln!(out, "{name} has {bytes} bytes")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Gives a cache the buckets that its device has room for.
+fn enlarge(path: &Path, out: &mut Out) -> Outcome {
+    let (device, writable) = open_for(path, InUse::Refuse, Access::Write)?;
+    let name = path.display();
+    let devices = [device];
+    must_have_data(&Devices::open(devices.iter().cloned())?)?;
+    let larger = repair::enlarge(&devices).map_err(|refused| match refused {
+        Refused::Fatal(kind, detail) => anyhow::anyhow!("{name}: {kind}: {detail}; bcache fsck comes first"),
+        other => anyhow::anyhow!("{other}"),
+    })?;
+    let Some(Enlargement { plan, before, after }) = larger else {
+        bail!("{name}: no cache device that has become longer than its buckets");
+    };
+    let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
+    apply(&plan, &targets)?;
+    writeln!(out, "{name} has {after} buckets, and had {before}")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,7 @@
 //! then makes it the set's. Before that entry is durable the set is what it was, after it the set is repaired.
 
 mod apply;
+mod enlarge;
 mod free;
 mod judge;
 mod plan;
@@ -16,6 +17,7 @@ pub mod undo;
 mod uuids;
 
 pub use apply::{Failed, WriteAt, apply};
+pub use enlarge::{Enlargement, enlarge};
 pub use plan::{Plan, Step, Write};
 use rebuild::PRIO_SET;
 pub use rebuild::{Content, Rebuilt, Sink, rebuild};
