@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::mpsc::{self, TryRecvError};
@@ -80,7 +80,7 @@ async fn change(env: &Env, set: &Rc<CacheSet>, mut rng: Rng) {
 /// buckets were moved.
 fn serve(
     devices: &[PathBuf],
-    socket: &PathBuf,
+    socket: &Path,
     seed: u64,
     ready: &mpsc::Sender<()>,
     stopped: mpsc::Receiver<()>,
@@ -88,7 +88,7 @@ fn serve(
     let runtime = Runtime::new().unwrap();
     let env = runtime.env();
     runtime.block_on(async {
-        let request = Request { devices, settings: &[], backing_delay: None };
+        let request = Request { devices, settings: &[], backing_delay: None, attach: true };
         let service = Service::start(&env, request).await.unwrap();
         let set = Rc::clone(&service.set);
         let mut volumes: Vec<Rc<dyn Volume>> =

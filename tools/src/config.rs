@@ -167,7 +167,7 @@ fn no_table(kind: Kind) -> String {
     format!("settings stand in a table of their {name}: [{name}.\"UUID\"]")
 }
 
-fn keys<'t>(table: &'t dyn TableLike) -> impl Iterator<Item = (&'t Key, &'t Item)> {
+fn keys(table: &dyn TableLike) -> impl Iterator<Item = (&Key, &Item)> {
     table.iter().filter_map(|(name, _)| table.get_key_value(name))
 }
 

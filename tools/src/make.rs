@@ -395,7 +395,7 @@ fn best_offset(target: &Target) -> Sectors {
 fn across_stripes(target: &Target, offset: Sectors) -> Option<String> {
     let (stripe, at) = (target.optimal_io(), offset.0.checked_mul(SECTOR_SIZE)?);
     let better = best_offset(target);
-    (stripe > 0 && better.0 * SECTOR_SIZE % stripe == 0 && at % stripe != 0).then(|| {
+    (stripe > 0 && (better.0 * SECTOR_SIZE).is_multiple_of(stripe) && !at.is_multiple_of(stripe)).then(|| {
         format!(
             "{}: data at sector {offset} is not aligned to the disk's optimal I/O size, {stripe} bytes; sector {better} is",
             target.path().display()

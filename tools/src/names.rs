@@ -17,7 +17,7 @@ pub fn notes(label: &Label, path: &Path, formatted: &[&Target]) -> Vec<String> {
         return Vec::new();
     }
     let others = others(formatted);
-    told(&text, path, &others, |name| is_taken(name)).into_iter().collect()
+    told(&text, path, &others, is_taken).into_iter().collect()
 }
 
 /// Backing devices of the machine besides those.
