@@ -13,7 +13,7 @@ import mmap, os, random, subprocess, sys, threading, time, traceback
 BOUND = 3 + 12          # seconds: --answer-within, and what an emulated machine under load may add
 AT_ONCE = 5             # cells that run beside each other
 BLOCKS = 24             # that are looked at, of each device
-SIZE = {"cache": 40, "data": 20, "other": 20}  # MiB
+SIZE = {"cache": 72, "data": 20, "other": 20}  # MiB
 
 WHO = ["cache", "backing"]
 FAULTS = ["eio", "gone", "hangs", "read-only", "back", "clone"]
@@ -63,6 +63,7 @@ class Device:
     def __init__(self, cell, kind, name):
         self.cell, self.kind, self.name, self.path = cell, kind, name, f"/dev/mapper/{name}"
         self.allowed = [{0} for _ in range(BLOCKS)]  # generations that each block may have; 0: nothing was written
+        self.durable = [{0} for _ in range(BLOCKS)]  # what they may have after a power cut, too
         self.generation, self.answers, self.waiting = 0, [], []
         self.watched, self.turn, self.last = False, 0, None
     def write(self, block, patience=60):
@@ -70,11 +71,17 @@ class Device:
         generation = self.generation
         # Acknowledged or not, it may be there as soon as it is asked for.
         self.allowed[block] = self.allowed[block] | {generation}
+        self.durable[block] = self.durable[block] | {generation}
         io = Io(self.path, block, content(block, generation))
         io.generation = generation
         if not io.wait(patience): return None
         if io.error is None: self.allowed[block] = {generation}
         return io.error is None
+    def flush(self):
+        descriptor = os.open(self.path, os.O_RDWR)
+        try: os.fsync(descriptor)
+        finally: os.close(descriptor)
+        self.durable = [set(generations) for generations in self.allowed]
     def judge(self, io):
         if io.error is not None:
             return "absent" if io.error in (2, 6, 19) else f"error {io.error}"
@@ -135,7 +142,11 @@ class Cell:
     def register(self, *parts, wait=False):
         for part in parts:
             path = self.path(part)
-            if os.path.exists(path):
+            if not os.path.exists(path): continue
+            if self.hanging and part == self.failed():
+                # Whoever looks at a disk that hangs hangs with it.
+                subprocess.Popen(["bcache-register", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            else:
                 sh("bcache-register", *(["--wait"] if wait else []), path, check=wait, timeout=120)
     def loop(self, part):
         file = f"/dev/shm/{self.part[part]}"
@@ -166,6 +177,7 @@ class Cell:
         for device in self.devices.values():
             for block in range(BLOCKS - 4):
                 if not device.write(block): raise RuntimeError(f"{device.name}: the first write fails")
+            device.flush()
             device.watched = True
     def failed(self):
         return "cache" if self.who == "cache" else "data"
@@ -183,7 +195,9 @@ class Cell:
             self.table(part, f"0 {size} flakey {self.loops[part]} 0 0 3600 1 error_writes", "--readonly")
         else:
             self.table(part, f"0 {size} error")
-            if self.fault == "gone": sh("dmsetup", "remove", "--deferred", self.part[part], check=False)
+            if self.fault == "gone":
+                # Whoever has it has it for good, and nobody else finds it.
+                os.rename(self.path(part), self.path(part) + ".gone")
     def traffic(self, seconds):
         end, block = time.monotonic() + seconds, 0
         while time.monotonic() < end:
@@ -220,13 +234,14 @@ class Cell:
             self.register(*parts)
         elif self.event == "reboot":
             for device in self.devices.values(): device.watched = False
-            time.sleep(0.5)
+            # What is under way has to end before names can go: unlike a machine that reboots, this one keeps its kernel.
+            if self.hanging: sh("dmsetup", "resume", self.part[self.failed()])
+            time.sleep(1)
             self.kill()
             for device in self.devices.values():
-                # Nobody answers any more what is under way: as when the power goes.
-                sh("dmsetup", "remove", "--force", device.name, check=False, timeout=60)
-                sh("dmsetup", "remove", device.name, check=False, timeout=60)
-                device.waiting.clear()
+                sh("dmsetup", "remove", "--retry", device.name, check=False, timeout=60)
+                device.allowed = [a | b for a, b in zip(device.allowed, device.durable)]
+            if self.hanging: sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.part[self.failed()])
             for file in os.listdir("/run/bcache"):
                 if file.startswith(self.set): os.unlink(f"/run/bcache/{file}")
             for device in self.devices.values(): device.watched = True
@@ -245,11 +260,10 @@ class Cell:
             sh("bcache-register", f"/dev/mapper/{name}", check=False)
             time.sleep(3)
             self.table(part, self.works(part))
-        elif sh("dmsetup", "info", self.part[part], check=False).returncode:
-            sh("dmsetup", "create", self.part[part], "--table", self.works(part))
         else:
             self.table(part, self.works(part))
-        sh("dmsetup", "mknodes")
+            if self.fault == "gone" and os.path.exists(self.path(part) + ".gone"): os.rename(self.path(part) + ".gone", self.path(part))
+        sh("dmsetup", "mknodes", self.part[part])
         self.register("cache", "data", "other")
     def watch(self):
         while not self.over:
@@ -275,7 +289,6 @@ class Cell:
         unaffected = ["other"] if self.who == "backing" else ["data", "other"] if self.state == "clean" else []
         if self.fault != "hangs" or self.who == "backing":
             for kind in unaffected:
-                if self.event == "upgrade" and self.fault == "hangs": continue
                 if self.devices[kind].last != "data": self.bad(f"{kind} says {self.devices[kind].last}; {self.picture(self.devices[kind].name)}")
         self.heal()
         self.whole()
@@ -296,23 +309,25 @@ class Cell:
         self.bad(f"not whole again: {said}; {[self.picture(device.name) for device in self.devices.values()]}")
     def clear(self):
         self.over = True
-        self.hanging = True
-        for part, name in self.part.items():
+        for name in self.part.values():
             sh("dmsetup", "resume", name, check=False)
+        self.hanging = False
         for device in self.devices.values(): device.watched = False
-        time.sleep(0.5)
+        if self.fault == "gone" and os.path.exists(self.path(self.failed()) + ".gone"): os.rename(self.path(self.failed()) + ".gone", self.path(self.failed()))
+        if self.faults: self.register("cache", "data", "other")
+        time.sleep(1)
         done = sh("bcache", "stop", self.set, check=False, timeout=120)
         if self.engine() and not self.faults: self.bad(f"does not stop: {done.stdout.strip()}")
         self.kill()
         for device in self.devices.values():
             sh("bcache", "stop", device.name, check=False)
-            sh("dmsetup", "remove", "--force", "--retry", device.name, check=False)
+            sh("dmsetup", "remove", "--retry", device.name, check=False)
         if not self.faults and self.fault != "clone":
             # A device that ran alone and never met its cache again is not of the set any more.
             paths = [self.path(part) for part in SIZE if os.path.exists(self.path(part))]
             done = sh("bcache", "fsck", "-n", *paths, check=False)
             if done.returncode: self.bad(f"fsck: {done.stdout.strip()}")
-        for name in self.part.values(): sh("dmsetup", "remove", "--force", "--retry", name, check=False)
+        for name in self.part.values(): sh("dmsetup", "remove", "--retry", name, check=False)
         for part, loop in self.loops.items():
             sh("losetup", "-d", loop, check=False)
             os.unlink(f"/dev/shm/{self.part[part]}")
