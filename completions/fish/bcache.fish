@@ -183,6 +183,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand register" -s q -l quiet -d
 complete -c bcache -n "__fish_bcache_using_subcommand register" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand reload" -l check -d 'Only say what is wrong in a file' -r -F
 complete -c bcache -n "__fish_bcache_using_subcommand reload" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c bcache -n "__fish_bcache_using_subcommand resize" -l offline -d 'Give the cache device of a set that is stopped all the buckets that it has room for now'
 complete -c bcache -n "__fish_bcache_using_subcommand resize" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand restore" -l uuid -d 'Which superblock of the backup, when several devices have the same size' -r
 complete -c bcache -n "__fish_bcache_using_subcommand restore" -l force -d 'Even if the device carries the signature of something else, as another disk of the same size would'
