@@ -27,6 +27,8 @@ struct Log {
     left: u64,
     /// All writes since the last flush began.
     written: Vec<Written>,
+    /// How many of them there were when all were made durable.
+    durable: Vec<usize>,
     /// The machine is gone.
     gone: bool,
     /// Bytes of the cache that cannot be read any more.
@@ -74,7 +76,10 @@ impl WriteAt for Live {
         Ok(())
     }
     fn flush(&self) -> io::Result<()> {
-        if self.log.lock().unwrap().gone { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+        let mut log = self.log.lock().unwrap();
+        let writes = log.written.len();
+        log.durable.push(writes);
+        if log.gone { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
     }
 }
 
@@ -174,7 +179,9 @@ fn crash_at(set: &Set, stops: impl Fn(usize, usize) -> Vec<usize>) {
     let fresh = live(&set.name);
     assert!(flush(&fresh, u64::MAX), "{}", set.name);
     is_flushed(set, &fresh);
+    let durable = std::mem::take(&mut fresh[0].log.lock().unwrap().durable);
     let written = written(&fresh);
+    let mut random = Random::new(23);
     let (expected, all) = (extents(&fresh), written.len());
     let copies = written.iter().position(|(name, ..)| name == "cache").unwrap_or(all);
     let stops = stops(all, copies);
@@ -188,6 +195,17 @@ fn crash_at(set: &Set, stops: impl Fn(usize, usize) -> Vec<usize>) {
         }
         done = stop;
         let again = machine(cut.iter().map(|live| live.device.lock().unwrap().clone()));
+        // Of what is not durable yet some arrived, and some is torn.
+        let until = durable.iter().copied().find(|until| *until > stop).unwrap_or(all).min(stop + 8);
+        for (name, byte, bytes) in &written[stop..until] {
+            let device = again.iter().find(|device| device.name == *name).unwrap();
+            let how = random.below(3);
+            for (at, sector) in (*byte..).step_by(512).zip(bytes.chunks(512)) {
+                if how == 0 || how == 1 && random.below(2) == 0 {
+                    device.device.lock().unwrap().write(at, sector);
+                }
+            }
+        }
         let place = format!("{}: after {stop} of {all} writes", set.name);
         assert!(flush(&again, u64::MAX), "{place}");
         assert_eq!(*check(devices(&again), Options::default()).findings, [], "{place}");
@@ -238,7 +256,10 @@ fn goes_around_bad_sectors(set: &str) {
         let opened = Devices::open(devices.iter().cloned()).unwrap();
         (dirty(&live), opened.backings[0].sb.state())
     };
-    let mut bad = [(unread.start() + 2, unread.start() + 3), (unwritten.start() + 5, unwritten.start() + 7)];
+    // What cannot be written may be a part of a larger sector of the disk.
+    let page = |sector: u64| sector / 8 * 8;
+    let unwritten = (page(unwritten.start() + 5), page(unwritten.start() + 6) + 8);
+    let mut bad = [(unread.start() + 2, unread.start() + 3), unwritten];
     bad.sort_unstable();
     let blocks = bad.iter().flat_map(|(from, to)| from - from % block..to.next_multiple_of(block));
     let blocks: Vec<u64> = blocks.collect();

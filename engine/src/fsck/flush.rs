@@ -26,8 +26,11 @@ use thiserror::Error;
 const CHUNK: u64 = 1 << 20;
 /// Such writes under way at a time: enough to keep a device busy, and few enough that a disk sees them in order.
 const COPIES: usize = 4;
-/// Bytes of a page, which a part of what cannot be copied whole keeps together.
+/// Bytes of a page, which a part of what cannot be copied whole keeps together. A disk has such sectors below the 512 bytes
+/// that it shows: where it cannot write a part of one, nothing of it is sure.
 const PAGE: u64 = 4096;
+/// Ranges that are left around bad sectors of one backing device, at most: with more the device is what is bad.
+const LEFT_MAX: usize = 1 << 16;
 
 /// Why nothing is flushed.
 #[derive(Debug, Error)]
@@ -280,7 +283,8 @@ fn clean(key: Bkey, left: &[Left], block: u64, parts: &mut Vec<Bkey>) -> bool {
         }
     };
     let mut done = key.start();
-    for one in left.iter().filter(|one| one.from < key.offset() && key.start() < one.to) {
+    let first = left.partition_point(|one| one.to <= key.start());
+    for one in left.iter().skip(first).take_while(|one| one.from < key.offset()) {
         let from = (one.from - one.from % block).max(done);
         let to = one.to.next_multiple_of(block).min(key.offset());
         push(done, from, false);
@@ -359,7 +363,7 @@ fn copy_slot(
     };
     let runs = Mutex::new(runs(announced(pieces(view, slot), tell)));
     let failed = OnceLock::new();
-    let left = Mutex::new(Vec::new());
+    let left = Mutex::new(LeftOut::default());
     let copier = Copier { view, backing, device, left: &left };
     let work = || {
         let mut buf = Buf::zeroed(CHUNK as usize);
@@ -368,10 +372,10 @@ fn copy_slot(
             let run = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(run) = run else { break };
             match run {
-                Ok(run) => {
-                    copier.copy_run(&run, &mut buf);
-                    done(run.iter().map(|piece| piece.bytes).sum());
-                }
+                Ok(run) => match copier.copy_run(&run, &mut buf) {
+                    Ok(()) => done(run.iter().map(|piece| piece.bytes).sum()),
+                    Err(error) => drop(failed.set(error)),
+                },
                 // The first is the one to tell.
                 Err(fault) => drop(failed.set(FlushError::Fault(fault))),
             }
@@ -389,16 +393,37 @@ fn copy_slot(
     if let Some(error) = failed.into_inner() {
         return Err(error);
     }
-    let mut left = left.into_inner().unwrap_or_else(PoisonError::into_inner);
-    left.sort_by_key(|one: &Left| one.from);
-    left.dedup_by(|next, one| {
-        let joins = next.from == one.to && next.device == one.device && next.message == one.message;
-        if joins {
-            one.to = next.to;
+    Ok(left.into_inner().unwrap_or_else(PoisonError::into_inner).into_sorted())
+}
+
+/// What could not be copied, by its place: what is one behind the other together.
+#[derive(Default)]
+struct LeftOut {
+    ranges: BTreeMap<u64, Left>,
+}
+
+impl LeftOut {
+    /// Adds a range. False when there are too many: then not sectors are bad, but the device.
+    fn add(&mut self, mut left: Left) -> bool {
+        // Two of one page that cannot be written have the same range. What is known of one place twice is told with what
+        // failed first in it.
+        let joins = |other: &Left| {
+            let overlap = other.from < left.to && left.from < other.to;
+            overlap || other.device == left.device && other.message == left.message
+        };
+        let near = self.ranges.range(..=left.to).rev().take_while(|(_, other)| other.to >= left.from);
+        let near: Vec<u64> = near.filter(|(_, other)| joins(other)).map(|(at, _)| *at).collect();
+        for before in near.iter().filter_map(|at| self.ranges.remove(at)).collect::<Vec<_>>() {
+            let (from, to) = (before.from.min(left.from), before.to.max(left.to));
+            let first = if before.from <= left.from { before } else { left };
+            left = Left { from, to, ..first };
         }
-        joins
-    });
-    Ok(left)
+        self.ranges.insert(left.from, left);
+        self.ranges.len() <= LEFT_MAX
+    }
+    fn into_sorted(self) -> Vec<Left> {
+        self.ranges.into_values().collect()
+    }
 }
 
 /// What a thread that copies needs.
@@ -408,13 +433,13 @@ struct Copier<'c> {
     backing: &'c Backing,
     device: &'c dyn WriteAt,
     /// What could not be copied.
-    left: &'c Mutex<Vec<Left>>,
+    left: &'c Mutex<LeftOut>,
 }
 
 impl Copier<'_> {
     /// Copies what is one piece on the backing device; where that fails, a part of it at a time.
-    fn copy_run(&self, run: &[Piece], buf: &mut Buf) {
-        let Some(first) = run.first() else { return };
+    fn copy_run(&self, run: &[Piece], buf: &mut Buf) -> Result<(), FlushError> {
+        let Some(first) = run.first() else { return Ok(()) };
         let mut filled = 0;
         let read = run.iter().try_for_each(|piece| {
             let place = filled..filled + piece.bytes as usize;
@@ -422,44 +447,92 @@ impl Copier<'_> {
             self.read(piece.from, buf.get_mut(place))
         });
         let whole = read.and_then(|()| self.write(first.to, buf.get(..filled)));
-        if whole.is_err() {
-            run.iter().for_each(|piece| self.copy_around(piece, buf));
-        }
+        if whole.is_err() { run.iter().try_for_each(|piece| self.copy_around(piece, buf)) } else { Ok(()) }
     }
-    /// Copies a piece by halves, down to the sectors that fail.
-    fn copy_around(&self, piece: &Piece, buf: &mut Buf) {
+    /// Copies a piece by halves, down to the sectors that cannot be read, and the pages that cannot be written.
+    fn copy_around(&self, piece: &Piece, buf: &mut Buf) -> Result<(), FlushError> {
+        let end = piece.to + piece.bytes;
         let read = self.read(piece.from, buf.get_mut(..piece.bytes as usize));
-        let failed = |(device, byte, error): (&Arc<str>, u64, io::Error)| Left {
+        let half = match read {
+            Err(error) => {
+                if piece.bytes <= SECTOR_SIZE {
+                    return self.leave((piece.to, end), &self.view.cache.name, piece.from, error);
+                }
+                // Pages stay whole: what begins at one may go past the page cache.
+                let unit = if piece.bytes > PAGE { PAGE } else { SECTOR_SIZE };
+                (piece.bytes / 2).next_multiple_of(unit).min(piece.bytes - SECTOR_SIZE)
+            }
+            Ok(()) => match self.write(piece.to, buf.get(..piece.bytes as usize)) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    let (from, to) = (piece.to / PAGE * PAGE, end.next_multiple_of(PAGE));
+                    if to - from <= PAGE {
+                        return self.leave((from, to), &self.backing.name, piece.to, error);
+                    }
+                    // The boundary of a page of the backing device in its middle.
+                    from + ((to - from) / PAGE / 2).max(1) * PAGE - piece.to
+                }
+            },
+        };
+        let first = Piece { from: piece.from, to: piece.to, bytes: half };
+        let second = Piece { from: piece.from + half, to: piece.to + half, bytes: piece.bytes - half };
+        self.copy_around(&first, buf)?;
+        self.copy_around(&second, buf)
+    }
+    /// Notes bytes of the backing device that could not be copied.
+    fn leave(
+        &self,
+        (from, to): (u64, u64),
+        device: &Arc<str>,
+        byte: u64,
+        error: io::Error,
+    ) -> Result<(), FlushError> {
+        let left = Left {
             backing: Arc::clone(&self.backing.name),
-            from: piece.to / SECTOR_SIZE,
-            to: (piece.to + piece.bytes) / SECTOR_SIZE,
+            from: from / SECTOR_SIZE,
+            to: to / SECTOR_SIZE,
             device: Arc::clone(device),
             byte,
             message: error.to_string(),
         };
-        let left = match read {
-            Err(error) => failed((&self.view.cache.name, piece.from, error)),
-            Ok(()) => match self.write(piece.to, buf.get(..piece.bytes as usize)) {
-                Err(error) => failed((&self.backing.name, piece.to, error)),
-                Ok(()) => return,
-            },
-        };
-        if piece.bytes <= SECTOR_SIZE {
-            self.left.lock().unwrap_or_else(PoisonError::into_inner).push(left);
-            return;
-        }
-        // Pages stay whole: what begins at one may go past the page cache.
-        let unit = if piece.bytes > PAGE { PAGE } else { SECTOR_SIZE };
-        let half = (piece.bytes / 2).next_multiple_of(unit).min(piece.bytes - SECTOR_SIZE);
-        let first = Piece { from: piece.from, to: piece.to, bytes: half };
-        let second = Piece { from: piece.from + half, to: piece.to + half, bytes: piece.bytes - half };
-        self.copy_around(&first, buf);
-        self.copy_around(&second, buf);
+        let few = self.left.lock().unwrap_or_else(PoisonError::into_inner).add(left);
+        if few { Ok(()) } else { Err(FlushError::Device { device: Arc::clone(device), byte, error }) }
     }
     fn read(&self, byte: u64, buf: Option<&mut [u8]>) -> io::Result<()> {
         self.view.cache.device.read_at(byte, buf.ok_or(io::ErrorKind::InvalidInput)?)
     }
     fn write(&self, byte: u64, bytes: Option<&[u8]>) -> io::Result<()> {
         self.device.write_data(byte, bytes.ok_or(io::ErrorKind::InvalidInput)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(from: u64, to: u64, device: &str) -> Left {
+        let (backing, message) = ("backing".into(), "broken".to_owned());
+        Left { backing, from, to, device: device.into(), byte: from * SECTOR_SIZE, message }
+    }
+
+    #[test]
+    fn what_is_left_is_told_together_and_bounded() {
+        let mut out = LeftOut::default();
+        // A page that cannot be written, and sectors around and inside it that cannot be read.
+        let added =
+            [(8, 16, "backing"), (16, 17, "cache"), (18, 19, "cache"), (17, 18, "cache"), (9, 10, "cache")];
+        assert!(added.iter().all(|(from, to, device)| out.add(left(*from, *to, device))));
+        assert!(out.add(left(16, 24, "backing")));
+        let told: Vec<_> =
+            out.into_sorted().iter().map(|one| (one.from, one.to, one.device.to_string())).collect();
+        assert_eq!(told, [(8, 24, "backing".to_owned())]);
+        // One range however many sectors; with ranges without end the device is what is bad.
+        let mut out = LeftOut::default();
+        assert!((0..2 * LEFT_MAX as u64).rev().all(|at| out.add(left(at, at + 1, "backing"))));
+        assert_eq!(out.into_sorted().len(), 1);
+        let mut out = LeftOut::default();
+        let added =
+            (0..2 * LEFT_MAX as u64).take_while(|at| out.add(left(2 * at, 2 * at + 1, "backing"))).count();
+        assert_eq!(added, LEFT_MAX);
     }
 }
