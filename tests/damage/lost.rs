@@ -125,3 +125,57 @@ fn devices_of_two_sets_are_not_put_together() {
     let checked = run(&[world.cache.device(), other.device()]);
     assert!(!checked.has(Kind::SbLost), "{:?}", checked.findings.to_vec());
 }
+
+#[test]
+fn a_cache_alone_gets_no_uuid_that_its_devices_do_not_know() {
+    for set in ["wb-dirty", "wt-clean", "two-backing-flash"] {
+        let mut world = World::of(set);
+        wipe(&mut world.cache, DAMAGES[1]);
+        // With one of the devices of which the superblocks are gone as well there may be others.
+        let mut backing = world.backings[0].clone();
+        wipe(&mut backing, DAMAGES[1]);
+        let alone = vec![world.cache.device()];
+        let with_one = vec![world.cache.device(), backing.device()];
+        for devices in [alone, with_one].iter().take(world.backings.len()) {
+            let checked = run(devices);
+            assert!(!checked.has(Kind::SbLost), "{set}: {:?}", checked.findings.to_vec());
+            let said = checked.findings.iter().any(|finding| finding.detail.contains("name one of them too"));
+            assert!(said, "{set}: {:?}", checked.findings.to_vec());
+            assert!(repair::plan(devices, &checked, &mut || 1).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_copy_on_a_larger_device_keeps_its_journal() {
+    for set in SETS {
+        for times in [2, 3, 16] {
+            let mut world = World::of(set);
+            let at = format!("{set}, {times} times as large");
+            let (before, old) = (dirty(&world.view), superblock(&world.cache));
+            let size = bcache_engine::fsck::view::ReadAt::size(&world.cache);
+            world.cache.grow(size * times);
+            assert_eq!(*run(&world.devices()).findings, [], "{at}");
+            wipe(&mut world.cache, DAMAGES[1]);
+            let devices = world.devices();
+            let checked = run(&devices);
+            let mut random = Random::new(11);
+            let plan = repair::plan(&devices, &checked, &mut || random.next());
+            let plan = plan.unwrap_or_else(|refused| panic!("{at}: {refused}"));
+            let after = plan.simulate(&devices, usize::MAX).unwrap();
+            let new = superblock(&*after[0]);
+            let (old, new) = (old.cache().unwrap(), new.cache().unwrap());
+            println!(
+                "{at}: {} of {} buckets, journal {} of {}",
+                new.nbuckets, old.nbuckets, new.njournal_buckets, old.njournal_buckets
+            );
+            assert!(new.nbuckets >= old.nbuckets, "{at}");
+            // What was the journal is, and nothing else was taken for it.
+            let last = run(&after);
+            assert_eq!(*last.findings, [], "{at}");
+            assert!(dirty(last.set.as_ref().unwrap()) == before, "{at}");
+            // Nothing but the superblock had to be written.
+            assert!(plan.writes().all(|write| write.byte < 8192), "{at}: {:?}", checked.findings.to_vec());
+        }
+    }
+}

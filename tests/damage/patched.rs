@@ -41,6 +41,10 @@ impl Patched {
         devices.sort_by_key(|device| device.name != "cache");
         devices
     }
+    /// Copies the device onto a larger one, which has zeros behind it.
+    pub fn grow(&mut self, size: u64) {
+        self.size = size;
+    }
     /// Cuts the device off.
     pub fn truncate(&mut self, size: u64) {
         self.size = size;
@@ -70,7 +74,8 @@ impl Patched {
             let base = &self.base;
             let page = self.pages.entry(page).or_insert_with(|| {
                 let mut bytes = vec![0; PAGE as usize];
-                base.read_at(page * PAGE, &mut bytes).unwrap();
+                let there = base.size().saturating_sub(page * PAGE).min(PAGE) as usize;
+                base.read_at(page * PAGE, &mut bytes[..there]).unwrap();
                 bytes
             });
             page[offset..offset + now.len()].copy_from_slice(now);
@@ -108,7 +113,11 @@ impl ReadAt for Patched {
         if self.bad.range(byte / SECTOR..end.div_ceil(SECTOR)).next().is_some() {
             return Err(io::Error::other("a sector that cannot be read"));
         }
-        self.base.read_at(byte, buf)?;
+        buf.fill(0);
+        let there = self.base.size().saturating_sub(byte).min(buf.len() as u64) as usize;
+        if there > 0 {
+            self.base.read_at(byte, &mut buf[..there])?;
+        }
         for (page, bytes) in self.pages.range(byte / PAGE..end.div_ceil(PAGE)) {
             let start = page * PAGE;
             let (from, to) = (start.max(byte), (start + PAGE).min(end));

@@ -160,6 +160,15 @@ impl Findings {
             finding.detail.push_str(&format!("; {why}"));
         }
     }
+    /// Adds to what is said of a device without a superblock.
+    pub fn note(&mut self, device: &str, what: &str) {
+        let of = |finding: &&mut Finding| {
+            matches!(finding.kind, Kind::SbMagic | Kind::SbField) && *finding.device == *device
+        };
+        for finding in self.kept.iter_mut().filter(of) {
+            finding.detail.push_str(&format!("; {what}"));
+        }
+    }
     /// What is lost, in order, without overlaps.
     #[must_use]
     pub fn lost(&self) -> Vec<(Pos, Pos)> {

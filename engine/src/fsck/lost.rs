@@ -26,7 +26,7 @@ use bcache_format::superblock::{
     DATA_OFFSET_DEFAULT, NBUCKETS_MIN, RawSuperblock, Role, SB_BYTES, SB_OFFSET, Version,
 };
 use bcache_format::uuid_entry::UuidEntry;
-use bcache_format::{Geometry, Pos, SECTOR_SIZE, Sectors, Superblock};
+use bcache_format::{Bkey, BucketNr, Geometry, Pos, SECTOR_SIZE, Sectors, Superblock};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -40,30 +40,57 @@ const CHUNK: u64 = 1 << 20;
 const WIPED_SECTORS: u64 = 2048;
 /// Sectors that people align what is on a device to.
 const MEBIBYTE_SECTORS: u64 = 2048;
+/// Sets of which entries stand in one journal that are tried: an image made to be slow has another in each bucket.
+const SETS_TRIED: usize = 4;
 /// Structures stand at pages at least: no bucket is smaller.
 const PAGE: u64 = 4096;
 
-/// The superblock of the first of `devices` that has none and of which enough is left.
-pub fn find(checked: &Checked, devices: &[Device]) -> Option<Fix> {
+/// What was found of superblocks that are gone.
+#[derive(Default)]
+pub struct Found {
+    /// The superblock of the first device of which enough is left.
+    pub fix: Option<Fix>,
+    /// What is missing to put others together, by their devices.
+    pub notes: Vec<(Arc<str>, String)>,
+}
+
+/// Looks for what the superblocks said of those of `devices` that have none.
+pub fn find(checked: &Checked, devices: &[Device]) -> Found {
     let damaged = |device: &&Device| {
         let of = |kind: Kind| matches!(kind, Kind::SbMagic | Kind::SbField);
         checked.findings.iter().any(|finding| of(finding.kind) && *finding.device == *device.name())
     };
     let lost = devices.iter().filter(damaged).filter(|device| is_none(device) && nothing_before(device));
-    for device in lost {
-        let found = if checked.cache.is_none() { cache(checked, device) } else { backing(checked, device) };
-        let Some((sb, detail)) = found else { continue };
+    let lost: Vec<&Device> = lost.collect();
+    let mut all = Found::default();
+    for device in &lost {
         let name: Arc<str> = device.name().into();
+        let found = if checked.cache.is_none() {
+            cache(checked, device, lost.len() - 1)
+        } else {
+            backing(checked, device).map(Ok)
+        };
+        let (sb, detail) = match found {
+            None => continue,
+            Some(Err(note)) => {
+                all.notes.push((name, note));
+                continue;
+            }
+            Some(Ok(found)) => found,
+        };
         // What else is in the block is what was there, or was lost with it: nobody reads it.
         let mut bytes = vec![0; SB_BYTES];
-        sb.write_to(&mut bytes).ok()?;
+        if sb.write_to(&mut bytes).is_err() {
+            continue;
+        }
         let what = "superblock".to_owned();
-        return Some(Fix {
+        all.fix = Some(Fix {
             finding: Finding::new(Kind::SbLost, &name, SB_OFFSET, detail),
             write: Write { device: name, byte: SB_OFFSET, bytes, what },
         });
+        break;
     }
-    None
+    all
 }
 
 /// Whether there is nothing that was a superblock.
@@ -84,8 +111,8 @@ pub(super) fn nothing_before(device: &Device) -> bool {
     read && before.iter().all(|byte| *byte == 0)
 }
 
-/// What a cache's superblock said.
-fn cache(checked: &Checked, device: &Device) -> Option<(Superblock, String)> {
+/// What a cache's superblock said, or what is missing to say it. `others` more devices have none either.
+fn cache(checked: &Checked, device: &Device, others: usize) -> Option<Result<(Superblock, String), String>> {
     let attached = |backing: &&Backing| !matches!(backing.sb.state(), BackingState::None);
     let attached: Vec<&Backing> = checked.backings.iter().filter(attached).collect();
     let (magic, bucket_sectors, from) = by_journal(device).or_else(|| by_prios(device))?;
@@ -99,9 +126,10 @@ fn cache(checked: &Checked, device: &Device) -> Option<(Superblock, String)> {
     let largest = attached.iter().map(|backing| backing.sb.block_sectors).min();
     let blocks =
         [1, 2, 4, BLOCK_SECTORS_MAX].into_iter().filter(|block| largest.is_none_or(|most| *block <= most));
+    let (nbuckets, by_what) = buckets(device, set_uuid, bucket_sectors)?;
     let mut best: Option<((u64, u64), Superblock)> = None;
     for block in blocks {
-        let sb = superblock(device, set_uuid, bucket_sectors, block)?;
+        let sb = superblock(set_uuid, bucket_sectors, block, nbuckets)?;
         let Some(found) = found_with(device, &sb, &attached) else { continue };
         // The wrong block misses what comes behind the first of each; where nothing does, that of the devices it is.
         let alike = best.as_ref().is_some_and(|(most, _)| *most == found) && largest == Some(block);
@@ -110,16 +138,104 @@ fn cache(checked: &Checked, device: &Device) -> Option<(Superblock, String)> {
         }
     }
     let (_, sb) = best?;
+    if of_set.is_none() && devices_of(device, &sb) > others {
+        let known: String = magic.uuid_start().iter().map(|byte| format!("{byte:02x}")).collect();
+        return Some(Err(format!(
+            "it was the cache of a set whose UUID begins with {known}; the rest of that its backing devices know: name one \
+             of them too"
+        )));
+    }
     let whole = match of_set {
         Some(backing) => format!("set {set_uuid} by {}", backing.name),
         None => format!("set {set_uuid}, of which the first half is by its magic numbers, the rest made up"),
     };
-    let (nbuckets, block) = (sb.cache()?.nbuckets, sb.block_sectors);
+    let block = sb.block_sectors;
     let detail = format!(
-        "a cache: {whole}; buckets of {bucket_sectors} sectors by where {from} are, {nbuckets} of them by the device's \
-         size; blocks of {block}; the device's own UUID, its label and its policy are not known"
+        "a cache: {whole}; buckets of {bucket_sectors} sectors by where {from} are, {nbuckets} of them by {by_what}; \
+         blocks of {block}; the device's own UUID, its label and its policy are not known"
     );
-    Some((sb, detail))
+    Some(Ok((sb, detail)))
+}
+
+/// Backing devices that a cache has slots for. With a UUID that is made up they would be of another set.
+fn devices_of(device: &Device, sb: &Superblock) -> usize {
+    let view = opened(device, sb).map(|cache| SetView::read(cache, &mut |_| {}));
+    let uuids = view.map(|view| view.uuids).unwrap_or_default();
+    let of_device = |entry: &&UuidEntry| !entry.is_free() && !entry.is_detached() && !entry.is_flash_only();
+    // Without a table there may be any.
+    if uuids.is_empty() { 1 } else { uuids.iter().filter(of_device).count() }
+}
+
+/// Most buckets of a cache that has so many journal buckets, as Linux lays them out.
+fn most_buckets(journal: u64, all: u64) -> u64 {
+    match journal {
+        0..=2 => 383,
+        3..256 => journal * 128 + 127,
+        _ => all,
+    }
+}
+
+/// How many buckets a cache has, and by what. That is the device's size, unless what is on it says that it was copied from
+/// a smaller one: then its journal is smaller, too, and what would be taken for the rest of it is data.
+fn buckets(device: &Device, set_uuid: Uuid, bucket_sectors: u32) -> Option<(u64, String)> {
+    let all = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
+    let by_size = (all, "the device's size".to_owned());
+    let cache = opened(device, &superblock(set_uuid, bucket_sectors, 1, all)?)?;
+    let (geometry, count) = (cache.geometry, cache.njournal_buckets());
+    let first = geometry.first_bucket;
+    let place = |index: u64| geometry.bucket_start_byte(BucketNr(first + index));
+    let magic = cache.magic;
+    let begun: Vec<u64> =
+        (0..count).filter(|index| entry_at(device, place(*index)).is_some_and(|of| of == magic)).collect();
+    let journal = Journal::read(&cache);
+    let Some(newest) = journal.newest().cloned() else { return Some(by_size) };
+    let view = SetView::read_with(cache, journal, &mut |_| {});
+    let bucket = |key: &Bkey| key.ptr().filter(|ptr| ptr.is_device()).map(|ptr| geometry.ptr_bucket(ptr));
+    let data = view.extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.live().is_some());
+    let named = [newest.jset.uuid_bucket, newest.jset.btree_root];
+    let prios = newest
+        .jset
+        .prio_bucket
+        .first()
+        .into_iter()
+        .chain(view.prios.buckets.iter().map(|(bucket, _)| bucket));
+    let (mut lowest, mut highest) = (u64::MAX, 0);
+    data.filter_map(|extent| bucket(&extent.key))
+        .chain(named.iter().filter_map(bucket))
+        .chain(view.nodes.iter().copied())
+        .chain(prios.copied())
+        .for_each(|bucket| (lowest, highest) = (lowest.min(bucket.0), highest.max(bucket.0)));
+    // Neither is what was a node or a prio set before.
+    let others = (first..first + count).find(|bucket| {
+        let mut head = [0; 16];
+        let read = device.read_at(geometry.bucket_start_byte(BucketNr(*bucket)), &mut head).is_ok();
+        let of = head.last_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        read && [magic.bset(), magic.prio_set()].map(Some).contains(&of)
+    });
+    let lowest = others.map_or(lowest, |bucket| lowest.min(bucket));
+    let fits = |journal: u64| {
+        let most = most_buckets(journal, all);
+        (most < all && highest < most && first + journal <= lowest).then_some(most)
+    };
+    // The journal is a ring: where older entries stand behind the newest, it has been round, and ends with them.
+    let ends = begun.last().map(|last| last + 1);
+    if let Some(ends) = ends.filter(|ends| first + ends > newest.bucket.0 + 1 && *ends < count)
+        && let Some(most) = fits(ends)
+    {
+        return Some((
+            most,
+            format!("its journal, which goes round in {ends} buckets: the device was smaller"),
+        ));
+    }
+    if lowest < first + count
+        && let Some(most) = fits(lowest.saturating_sub(first))
+    {
+        return Some((
+            most,
+            format!("its journal, which ends before bucket {lowest}, where data is: the device was smaller"),
+        ));
+    }
+    Some(by_size)
 }
 
 /// A UUID of which the first half is known.
@@ -133,8 +249,7 @@ fn half_uuid(magic: SetMagic) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-fn superblock(device: &Device, set_uuid: Uuid, bucket_sectors: u32, block: u16) -> Option<Superblock> {
-    let nbuckets = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
+fn superblock(set_uuid: Uuid, bucket_sectors: u32, block: u16, nbuckets: u64) -> Option<Superblock> {
     let large = bucket_sectors > u16::MAX.into();
     let fields = CacheFields {
         nbuckets,
@@ -188,13 +303,20 @@ fn opened(device: &Device, sb: &Superblock) -> Option<Cache> {
 fn by_journal(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
     for bucket_sectors in bucket_sizes(device) {
         let first = u64::from(RESERVED_SECTORS / bucket_sectors + 1);
-        let count = (Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors) / 128).clamp(2, 256);
+        let all = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
+        let count = (all / 128).clamp(2, 256);
         let entries = (first..first + count).filter_map(|bucket| {
             let byte = bucket * u64::from(bucket_sectors) * SECTOR_SIZE;
             entry_at(device, byte)
         });
+        let mut tried = Vec::new();
         for magic in entries {
-            let Some(sb) = superblock(device, half_uuid(magic), bucket_sectors, 1) else { continue };
+            // Mostly they are all of one set; a few of one that the device was of before.
+            if tried.contains(&magic) || tried.len() == SETS_TRIED {
+                continue;
+            }
+            tried.push(magic);
+            let Some(sb) = superblock(half_uuid(magic), bucket_sectors, 1, all) else { continue };
             let Some(cache) = opened(device, &sb) else { continue };
             // Larger and smaller buckets begin in the same places: those are right where prio sets are.
             let journal = Journal::read(&cache);
@@ -232,6 +354,8 @@ fn entry_at(device: &Device, byte: u64) -> Option<SetMagic> {
 fn by_prios(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
     let mut chunk = vec![0; usize::try_from(CHUNK).ok()?];
     let mut at = 0;
+    // An image made to be slow has on each page what looks like a prio set.
+    let mut left = device.size().saturating_mul(2);
     loop {
         at = device.next_data(at) / PAGE * PAGE;
         if at >= device.size() {
@@ -240,7 +364,7 @@ fn by_prios(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
         let here = chunk.get_mut(..usize::try_from(CHUNK.min(device.size() - at)).ok()?)?;
         if device.read_at(at, here).is_ok() {
             for (page, bytes) in (at..).step_by(PAGE as usize).zip(here.chunks(PAGE as usize)) {
-                let found = prio_set_at(device, page, bytes);
+                let found = prio_set_at(device, page, bytes, &mut left);
                 if found.is_some() {
                     return found;
                 }
@@ -250,7 +374,13 @@ fn by_prios(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
     }
 }
 
-fn prio_set_at(device: &Device, byte: u64, head: &[u8]) -> Option<(SetMagic, u32, &'static str)> {
+/// What a prio set at a place says. `left` is how much may still be read to find one.
+fn prio_set_at(
+    device: &Device,
+    byte: u64,
+    head: &[u8],
+    left: &mut u64,
+) -> Option<(SetMagic, u32, &'static str)> {
     let header = PrioHeader::read(head)?;
     let next = header.next_bucket.get();
     // Most of what is no prio set shows by this.
@@ -265,10 +395,13 @@ fn prio_set_at(device: &Device, byte: u64, head: &[u8]) -> Option<(SetMagic, u32
     let magic = SetMagic::of_prio_set(header.magic.get());
     let mut sizes = bucket_sizes(device).filter(|size| {
         let geometry = Geometry { block_sectors: 1, bucket_sectors: *size, first_bucket: 1, nbuckets: 1 };
-        let mut bytes = vec![0; usize::try_from(geometry.meta_bucket_bytes()).unwrap_or(0)];
-        byte.is_multiple_of(geometry.bucket_bytes())
-            && device.read_at(byte, &mut bytes).is_ok()
-            && PrioSet::parse(&bytes, magic).is_ok()
+        let bytes = geometry.meta_bucket_bytes();
+        if !byte.is_multiple_of(geometry.bucket_bytes()) || *left < bytes {
+            return false;
+        }
+        *left -= bytes;
+        let mut bytes = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        device.read_at(byte, &mut bytes).is_ok() && PrioSet::parse(&bytes, magic).is_ok()
     });
     match (sizes.next(), sizes.next()) {
         (Some(size), None) => Some((magic, size, "its prio sets")),
@@ -311,10 +444,13 @@ fn backing(checked: &Checked, device: &Device) -> Option<(Superblock, String)> {
     } else {
         "where the first is cached"
     };
-    let state = if sb.state() == BackingState::Dirty { "dirty" } else { "clean" };
+    let state = if sb.state() == BackingState::Dirty {
+        "dirty by that slot's data, unless it ran without its cache since: then that data is older than its own"
+    } else {
+        "clean by that slot's data"
+    };
     let detail = format!(
-        "a backing device: slot {slot} of set {}, {} {why}; {state} by that slot's data; its data begins at sector \
-         {offset}, {begins}",
+        "a backing device: slot {slot} of set {}, {} {why}; {state}; its data begins at sector {offset}, {begins}",
         cache.sb.set_uuid, entry.uuid
     );
     Some((sb.clone(), detail))

@@ -86,6 +86,8 @@ pub struct Checked {
     pub metadata: HashMap<BucketNr, Use>,
     /// Writes that put flipped bits back; everything else is as it is after them.
     pub bits: Plan,
+    /// Nodes with something that is not sound, which such a scan found.
+    pub broken_nodes: Vec<BucketNr>,
     /// Leaves that a scan of the whole cache found, where something could not be reached.
     pub found_leaves: usize,
     /// The uuid table is one that a scan found: an older one, perhaps.
@@ -163,7 +165,9 @@ pub fn check(devices: impl IntoIterator<Item = Device>, options: Options<'_>) ->
         }
         let mut fixes = bits::find(&checked, &now);
         if fixes.is_empty() {
-            fixes.extend(lost::find(&checked, &now));
+            let found = lost::find(&checked, &now);
+            found.notes.iter().for_each(|(device, note)| checked.findings.note(device, note));
+            fixes.extend(found.fix);
         }
         if fixes.is_empty() {
             break;
