@@ -54,24 +54,24 @@ impl World {
     pub fn devices(&self) -> Vec<Device> {
         std::iter::once(self.cache.device()).chain(self.backings.iter().map(Patched::device)).collect()
     }
-    fn sb(&mut self, damage: impl FnOnce(&mut [u8])) {
+    pub fn sb(&mut self, damage: impl FnOnce(&mut [u8])) {
         change(&mut self.cache, &self.regions[0], damage);
     }
-    fn backing(&mut self, damage: impl FnOnce(&mut [u8])) {
+    pub fn backing(&mut self, damage: impl FnOnce(&mut [u8])) {
         let region = Region { kind: Holds::Superblock, byte: SB_OFFSET, len: 4096 };
         change(&mut self.backings[0], &region, damage);
     }
-    fn newest(&self) -> Region {
+    pub fn newest(&self) -> Region {
         *self.regions.iter().rfind(|region| region.kind == Holds::Jset).unwrap()
     }
-    fn jset(&mut self, damage: impl FnOnce(&mut [u8])) {
+    pub fn jset(&mut self, damage: impl FnOnce(&mut [u8])) {
         let newest = self.newest();
         change(&mut self.cache, &newest, damage);
     }
-    fn region(&self, holds: Holds) -> Region {
+    pub fn region(&self, holds: Holds) -> Region {
         *self.regions.iter().find(|region| region.kind == holds).unwrap()
     }
-    fn prio(&mut self, damage: impl FnOnce(&mut [u8])) {
+    pub fn prio(&mut self, damage: impl FnOnce(&mut [u8])) {
         let region = self.region(Holds::Prio);
         change(&mut self.cache, &region, damage);
     }
@@ -80,17 +80,17 @@ impl World {
         change(&mut self.cache, &region, |bytes| damage(&mut bytes[slot * ENTRY_BYTES..][..ENTRY_BYTES]));
     }
     /// The root's bsets.
-    fn root(&self) -> Vec<Region> {
+    pub fn root(&self) -> Vec<Region> {
         let first = self.regions.iter().find(|region| matches!(region.kind, Holds::Bset(_))).unwrap().kind;
         self.regions.iter().filter(|region| region.kind == first).copied().collect()
     }
     /// The bsets of the last leaf.
-    fn leaf(&self) -> Vec<Region> {
+    pub fn leaf(&self) -> Vec<Region> {
         let last = self.regions.last().unwrap().kind;
         self.regions.iter().filter(|region| region.kind == last).copied().collect()
     }
     /// Changes the first bset of the last leaf.
-    fn bset(&mut self, damage: impl FnOnce(&mut [u8])) {
+    pub fn bset(&mut self, damage: impl FnOnce(&mut [u8])) {
         let first = self.leaf()[0];
         change(&mut self.cache, &first, damage);
     }
@@ -120,7 +120,7 @@ impl World {
         let is_last = |(region, at, key): &(Region, usize, Bkey)| at + key.u64s() * 8 == region.len as usize;
         self.seen_extents().into_iter().rfind(is_last).expect("a dirty extent at the end of a bset")
     }
-    fn seen_extents(&self) -> Vec<(Region, usize, Bkey)> {
+    pub fn seen_extents(&self) -> Vec<(Region, usize, Bkey)> {
         let mut found = Vec::new();
         let mut walk = Walk::new(&self.view.cache, self.view.root.unwrap(), Pos::ZERO, Pos::MAX);
         while let Some(Step::Node(node)) = walk.step_settled(&self.view.gens) {
@@ -142,7 +142,7 @@ impl World {
         found
     }
     /// Zeros in place of the root.
-    fn wipe_root(&mut self) {
+    pub fn wipe_root(&mut self) {
         for region in self.root() {
             self.cache.write(region.byte, &vec![0; region.len as usize]);
         }
@@ -194,13 +194,13 @@ fn put(bytes: &mut [u8], at: usize, value: u64) {
 }
 
 /// Writes over bytes of a region without putting the checksum right.
-fn rot(world: &mut World, region: Region, at: u64) {
+pub fn rot(world: &mut World, region: Region, at: u64) {
     let byte = world.cache.bytes(region.byte + at, 1)[0];
     // Two bits: one would be put back.
     world.cache.write(region.byte + at, &[byte ^ 0x41]);
 }
 
-fn flip(world: &mut World, region: Region, at: u64) {
+pub fn flip(world: &mut World, region: Region, at: u64) {
     let byte = world.cache.bytes(region.byte + at, 1)[0];
     world.cache.write(region.byte + at, &[byte ^ 0x40]);
 }

@@ -9,6 +9,7 @@ mod bits;
 mod cases;
 mod content;
 mod enlarge;
+mod cuts;
 mod flush;
 mod fsck;
 mod lost;

@@ -9,12 +9,17 @@
 //! (state, sequence number) the rest of the set is asked about before it is brought back.
 
 use super::check::{Options, check};
+use super::image::Image;
 use super::kind::{Kind, Severity};
-use super::repair::{Plan, Write};
-use super::view::Device;
-use bcache_format::Superblock;
+use super::ranges::Ranges;
+use super::repair::{Plan, Write, come_last, write_superblock_in_order};
+use super::salvage::scan::scan;
+use super::view::journal::Journal;
+use super::view::node::NodeView;
+use super::view::{Cache, Device, Devices, ReadAt, SetView};
 use bcache_format::csum::{SEED_ONES, crc64};
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
+use bcache_format::{SECTOR_SIZE, Superblock};
 use std::io;
 use std::sync::Arc;
 use thiserror::Error;
@@ -58,6 +63,9 @@ pub enum BackupError {
     /// What is on the device is not what the superblock leads to.
     #[error("{0}: with the superblock of the backup the set would not be in order: {1}: {2}")]
     Unfit(Arc<str>, Kind, String),
+    /// The set was used since the metadata was kept.
+    #[error("{0}: it was used since the image was made ({1}): what is newer would be lost")]
+    Used(Arc<str>, String),
     /// The device cannot be read.
     #[error("{0}: {1}")]
     Io(Arc<str>, io::Error),
@@ -152,8 +160,9 @@ pub fn restore(
         bytes: one.block.clone(),
         what: "superblock of the backup".to_owned(),
     };
-    let mut plan = Plan::default();
-    plan.push("bring the superblock back", vec![write]);
+    let (mut whole, mut plan) = (Plan::default(), Plan::default());
+    whole.push("bring the superblock back", vec![write]);
+    write_superblock_in_order(&mut plan, Some(device), &name, &whole);
     let all: Vec<Device> = std::iter::once(device).chain(others).cloned().collect();
     let after = plan.simulate(&all, usize::MAX).map_err(|error| BackupError::Io(Arc::clone(&name), error))?;
     let checked = check(after, Options::default());
@@ -166,6 +175,88 @@ pub fn restore(
         Some(finding) => Err(BackupError::Unfit(name, finding.kind, finding.detail.clone())),
         None => Ok(plan),
     }
+}
+
+/// The writes that bring a device's metadata back as it was when an image was made of it. `others` are devices of the same
+/// set, for a look at the whole.
+///
+/// # Errors
+/// The image is of another device, the device is in order, was used since, or would not be in order afterwards.
+pub fn restore_image(image: Image, device: &Device, others: &[Device]) -> Result<Plan, BackupError> {
+    let name: Arc<str> = device.name().into();
+    let failed = |error| BackupError::Io(Arc::clone(&name), error);
+    if image.size() != device.size() {
+        return Err(BackupError::NoneFits(name, ""));
+    }
+    let mut plan = Plan::default();
+    let mut writes = Vec::new();
+    for (byte, bytes) in image.ranges() {
+        for (byte, bytes) in (byte..).step_by(PIECE).zip(bytes.chunks(PIECE)) {
+            let mut now = vec![0; bytes.len()];
+            if device.read_at(byte, &mut now).is_err() || now != bytes {
+                let what = "metadata of the image".to_owned();
+                writes.push(Write { device: Arc::clone(&name), byte, bytes: bytes.to_vec(), what });
+            }
+        }
+    }
+    let image: Device = Arc::new(image);
+    let sb = Superblock::parse(&block(&image)?)
+        .map_err(|error| BackupError::Damaged(image.name().into(), error.to_string()))?;
+    let all = || std::iter::once(device).chain(others).cloned().collect::<Vec<Device>>();
+    if writes.is_empty() || check(all(), Options::default()).findings.is_empty() {
+        return Err(BackupError::Sound(name));
+    }
+    let mut journal = Vec::new();
+    if let (Some(then), Some(now)) = (opened(&image, &sb), opened(device, &sb)) {
+        if let Some(why) = used_since(&then, &now) {
+            return Err(BackupError::Used(name, why));
+        }
+        // It says what all else means.
+        let in_journal = |write: &Write| now.is_journal(now.geometry.bucket_of(write.byte / SECTOR_SIZE));
+        (journal, writes) = writes.into_iter().partition(in_journal);
+    }
+    plan.push("bring the metadata back", writes);
+    plan.push("bring the journal back", journal);
+    let of_cache = sb.cache().map(|_| &name);
+    come_last(&mut plan, std::slice::from_ref(device), of_cache);
+    let after = plan.simulate(&all(), usize::MAX).map_err(failed)?;
+    let checked = check(after, Options::default());
+    match checked.findings.iter().find(|finding| finding.severity() > Severity::Harmless) {
+        Some(finding) => Err(BackupError::Unfit(name, finding.kind, finding.detail.clone())),
+        None => Ok(plan),
+    }
+}
+
+/// Bytes of an image that are compared and written at a time.
+const PIECE: usize = 1 << 16;
+
+fn opened(device: &Device, sb: &Superblock) -> Option<Cache> {
+    let mut devices = Devices::default();
+    devices.push_with(Arc::clone(device), sb.clone());
+    devices.caches.pop()
+}
+
+/// What shows that a cache was used since its metadata was as it was `then`: newer journal entries, newer prio sets (they
+/// are durable before any bucket is used again), or more in the nodes.
+fn used_since(then: &Cache, now: &Cache) -> Option<String> {
+    let old = Journal::read(then);
+    let newest = old.newest()?;
+    let later = Journal::read_all(now);
+    let later = later.entries.keys().chain(later.hidden.keys()).max().filter(|seq| **seq > newest.jset.seq);
+    if let Some(seq) = later {
+        return Some(format!("journal entry {seq}, the image has up to {}", newest.jset.seq));
+    }
+    let view = SetView::read_with(then.clone(), old.clone(), &mut |_| {});
+    let seq = view.prios.buckets.first().map_or(0, |(_, seq)| *seq);
+    let found = scan(now, &Ranges::default(), &mut |_, _| {}).prios.seq;
+    if found > seq {
+        return Some(format!("prio sets {found}, the image has {seq}"));
+    }
+    let more = view.leaves.iter().chain(&view.root).find(|at| {
+        let sets = |cache: &Cache| NodeView::read(cache, **at).map_or(0, |node| node.sets.len());
+        sets(now) > sets(then)
+    });
+    more.map(|at| format!("the node up to {} has more keys", at.key.pos()))
 }
 
 #[cfg(test)]

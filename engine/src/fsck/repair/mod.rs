@@ -1,8 +1,9 @@
 //! Repair: from findings to a list of writes, proved on the device's copy in memory before anything is written.
 //!
-//! Two kinds of writes are made in place: superblocks, and clearing the head of journal entries that nobody needs.
-//! For everything else the metadata is written anew from what the view holds, into free buckets; one journal entry
-//! then makes it the set's. Before that entry is durable the set is what it was, after it the set is repaired.
+//! Three kinds of writes are made in place: flipped bits, clearing the head of journal entries that nobody needs, and
+//! superblocks. For everything else the metadata is written anew from what the view holds, into free buckets; one journal
+//! entry then makes it the set's. Before that entry is durable the set is what it was, after it the set is repaired. What
+//! makes a set usable, its superblocks, comes after everything that they lead to.
 
 mod apply;
 mod enlarge;
@@ -22,7 +23,7 @@ pub use plan::{Plan, Step, Write};
 use rebuild::PRIO_SET;
 pub use rebuild::{Content, Rebuilt, Sink, rebuild};
 pub use scratch::Scratch;
-pub(super) use superblocks::write as write_superblock;
+pub(super) use superblocks::{come_last, in_order as write_superblock_in_order, write as write_superblock};
 pub(super) use uuids::{Fit, Link, Proof, fits, is_likely, is_proved, links, misfits, stand_in};
 
 use super::check::{Checked, Options, check, kernel_finds};
@@ -87,15 +88,16 @@ pub fn plan(devices: &[Device], checked: &Checked, random: &mut dyn FnMut() -> u
         let detail = format!("{}, and there is no btree node to begin from", gone.detail);
         return Err(Refused::Fatal(gone.kind, detail));
     }
-    if !checked.bits.is_empty() {
-        let better = simulate(devices, &checked.bits)?;
-        let rest = rest(&better, checked, random)?;
-        let mut plan = checked.bits.clone();
-        plan.steps.extend(rest.steps);
-        plan.changed = rest.changed;
-        return Ok(plan);
-    }
-    rest(devices, checked, random)
+    let mut plan = checked.bits.clone();
+    let rest = if plan.is_empty() {
+        rest(devices, checked, random)?
+    } else {
+        rest(&simulate(devices, &plan)?, checked, random)?
+    };
+    plan.steps.extend(rest.steps);
+    plan.changed = rest.changed;
+    superblocks::come_last(&mut plan, devices, checked.cache.as_ref().map(|cache| &cache.name));
+    Ok(plan)
 }
 
 /// The repair of all but flipped bits, which are as they should be on these devices.
@@ -179,6 +181,7 @@ fn needs_rebuild(finding: &Finding) -> bool {
         finding.kind,
         Kind::BitFlipped
             | Kind::SbWiped
+            | Kind::SbLost
             | Kind::SbChecksum
             | Kind::SbSync
             | Kind::JournalTailTorn
@@ -392,16 +395,26 @@ fn unreadable_buckets(checked: &Checked) -> Vec<BucketNr> {
     unreadable.map(|scan| scan.bucket).collect()
 }
 
-/// Zeros for whole buckets: a drive replaces sectors that it cannot read when they are written.
+/// Bytes of a page: a drive whose sectors are that large cannot write a part of one that it cannot read.
+const PAGE: u64 = 4096;
+
+/// Zeros for what cannot be read of buckets: a drive replaces such sectors when they are written. No other entry there is
+/// needed any more.
 fn overwrite(cache: &Cache, buckets: Vec<BucketNr>) -> Vec<Write> {
-    let zeros = vec![0; usize::try_from(cache.geometry.bucket_bytes()).unwrap_or(0)];
-    let write = |bucket| Write {
-        device: Arc::clone(&cache.name),
-        byte: cache.geometry.bucket_start_byte(bucket),
-        bytes: zeros.clone(),
-        what: format!("clear journal bucket {bucket}"),
-    };
-    buckets.into_iter().map(write).collect()
+    let mut writes = Vec::new();
+    let mut page = [0; PAGE as usize];
+    for bucket in buckets {
+        let start = cache.geometry.bucket_start_byte(bucket);
+        let pages = (start..start.saturating_add(cache.geometry.bucket_bytes())).step_by(PAGE as usize);
+        let bad = pages.filter(|at| cache.device.read_at(*at, &mut page).is_err());
+        writes.extend(bad.map(|byte| Write {
+            device: Arc::clone(&cache.name),
+            byte,
+            bytes: vec![0; PAGE as usize],
+            what: format!("clear what cannot be read of journal bucket {bucket}"),
+        }));
+    }
+    writes
 }
 
 /// Buckets that the metadata for so many keys takes, with some to spare.
