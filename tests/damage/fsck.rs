@@ -196,7 +196,7 @@ fn table(world: &World) -> (Region, Vec<u8>) {
 }
 
 /// Writes a uuid table where nothing leads to it, and zeros in place of the one that counts.
-fn only_an_older_table(world: &mut World, change: impl FnOnce(&mut [u8])) {
+pub fn only_an_older_table(world: &mut World, change: impl FnOnce(&mut [u8])) {
     let (region, mut bytes) = table(world);
     change(&mut bytes);
     let bucket = world.unused_bucket();

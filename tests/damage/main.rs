@@ -6,12 +6,14 @@
 
 mod bad_input;
 mod bits;
+mod broken;
 mod cases;
 mod content;
 mod enlarge;
 mod cuts;
 mod flush;
 mod fsck;
+mod links;
 mod lost;
 mod memory;
 mod mutations;

@@ -41,8 +41,8 @@ pub fn find(checked: &Checked, devices: &[Device]) -> Vec<Fix> {
     let Some(cache) = &checked.cache else { return fixes };
     journal(checked, cache, &mut fixes);
     let set = checked.set.as_ref();
-    let suspects: BTreeSet<BucketNr> =
-        checked.findings.iter().filter(|finding| in_bucket(finding.kind)).filter_map(|f| f.bucket).collect();
+    let found = checked.findings.iter().filter(|finding| in_bucket(finding.kind)).filter_map(|f| f.bucket);
+    let suspects: BTreeSet<BucketNr> = found.chain(checked.broken_nodes.iter().copied()).collect();
     for bucket in suspects {
         let byte = cache.geometry.bucket_start_byte(bucket);
         let prio = look(&cache.device, byte, cache.geometry.meta_bucket_bytes(), Sealed::Prio(cache.magic));
@@ -118,6 +118,7 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
     if !kinds.iter().any(|kind| checked.has(*kind)) {
         return;
     }
+    let mut left = ENTRIES_TRIED;
     for scan in &checked.journal.scans {
         let Some(Stop::Invalid { seq, .. }) = &scan.stopped else { continue };
         // Somebody took it for the torn end and went on from there: another entry has its number by now.
@@ -132,32 +133,44 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
         fixes.extend(entry(scan.end));
         // Behind the first bad entry there may be another.
         let behind = scan.end.saturating_add(cache.geometry.block_bytes());
-        for byte in entries_behind(checked, cache, behind, end) {
+        for byte in entries_behind(checked, cache, (behind, end), &mut left) {
             fixes.extend(entry(byte));
         }
     }
 }
 
+/// Entries that are tried behind bad ones: an image made to be slow has the head of one in each block.
+const ENTRIES_TRIED: usize = 1 << 12;
+/// Bytes of a journal bucket that are looked at at a time.
+const CHUNK: u64 = 1 << 20;
+
 /// Places between two bytes of a journal bucket where an entry begins that is newer than all that must be replayed is old,
-/// and that nothing has the number of.
-fn entries_behind(checked: &Checked, cache: &Cache, from: u64, to: u64) -> Vec<u64> {
+/// and that nothing has the number of. No more than are `left`.
+fn entries_behind(checked: &Checked, cache: &Cache, (from, to): (u64, u64), left: &mut usize) -> Vec<u64> {
     let Some(newest) = checked.journal.newest() else { return Vec::new() };
-    let block = usize::try_from(cache.geometry.block_bytes()).unwrap_or(512).max(1);
-    let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
-    if cache.device.read_at(from, &mut bytes).is_err() {
-        return Vec::new();
-    }
+    let block = cache.geometry.block_bytes().max(1);
     let is_one = |header: JsetHeader| {
         let seq = header.seq.get();
         let known = checked.journal.entries.contains_key(&seq) || checked.journal.hidden.contains_key(&seq);
         header.magic.get() == cache.magic.jset() && seq >= newest.jset.last_seq && !known
     };
-    (from..)
-        .step_by(block)
-        .zip(bytes.chunks(block))
-        .filter(|(_, bytes)| JsetHeader::read(bytes).is_some_and(is_one))
-        .map(|(byte, _)| byte)
-        .collect()
+    let mut found = Vec::new();
+    for at in (from..to).step_by(CHUNK.next_multiple_of(block) as usize) {
+        let mut bytes = vec![0; usize::try_from(CHUNK.min(to - at)).unwrap_or(0)];
+        if cache.device.read_at(at, &mut bytes).is_err() {
+            read_sectors(&cache.device, at, &mut bytes);
+        }
+        let heads = (at..).step_by(block as usize).zip(bytes.chunks(block as usize));
+        let ours =
+            heads.filter(|(_, bytes)| JsetHeader::read(bytes).is_some_and(is_one)).map(|(byte, _)| byte);
+        let before = found.len();
+        found.extend(ours.take(*left));
+        *left -= found.len() - before;
+        if *left == 0 {
+            break;
+        }
+    }
+    found
 }
 
 /// The bset of a node that is not sound.

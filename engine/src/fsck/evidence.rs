@@ -36,6 +36,11 @@ impl Evidence {
         let lost: Ranges = lost.into_iter().collect();
         Self { scanned: scan(&view.cache, &lost, progress), lost }
     }
+    /// Nodes that a bit may be wrong of.
+    #[must_use]
+    pub fn broken(&self) -> &[BucketNr] {
+        &self.scanned.broken
+    }
     /// Leaves that were found.
     #[must_use]
     pub const fn leaves(&self) -> usize {
@@ -108,11 +113,22 @@ impl Evidence {
         let live = |key: &Bkey| key.ptr().is_some_and(Ptr::is_device) && gens.stale_key(key) == 0;
         let keys = parts.iter().map(|(leaf, _)| leaf.keys.len()).sum::<usize>();
         let mut laid = Laid::new(COMPARED_LEAST.saturating_add(keys.saturating_mul(COMPARED_OF_A_KEY)));
-        let mut partial = Ranges::default();
+        let (mut partial, mut unfollowed) = (Ranges::default(), Ranges::default());
+        // What something leads to is no other leaf.
+        let named = view.journal.newest().map(|newest| &newest.jset);
+        let prios = named.into_iter().flat_map(|jset| jset.prio_bucket);
+        let table = named.and_then(|jset| bucket(&geometry, &jset.uuid_bucket));
+        let named: HashSet<BucketNr> = prios.chain(table).collect();
+        let unread = self.scanned.unread.iter();
+        let unread = unread.filter(|bucket| !view.nodes.contains(bucket) && !named.contains(bucket)).count();
         for (leaf, of_lost) in &parts {
             for part in of_lost {
                 laid.lay(*part, &cut(&leaf.keys, *part).filter(live).collect::<Vec<_>>());
-                if leaf.whole {
+                // What a key said that cannot be followed is lost.
+                let wrong = |key: &&Bkey| key.dirty() && geometry.ptr_problem(key).is_some();
+                leaf.keys.iter().filter(wrong).for_each(|key| unfollowed.add((key.start_pos(), key.pos())));
+                // A bucket that cannot be read may have had a newer one.
+                if leaf.whole && unread == 0 {
                     view.sure.ranges.add(*part);
                 } else {
                     partial.add(*part);
@@ -135,7 +151,8 @@ impl Evidence {
             leaf.keys.iter().for_each(|key| map.insert(*key));
         }
         // What the bsets said that cannot be read nobody knows.
-        partial.iter().chain(doubt.iter()).for_each(|range| view.sure.ranges.remove(range));
+        let unsure = partial.iter().chain(doubt.iter()).chain(unfollowed.iter());
+        unsure.for_each(|range| view.sure.ranges.remove(range));
         doubt.iter().for_each(|range| view.sure.doubtful.add(range));
         let keep = |key: &Bkey| key.dirty() && live(key) && geometry.ptr_problem(key).is_none();
         let found: Vec<Bkey> = map.into_keys().into_iter().filter(keep).collect();

@@ -2,7 +2,7 @@
 
 use super::super::evidence::Evidence;
 use super::super::finding::{Finding, Findings, narrowed};
-use super::super::kind::Kind;
+use super::super::kind::{Kind, Severity};
 use super::super::ranges::Ranges;
 use super::super::usage::{Gather, SectorMap, SlotUse, Use};
 use super::super::view::extents::STALE_MAX;
@@ -72,6 +72,9 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
             recover(checked, &mut view, lost, options);
             continue;
         }
+        if first && !settled {
+            ahead(checked, &view, &gens);
+        }
         if settled {
             break;
         }
@@ -90,6 +93,29 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
     checked.set = Some(view);
 }
 
+/// Tells of data that is newer than the prio sets. A bucket is used again only when an entry is durable that names prio sets
+/// with its new generation: so there was one, and it is lost, however little of it is left.
+fn ahead(checked: &mut Checked, view: &SetView, before: &Gens) {
+    let sound = checked.worst().is_none_or(|worst| worst <= Severity::Harmless);
+    let Some(newest) = view.journal.newest().filter(|_| sound && view.prios.broken.is_none()) else { return };
+    let mut raised =
+        (0..view.cache.geometry.nbuckets).filter(|bucket| view.gens.get(*bucket) != before.get(*bucket));
+    let Some(bucket) = raised.next() else { return };
+    let detail = format!(
+        "the newest is {}, but there is data in bucket {bucket} and {} others that is newer than the prio sets which it \
+         names: there were entries behind it",
+        newest.jset.seq,
+        raised.count()
+    );
+    let finding = Finding::new(
+        Kind::JournalMissing,
+        &view.cache.name,
+        newest.byte.saturating_add(newest.bytes),
+        detail,
+    );
+    checked.found(finding);
+}
+
 /// Adds what other leaves have of the ranges of those that are damaged.
 fn recover(checked: &mut Checked, view: &mut SetView, lost: Vec<(Pos, Pos)>, options: Options<'_>) {
     disown_garbage(checked, view, &lost);
@@ -97,6 +123,7 @@ fn recover(checked: &mut Checked, view: &mut SetView, lost: Vec<(Pos, Pos)>, opt
     let doubt = evidence.recover(view);
     super::journal::disagree(checked, view, &doubt);
     checked.found_leaves = evidence.leaves();
+    checked.broken_nodes.extend_from_slice(evidence.broken());
     for bucket in &view.nodes {
         checked.metadata.entry(*bucket).or_insert(Use::Node);
     }

@@ -4,10 +4,11 @@ use super::super::evidence::Evidence;
 use super::super::finding::{Finding, narrowed};
 use super::super::kind::Kind;
 use super::super::ranges::Ranges;
-use super::super::view::journal::{Journal, Stop};
+use super::super::view::journal::{Journal, Scan, Stop};
 use super::super::view::node::NodeView;
-use super::super::view::{Fault, SetView, What};
+use super::super::view::{Cache, Fault, SetView, What};
 use super::{Checked, Options};
+use bcache_format::jset::JsetHeader;
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{BucketNr, Pos, Sectors, Structure};
@@ -36,7 +37,13 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
         }
     }
     let hole = journal.overlooked();
-    let full = if hole.is_some() { journal.with_hidden() } else { journal.clone() };
+    let mut full = if hole.is_some() { journal.with_hidden() } else { journal.clone() };
+    let torn = journal.torn_tail().filter(|_| hole.is_none());
+    // One entry is written at a time: a crash tears no more than one.
+    let rotted = torn.and_then(|torn| last_head(&cache, &journal, torn));
+    if let Some(last) = rotted {
+        full.forget_before(last.last_seq.get());
+    }
     let Some(newest) = full.newest() else { return lost(checked, full, options) };
     if let Some((byte, seq)) = hole {
         let reached = journal.newest().map_or(0, |newest| newest.jset.seq);
@@ -44,7 +51,11 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     } else if let Some(what) = journal.missing(cache.sb.discard()) {
         checked.found(cache.fault(Structure::Jset, newest.byte, what).into());
     }
-    if let Some(torn) = journal.torn_tail().filter(|_| hole.is_none()) {
+    if let (Some(last), Some(torn)) = (rotted, torn) {
+        let (from, to) = (newest.jset.seq.saturating_add(1), last.seq.get());
+        let detail = format!("entries {from}..={to} are damaged: more than a crash can leave");
+        checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
+    } else if let Some(torn) = torn {
         let detail = format!("entry {} is not whole", newest.jset.seq.saturating_add(1));
         checked.found(Finding::new(Kind::JournalTailTorn, &name, torn.end, detail));
     }
@@ -70,6 +81,7 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
         let doubt = evidence.recover(&mut view);
         disagree(checked, &view, &doubt);
         checked.found_leaves = evidence.leaves();
+        checked.broken_nodes.extend_from_slice(evidence.broken());
         if table_lost
             && faults.iter().all(|fault| fault.structure != Structure::UuidTable)
             && !view.uuids.is_empty()
@@ -87,6 +99,42 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     checked.set = Some(view);
     true
 }
+
+/// The newest head of an entry that is newer than the torn one, of which nothing is valid.
+fn last_head(cache: &Cache, journal: &Journal, torn: &Scan) -> Option<JsetHeader> {
+    let next = journal.newest()?.jset.seq.checked_add(1)?;
+    let geometry = &cache.geometry;
+    let block = geometry.block_bytes();
+    // Behind it in its bucket, and in the bucket that comes next.
+    let end = geometry.bucket_start_byte(torn.bucket).saturating_add(geometry.bucket_bytes());
+    let index = journal.scans.iter().position(|scan| scan.bucket == torn.bucket)?;
+    let behind = journal.scans.get((index + 1) % journal.scans.len().max(1))?;
+    let mut newest: Option<JsetHeader> = None;
+    let mut look = |from: u64, to: u64| {
+        let to = to.min(from.saturating_add(LOOKED_AT));
+        let Ok((bytes, _)) = cache.read_around(Structure::Jset, from, to.saturating_sub(from)) else {
+            return;
+        };
+        for header in bytes.chunks(usize::try_from(block).unwrap_or(512).max(1)).filter_map(JsetHeader::read)
+        {
+            let (seq, last) = (header.seq.get(), header.last_seq.get());
+            // Numbers go on; what is far from that is anything.
+            let sound = seq > next && seq - next <= LOOKED_AT / block && last <= seq;
+            if header.magic.get() == cache.magic.jset()
+                && sound
+                && newest.as_ref().is_none_or(|before| before.seq.get() < seq)
+            {
+                newest = Some(header);
+            }
+        }
+    };
+    look(torn.end, end);
+    look(behind.end, behind.end.saturating_add(block));
+    newest
+}
+
+/// Bytes behind a torn entry that are looked at: a few dozen entries of the largest size.
+const LOOKED_AT: u64 = 1 << 20;
 
 /// Whether there are extents at all: a new set has none, and no slots either.
 fn has_keys(view: &SetView) -> bool {
@@ -108,6 +156,7 @@ fn lost(checked: &mut Checked, journal: Journal, options: Options<'_>) -> bool {
     checked.table_found = completed.table;
     let doubt = evidence.recover(&mut view);
     checked.found_leaves = evidence.leaves();
+    checked.broken_nodes.extend_from_slice(evidence.broken());
     let found = checked.found_leaves > 0;
     checked.found(fault.into());
     disagree(checked, &view, &doubt);

@@ -80,7 +80,9 @@ impl Salvage {
             let bucket = extent.key.ptr().map(|ptr| view.cache.geometry.ptr_bucket(ptr));
             let revived = bucket.is_some_and(|bucket| checked.revived.contains(&bucket));
             let metadata = bucket.is_some_and(|bucket| checked.metadata.contains_key(&bucket));
-            if extent.key.dirty() && (extent.live().is_some() || revived) && !metadata {
+            // What two extents share, and what cannot be read: a repair leaves it out as well.
+            let dropped = checked.dropped.contains(&extent.key.pos());
+            if extent.key.dirty() && (extent.live().is_some() || revived) && !metadata && !dropped {
                 let belief = if doubtful(&extent.key) { Belief::Doubtful } else { Belief::Sure };
                 slots.entry(extent.key.inode()).or_default().push((extent.key, belief));
             }

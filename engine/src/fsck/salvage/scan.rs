@@ -35,7 +35,15 @@ pub struct Scanned {
     pub uuids: Vec<UuidEntry>,
     /// The bucket that it is in.
     pub uuid_bucket: Option<BucketNr>,
+    /// Buckets whose beginning cannot be read, and that have nothing else of a node: each may have been one, and newer than
+    /// what was found.
+    pub unread: Vec<BucketNr>,
+    /// Nodes with something that is not sound, some of them: a flipped bit may be why.
+    pub broken: Vec<BucketNr>,
 }
+
+/// Nodes that are not sound of which the bits are looked at.
+const BROKEN_MAX: usize = 1 << 10;
 
 /// A whole chain of prio sets; without entries when there is none.
 #[derive(Default)]
@@ -71,12 +79,16 @@ pub fn scan(cache: &Cache, lost: &Ranges, progress: &mut dyn FnMut(u64, u64)) ->
         announce(bucket.0.saturating_add(READS_AHEAD));
         let byte = geometry.bucket_start_byte(bucket);
         let Ok(head) = cache.read(Structure::BtreeNode, byte, head_bytes) else {
-            node(cache, bucket, lost, &mut scanned);
+            if !node(cache, bucket, lost, &mut scanned) {
+                scanned.unread.push(bucket);
+            }
             continue;
         };
         let magic = head.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
         if magic == Some(cache.magic.bset()) {
-            node(cache, bucket, lost, &mut scanned);
+            if !node(cache, bucket, lost, &mut scanned) && scanned.broken.len() < BROKEN_MAX {
+                scanned.broken.push(bucket);
+            }
         } else if magic == Some(cache.magic.prio_set()) {
             prios.extend(prio_set(cache, bucket).map(|set| (bucket, (set.seq, set.next_bucket))));
         } else if let Some(table) = uuids(cache, bucket, &head) {
@@ -102,16 +114,16 @@ fn may_be_node(cache: &Cache, bucket: BucketNr) -> bool {
     read.is_err() || generation(cache, &bytes, geometry.bucket_start(bucket).0).is_some()
 }
 
-/// Notes the node in a bucket. Which generation its pointer has follows from a checksum.
-fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) {
+/// Notes the node in a bucket. Which generation its pointer has follows from a checksum. False when nothing of one is there.
+fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) -> bool {
     let geometry = cache.geometry;
     let byte = geometry.bucket_start_byte(bucket);
     let Ok((bytes, fault)) = cache.read_around(Structure::BtreeNode, byte, geometry.btree_node_bytes())
     else {
-        return;
+        return false;
     };
     let sector = geometry.bucket_start(bucket).0;
-    let Some(generation) = generation(cache, &bytes, sector) else { return };
+    let Some(generation) = generation(cache, &bytes, sector) else { return false };
     let parsed = parse(&bytes, Ptr::new(0, sector, generation), cache.magic, geometry.block_bytes());
     let whole = parsed.is_ok() && fault.is_none();
     let (before, sets) = match parsed {
@@ -121,17 +133,20 @@ fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) {
             (before, broken.readable.sets.into_iter().chain(broken.behind).collect())
         }
     };
+    if !whole && scanned.broken.len() < BROKEN_MAX {
+        scanned.broken.push(bucket);
+    }
     let first_is_there = before > 0;
     let sets: Vec<Vec<Bkey>> =
         sets.iter().map(|(_, set)| set.keys().map_while(Result::ok).collect()).collect();
     if sets.iter().all(Vec::is_empty) {
-        return;
+        return true;
     }
     if is_interior(cache, &sets) {
         // Behind a bset that is lost nobody knows which children it had added and freed.
         let sound = sets.get(..before).unwrap_or_default();
         children(cache, sound, &mut scanned.ranges);
-        return;
+        return true;
     }
     let sound = |key: &Bkey| key.size() > 0 && key.size() <= key.offset();
     let sets: Vec<Vec<Bkey>> =
@@ -140,7 +155,7 @@ fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) {
     let mut first = sets.first().filter(|_| first_is_there).cloned().unwrap_or_default();
     let mut keys = merge_all(sets);
     let (Some(start), Some(end)) = (keys.first().map(Bkey::start_pos), keys.last().map(Bkey::pos)) else {
-        return;
+        return true;
     };
     let wanted = |key: &Bkey| lost.touch((key.start_pos(), key.pos()));
     first.retain(wanted);
@@ -150,6 +165,7 @@ fn node(cache: &Cache, bucket: BucketNr, lost: &Ranges, scanned: &mut Scanned) {
         keys.shrink_to_fit();
         scanned.leaves.push(Leaf { bucket, generation, first, keys, hull: (start, end), whole });
     }
+    true
 }
 
 /// The keys of a bset in their order, whatever order they were in.

@@ -112,6 +112,11 @@ impl Journal {
         }
         journal
     }
+    /// Forgets the keys of entries before one: a newer entry, of which no more than that can be read, said that they need not
+    /// be replayed, for the btree has them or what is newer.
+    pub fn forget_before(&mut self, last_seq: u64) {
+        self.entries.range_mut(..last_seq).for_each(|(_, entry)| entry.jset.keys.clear());
+    }
     /// The entry with the highest sequence number.
     #[must_use]
     pub fn newest(&self) -> Option<&Entry> {
