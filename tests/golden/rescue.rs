@@ -303,6 +303,64 @@ fn a_superblock_comes_back_from_a_backup() {
 }
 
 #[test]
+fn metadata_comes_back_from_an_image_unless_the_set_was_used_since() {
+    let dir = paths::scratch().unwrap();
+    let (cache, backing) = set(dir.path());
+    let image = dir.path().join("image");
+    assert!(bcache(&["image", "-o", text(&image)], std::slice::from_ref(&cache)).status.success());
+    let (whole, devices) = (fs::read(&cache).unwrap(), [cache.clone(), backing.clone()]);
+    let restore = || bcache(&["restore", text(&image)], &devices);
+    assert_eq!(restore().status.code(), Some(8), "what is in order stays");
+    // Superblock, journal, and one leaf: everything comes back, and once more does nothing.
+    let damages = [(4096, 4096), (1 << 16, 8 << 16), (28 << 16, 1 << 16)];
+    for (at, bytes) in damages {
+        write(&cache, at, &vec![0; bytes]);
+        let done = restore();
+        assert_eq!(done.status.code(), Some(0), "{at}: {done:?}");
+        assert!(fs::read(&cache).unwrap() == whole, "{at}");
+    }
+    for (at, bytes) in damages {
+        write(&cache, at, &vec![0; bytes]);
+    }
+    assert_eq!(restore().status.code(), Some(0));
+    assert!(fs::read(&cache).unwrap() == whole);
+    // Another device, a part of one, and what is none.
+    for wrong in [&backing, &image] {
+        let refused = bcache(&["restore", text(&image)], std::slice::from_ref(wrong));
+        assert_eq!(refused.status.code(), Some(8), "{refused:?}");
+    }
+    // It was used since: not even with its superblock and its journal gone is it brought back.
+    assert!(bcache(&["flush"], &devices).status.success());
+    for with_journal in [true, false] {
+        write(&cache, 4096, &[0; 4096]);
+        if !with_journal {
+            write(&cache, 1 << 16, &vec![0; 8 << 16]);
+        }
+        let before = fs::read(&cache).unwrap();
+        let refused = restore();
+        assert_eq!(refused.status.code(), Some(8), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("used since"), "{refused:?}");
+        assert!(fs::read(&cache).unwrap() == before);
+    }
+}
+
+#[test]
+fn salvage_writes_the_same_to_a_file_and_to_a_pipe() {
+    let dir = paths::scratch().unwrap();
+    let (cache, backing) = set(dir.path());
+    // Something is lost: a leaf.
+    write(&cache, (28 << 16) + 100, b"rot");
+    let devices = [cache, backing];
+    let file = dir.path().join("file");
+    let to_file = bcache(&["salvage", "-o", text(&file)], &devices);
+    let to_pipe = bcache(&["salvage", "-o", "-"], &devices);
+    assert_eq!(to_file.status.code(), to_pipe.status.code());
+    assert!(fs::read(&file).unwrap() == to_pipe.stdout);
+    assert_eq!(to_file.stdout, to_pipe.stderr, "what is told goes beside it");
+    assert!(!to_file.stdout.is_empty());
+}
+
+#[test]
 fn a_journal_that_is_gone_is_called_gone_and_its_set_comes_back() {
     let dir = paths::scratch().unwrap();
     let (cache, backing) = set(dir.path());
@@ -365,6 +423,66 @@ fn doctor_tells_who_uses_a_device_and_what_is_in_it() {
     fs::copy(&cache, &clone).unwrap();
     let (said, code) = doctor(&[cache, clone]);
     assert!(said.contains("are both caches of set") && code == Some(1), "{said}");
+}
+
+/// Every next command that begins with `bcache` is one that can be typed as it stands, and the others are shell.
+#[test]
+fn what_doctor_says_to_do_next_can_be_typed() {
+    let dir = paths::scratch().unwrap();
+    let two = Set::open("two-backing-flash").unwrap();
+    let spaced = dir.path().join("it's a \"folder\"");
+    fs::create_dir(&spaced).unwrap();
+    let (one, other) = (set(dir.path()), two.copy_to(&spaced).unwrap());
+    let (cut, luks) = (dir.path().join("cut"), dir.path().join("luks"));
+    fs::copy(&one.0, &cut).unwrap();
+    fs::File::options().write(true).open(&cut).unwrap().set_len(32 << 20).unwrap();
+    fs::write(&luks, [&b"LUKS\xba\xbe"[..], &[0; 1 << 20]].concat()).unwrap();
+    let gone = dir.path().join("gone");
+    fs::create_dir(&gone).unwrap();
+    let gone = two.copy_to(&gone).unwrap();
+    let lost = gone.iter().find(|path| path.ends_with("cache.img")).unwrap();
+    let geometry = bcache_engine::fsck::view::Devices::open([std::sync::Arc::new(
+        bcache_engine::fsck::view::FileDevice::open(lost).unwrap(),
+    ) as bcache_engine::fsck::view::Device])
+    .unwrap()
+    .caches[0]
+        .clone();
+    let (first, count) = (geometry.geometry.first_bucket, geometry.njournal_buckets());
+    let bucket = geometry.geometry.bucket_bytes();
+    write(lost, first * bucket, &vec![0; (count * bucket) as usize]);
+
+    // Two sets at once, a damaged one, one device of a set alone, and what is not usable.
+    let both: Vec<PathBuf> = [one.0.clone(), one.1.clone()].into_iter().chain(other.clone()).collect();
+    let cases = [both, gone.clone(), vec![one.1.clone()], vec![cut], vec![luks], vec![other[0].clone()]];
+    let programs = paths::program("bcache").unwrap().parent().unwrap().to_owned();
+    let (mut typed, mut only_parsed) = (0, 0);
+    for devices in cases {
+        let output = bcache(&["doctor"], &devices);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(!said.is_empty(), "{devices:?}: {:?}", String::from_utf8_lossy(&output.stderr));
+        let next = said.lines().filter_map(|line| line.trim_start().strip_prefix("next: "));
+        for command in
+            next.filter(|command| !command.starts_with("find the") && !command.starts_with("attach a"))
+        {
+            let run = command.starts_with("bcache ");
+            let shell = if run { &["-c", command][..] } else { &["-n", "-c", command] };
+            let place = dir.path().join(format!("run-{typed}"));
+            fs::create_dir_all(&place).unwrap();
+            let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+            let ran = Command::new("sh").args(shell).current_dir(&place).env("PATH", path).output().unwrap();
+            let code = ran.status.code().unwrap();
+            // A check or a rescue of something damaged says so; what cannot be understood ends with 2, 8 or 16.
+            let fine: &[i32] = if command.contains("fsck") { &[0, 4] } else { &[0, 1] };
+            assert!(fine.contains(&code), "{command}: {ran:?}");
+            assert!(!ran.stderr.starts_with(b"bcache: name one"), "{command}: {ran:?}");
+            if run && command.contains(" -o ") {
+                assert!(fs::read_dir(&place).unwrap().count() == 1, "{command} writes nothing: {ran:?}");
+            }
+            typed += usize::from(run);
+            only_parsed += usize::from(!run);
+        }
+    }
+    assert!(typed >= 10 && only_parsed >= 1, "{typed}, {only_parsed}");
 }
 
 #[test]

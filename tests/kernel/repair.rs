@@ -15,10 +15,11 @@ use bcache_tests::{paths, sparse};
 
 use crate::cases::{self, After, World};
 
-/// A set, what is written over its cache, and the options of the repair.
+/// A set, what is written over its cache and its backing devices, and the options of the repair.
 struct Case {
     set: &'static str,
     damage: &'static [(u64, &'static [u8])],
+    backings: &'static [(u64, &'static [u8])],
     option: &'static str,
     /// Whether nothing is lost by it.
     same: bool,
@@ -26,11 +27,15 @@ struct Case {
     flush: bool,
 }
 
+/// A superblock that is gone.
+const GONE: (u64, &[u8]) = (4096, &[0; 4096]);
+
 const CASES: &[Case] = &[
     // Prio set in bucket 28 of 64 KiB, and the superblock's checksum.
     Case {
         set: "wb-dirty",
         damage: &[(28 * 65536 + 100, b"rot"), (4096, b"checksum")],
+        backings: &[],
         option: "-p",
         same: true,
         flush: false,
@@ -39,25 +44,38 @@ const CASES: &[Case] = &[
     Case {
         set: "two-backing-flash",
         damage: &[(17 * 65536 + 100, b"rot")],
+        backings: &[],
         option: "-p",
         same: true,
         flush: false,
     },
     // The superblock's checksum alone; then all dirty data goes to the backing device.
-    Case { set: "block-4k", damage: &[(4096, b"checksum")], option: "-p", same: true, flush: true },
+    Case {
+        set: "block-4k",
+        damage: &[(4096, b"checksum")],
+        backings: &[],
+        option: "-p",
+        same: true,
+        flush: true,
+    },
     // A leaf.
     Case {
         set: "deep-btree",
         damage: &[(952 * 16384 + 64, b"rot")],
+        backings: &[],
         option: "-y",
         same: false,
         flush: false,
     },
+    // Superblocks put together from what is left: the cache's, the backing device's, and all of them.
+    Case { set: "reuse-gc", damage: &[GONE], backings: &[], option: "-y", same: true, flush: false },
+    Case { set: "wt-clean", damage: &[], backings: &[GONE], option: "-y", same: true, flush: false },
+    Case { set: "bucket-2m", damage: &[GONE], backings: &[GONE], option: "-y", same: true, flush: false },
 ];
 
-fn damage(cache: &Path, case: &Case) {
-    let file = std::fs::File::options().write(true).open(cache).unwrap();
-    for (byte, bytes) in case.damage {
+fn damage(device: &Path, damage: &[(u64, &[u8])]) {
+    let file = std::fs::File::options().write(true).open(device).unwrap();
+    for (byte, bytes) in damage {
         std::os::unix::fs::FileExt::write_all_at(&file, bytes, *byte).unwrap();
     }
 }
@@ -73,8 +91,9 @@ fn the_kernel_takes_repaired_sets_and_shows_their_content() {
         let own = dir.path().join(case.set);
         std::fs::create_dir(&own).unwrap();
         let devices = set.copy_to(&own).unwrap();
-        let cache = devices.iter().find(|path| path.ends_with("cache.img")).unwrap();
-        damage(cache, case);
+        for device in &devices {
+            damage(device, if device.ends_with("cache.img") { case.damage } else { case.backings });
+        }
         let mut fsck = Command::new(paths::program("bcache-fsck").unwrap());
         let output =
             fsck.arg(case.option).arg("--undo").arg(own.join("undo")).args(&devices).output().unwrap();

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use bcache_engine::fsck::backup;
+use bcache_engine::fsck::image::MAGIC as IMAGE;
 use bcache_engine::fsck::repair::{WriteAt, apply};
 
 use super::devices::{Access, InUse, each_once, open, open_for};
+use super::image::unpack;
 use super::output::{Output, Readers};
 use super::{BadInput, Out, Outcome};
 
@@ -27,14 +29,17 @@ pub struct BackupArgs {
     devices: Vec<PathBuf>,
 }
 
-/// Bring a lost superblock back from a file that `bcache backup` made
+/// Bring a lost superblock back from a file that `bcache backup` made, or all metadata from one of `bcache image`
 ///
 /// The device is known by its size, or by --uuid. Nothing is written when it has a sound superblock, when the file has none
-/// for it, or when what is on it is not what the superblock leads to: then it was used for something else since.
+/// for it, or when what is on it is not what the superblock leads to: then it was used for something else since. From a
+/// metadata image everything comes back that a check reads; nothing is written when the set is in order, or was used since
+/// the image was made.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  bcache restore set.bcbackup /dev/nvme0n1")]
+#[command(after_help = "Examples:\n  bcache restore set.bcbackup /dev/nvme0n1\n  \
+    bcache restore cache.bcimg /dev/nvme0n1 /dev/sdb")]
 pub struct RestoreArgs {
-    /// The backup
+    /// The backup, or a metadata image of the device
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Which superblock of the backup, when several devices have the same size
@@ -43,7 +48,7 @@ pub struct RestoreArgs {
     /// Even if the device carries the signature of something else, as another disk of the same size would
     #[arg(long)]
     force: bool,
-    /// The device that lost its superblock
+    /// The device that lost its superblock, or other metadata
     #[arg(value_name = "DEV")]
     device: PathBuf,
     /// The other devices of the set, which are only looked at
@@ -72,7 +77,12 @@ pub fn restore(args: RestoreArgs, out: &mut Out) -> Outcome {
     let name = || args.file.display().to_string();
     let bad = |what: String| BadInput(format!("{}: {what}", name()));
     let bytes = std::fs::read(&args.file).map_err(|error| bad(error.to_string()))?;
-    let kept = backup::load(&bytes).map_err(|error| bad(error.to_string()))?;
+    let image = bytes.starts_with(IMAGE);
+    let kept =
+        if image { Vec::new() } else { backup::load(&bytes).map_err(|error| bad(error.to_string()))? };
+    if image && args.uuid.is_some() {
+        return Err(BadInput("--uuid is for a backup: a metadata image is of one device".to_owned()).into());
+    }
     each_once(std::iter::once(&args.device).chain(&args.others))?;
     let mut found = crate::signature::find(&args.device)?;
     found.retain(|one| one.kind != "bcache");
@@ -90,10 +100,14 @@ pub fn restore(args: RestoreArgs, out: &mut Out) -> Outcome {
     for path in &args.others {
         others.push(open(path, InUse::Refuse)?);
     }
-    let plan = backup::restore(&kept, &device, args.uuid, &others);
+    let plan = match unpack(&args.file)?.filter(|_| image) {
+        Some(image) => backup::restore_image(image, &device, &others),
+        None => backup::restore(&kept, &device, args.uuid, &others),
+    };
     let plan = plan.map_err(|refused| BadInput(refused.to_string()))?;
     apply(&plan, &[(writable.name(), &writable as &dyn WriteAt)])?;
-    writeln!(out, "{}: its superblock is as it was when it was kept", args.device.display())?;
+    let what = if image { "metadata" } else { "superblock" };
+    writeln!(out, "{}: its {what} is as it was when it was kept", args.device.display())?;
     writeln!(out, "next: bcache fsck -n with all devices of the set")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use bcache_engine::dev::lock;
@@ -45,11 +46,10 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         if let Err(fault) = devices.push(open(path, InUse::Allow)?) {
             well = false;
             writeln!(out, "{}: not usable\n  {}", fault.device, fault.what)?;
-            writeln!(out, "  next: bcache show {}", path.display())?;
+            writeln!(out, "  next: {}", below(path))?;
         }
     }
     let sets = devices.caches.iter().map(|cache| Set::look(cache, &devices.backings)).collect::<Vec<_>>();
-    let typed = typed(&args.devices);
     for (index, set) in sets.iter().enumerate() {
         let uuid = set.cache.sb.set_uuid;
         if let Some(other) = sets.iter().take(index).find(|other| other.cache.sb.set_uuid == uuid) {
@@ -60,23 +60,62 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
             )?;
             well = false;
         }
-        well &= set.tell(&typed, out)?;
+        well &= set.tell(out)?;
     }
     for backing in &devices.backings {
-        well &= tell_backing(backing, &sets, &args.devices, out)?;
+        well &= tell_backing(backing, &sets, out)?;
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Devices as they are typed.
-fn typed(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+/// Devices as they are typed in a shell.
+fn typed<'n>(names: impl IntoIterator<Item = &'n Arc<str>>) -> String {
+    names.into_iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" ")
 }
+
+/// A word as it is typed in a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !word.is_empty() && word.chars().all(plain) && !word.starts_with('-') {
+        return word.to_owned();
+    }
+    let safe = if word.starts_with('-') { format!("./{word}") } else { word.to_owned() };
+    format!("'{}'", safe.replace('\'', r"'\''"))
+}
+
+/// How to come to a bcache device that may be inside of what is none.
+fn below(path: &Path) -> String {
+    let mut magic = [0; 8];
+    let name = path.display().to_string();
+    let mut has = |byte: u64, bytes: &[u8]| {
+        let Some(part) = magic.get_mut(..bytes.len()) else { return false };
+        let file = std::fs::File::open(path);
+        file.and_then(|file| file.read_exact_at(part, byte)).is_ok() && part == bytes
+    };
+    if has(0, LUKS) {
+        format!("cryptsetup open --readonly {} inside && bcache doctor /dev/mapper/inside", quoted(&name))
+    } else if (0..4).any(|sector| has(sector * 512, LVM)) {
+        "lvs -o lv_path   # an LVM physical volume is on it: name its logical volumes".to_owned()
+    } else if has(0, MD) || has(4096, MD) {
+        format!("mdadm --examine {}   # a member of an md array: name the array", quoted(&name))
+    } else {
+        format!("bcache show {}", quoted(&name))
+    }
+}
+
+/// What a LUKS container begins with.
+const LUKS: &[u8] = b"LUKS\xba\xbe";
+/// What is in one of the first sectors of an LVM physical volume.
+const LVM: &[u8] = b"LABELONE";
+/// What the superblock of a member of an md array begins with.
+const MD: &[u8] = &[0xfc, 0x4e, 0x2b, 0xa9];
 
 /// A cache, and what is in it.
 struct Set {
     cache: Cache,
     view: Option<SetView>,
+    /// The backing devices that were named of it.
+    backings: Vec<Arc<str>>,
     faults: u64,
     told: Vec<Finding>,
     /// The last journal write was cut off.
@@ -90,11 +129,21 @@ struct Set {
 impl Set {
     fn look(cache: &Cache, backings: &[Backing]) -> Self {
         let (view, told, sectors) = (None, Vec::new(), BTreeMap::new());
-        let mut set = Self { cache: cache.clone(), view, faults: 0, told, torn: false, gone: false, sectors };
         let ours = backings
             .iter()
             .filter(|backing| backing.sb.set_uuid == cache.sb.set_uuid || backing.sb.set_uuid.is_nil());
+        let names = ours.clone().map(|backing| Arc::clone(&backing.name)).collect();
         let devices = ours.map(|backing| backing.device.clone());
+        let mut set = Self {
+            cache: cache.clone(),
+            view,
+            backings: names,
+            faults: 0,
+            told,
+            torn: false,
+            gone: false,
+            sectors,
+        };
         let checked = check(std::iter::once(cache.device.clone()).chain(devices), Options::default());
         set.faults = checked.findings.counts.values().sum();
         set.gone = checked.has(Kind::JournalEmpty);
@@ -109,8 +158,29 @@ impl Set {
         set
     }
 
+    /// Its devices, and another one, as they are typed.
+    fn typed_with(&self, other: Option<&Arc<str>>) -> String {
+        let other = other.filter(|other| !self.backings.contains(other));
+        typed(std::iter::once(&self.cache.name).chain(&self.backings).chain(other))
+    }
+
+    /// Commands that save what is dirty of it, one for each content.
+    fn salvage(&self) -> Vec<String> {
+        let cache = quoted(&self.cache.name);
+        let several = self.backings.len() > 1;
+        let of_device = |(index, name): (usize, &Arc<str>)| {
+            let number = if several { format!("-{index}") } else { String::new() };
+            format!("bcache salvage -o disk{number}.img {cache} {}", quoted(name))
+        };
+        let volumes = self.view.as_ref().map_or(0, |view| view.volumes().count());
+        let of_volume =
+            |number: usize| format!("bcache salvage -o volume-{number}.img --of volume:{number} {cache}");
+        self.backings.iter().enumerate().map(of_device).chain((0..volumes).map(of_volume)).collect()
+    }
+
     /// Tells of the cache itself. False when something is wrong.
-    fn tell(&self, devices: &str, out: &mut Out) -> Result<bool> {
+    fn tell(&self, out: &mut Out) -> Result<bool> {
+        let devices = self.typed_with(None);
         let (name, geometry) = (&self.cache.name, &self.cache.geometry);
         let capacity = size(Sectors(geometry.nbuckets.saturating_mul(geometry.bucket_sectors.into())));
         let buckets = size_of(geometry.bucket_bytes());
@@ -133,7 +203,9 @@ impl Set {
         }
         if self.gone {
             writeln!(out, "  its journal is gone: it was in use, and Linux refuses it")?;
-            writeln!(out, "  next: bcache salvage -o disk.img {devices}")?;
+            for command in self.salvage() {
+                writeln!(out, "  next: {command}")?;
+            }
         }
         let Some(view) = &self.view else {
             if self.faults > 0 {
@@ -195,7 +267,7 @@ fn size_of(bytes: u64) -> String {
 }
 
 /// Tells of a backing device. False when something is wrong or missing.
-fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out) -> Result<bool> {
+fn tell_backing(backing: &Backing, sets: &[Set], out: &mut Out) -> Result<bool> {
     let sectors = Sectors::from_bytes(backing.device.size()).0 - backing.fields.data_offset.0;
     writeln!(out, "{}: backing device of {}, {}", backing.name, size(Sectors(sectors)), backing.sb.uuid)?;
     let name = &backing.name;
@@ -218,7 +290,7 @@ fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out)
         let state =
             if backing.sb.state() == BackingState::None { "is attached to no cache" } else { "is stale" };
         writeln!(out, "  by its superblock it {state}, but {} has {dirty} dirty of it", set.cache.name)?;
-        writeln!(out, "  next: bcache fsck -n {}", typed(all))?;
+        writeln!(out, "  next: bcache fsck -n {}", set.typed_with(Some(name)))?;
         return Ok(false);
     }
     match backing.sb.state() {
@@ -242,7 +314,7 @@ fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out)
         return Ok(false);
     };
     let attachment = set.view.as_ref().map(|view| view.attachment(backing));
-    let devices = typed(all);
+    let devices = set.typed_with(Some(name));
     match attachment {
         None if set.faults > 0 => {
             writeln!(out, "  its cache {} is damaged: it may lack data without it", set.cache.name)?;
@@ -292,7 +364,7 @@ fn tell_backing(backing: &Backing, sets: &[Set], all: &[PathBuf], out: &mut Out)
                     "  attached to {}, {dirty} dirty: NOT safe alone; its newest data is in the cache",
                     set.cache.name
                 )?;
-                writeln!(out, "  next: bcache export -o disk.img --of {name} {devices}")?;
+                writeln!(out, "  next: bcache export -o disk.img --of {} {devices}", quoted(name))?;
                 Ok(set.faults == 0)
             }
         }
@@ -341,20 +413,20 @@ fn alone(backing: &Backing, out: &mut Out) -> Result<bool> {
         let mut bytes = vec![0; magic.len()];
         backing.device.read_at(offset + byte, &mut bytes).is_ok() && bytes == magic
     };
-    let md = [0xfc, 0x4e, 0x2b, 0xa9];
+    let name = quoted(name);
     let open = format!("losetup -r -f --show -o {offset} {name}");
-    if has(0, b"LUKS\xba\xbe") {
-        writeln!(
-            out,
-            "  LUKS is on it\n  next: cryptsetup open --readonly $({open}) NAME   (without bcache)"
-        )?;
-    } else if (0..4).any(|sector| has(sector * 512, b"LABELONE")) {
-        writeln!(out, "  an LVM physical volume is on it\n  next: {open}   (without bcache; then lvs)")?;
-    } else if has(0, &md) || has(4096, &md) {
+    let next = if has(0, LUKS) {
+        writeln!(out, "  LUKS is on it")?;
+        format!("cryptsetup open --readonly \"$({open})\" inside")
+    } else if (0..4).any(|sector| has(sector * 512, LVM)) {
+        writeln!(out, "  an LVM physical volume is on it")?;
+        format!("{open} && lvs -o lv_path,vg_name")
+    } else if has(0, MD) || has(4096, MD) {
         writeln!(out, "  a member of an md array is on it")?;
-        writeln!(out, "  next: mdadm --assemble --readonly /dev/md/NAME $({open})   (without bcache)")?;
+        format!("mdadm --assemble --readonly /dev/md/inside \"$({open})\"")
     } else {
-        writeln!(out, "  next: mount -o ro,loop,offset={offset} {name} /mnt   (without bcache)")?;
-    }
+        format!("mount -o ro,loop,offset={offset} {name} /mnt")
+    };
+    writeln!(out, "  next: {next}   # without bcache")?;
     Ok(true)
 }

@@ -1,6 +1,6 @@
 //! `bcache salvage`: dirty data of a cache whose journal or btree root is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::fsck::check::Progress;
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::salvage::{Belief, Salvage, data_byte};
-use bcache_engine::fsck::view::{Backing, Content};
+use bcache_engine::fsck::view::{Backing, Content, Device};
 use bcache_engine::fsck::{Options, check};
 use bcache_format::superblock::BackingState;
 use bcache_format::{Bkey, SECTOR_SIZE, Sectors};
@@ -17,8 +17,8 @@ use serde_json::json;
 
 use super::choose::{Of, loses};
 use super::devices::{Access, InUse, Writable, each_has_data, each_once, open_for};
-use super::export::{Sparse, copy_around, progress};
-use super::output::{Output, Readers};
+use super::export::{Sink, Sparse, Stream, copy_around, progress};
+use super::output::{Output, Readers, finish_standard};
 use super::{BadInput, Out, Outcome};
 
 /// Bytes copied at a time.
@@ -36,7 +36,8 @@ const CHUNK: u64 = 1 << 20;
 #[command(group(clap::ArgGroup::new("target").required(true).args(["output", "to"])))]
 #[command(after_help = "Example:\n  bcache salvage -o disk.img /dev/sdb /dev/nvme0n1")]
 pub struct Args {
-    /// Write an image: the backing device's content with the dirty data on top
+    /// Write an image: the backing device's content with the dirty data on top; `-` is standard output, and what is told
+    /// goes to standard error then
     #[arg(short, long, value_name = "IMAGE")]
     output: Option<PathBuf>,
     /// Write the dirty data to this backing device itself
@@ -125,7 +126,10 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         (None, Some(device)) => lay(&found, &keys_to_write, Sectors(0), &base, device)?,
         (None, None) => bail!("nowhere to write to"),
     };
-    let complete = report(&args, &found, slot, &base, keys, &lost, out)?;
+    // Standard output has the image then.
+    let mut beside = std::io::stderr();
+    let told: &mut dyn Write = if args.output.as_deref() == Some(Path::new("-")) { &mut beside } else { out };
+    let complete = report(&args, &found, slot, &base, keys, &lost, told)?;
     // What is lost of the journal has no place of which it could be said: whatever is newest may have been there.
     Ok(if complete && !loses(&checked) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -193,8 +197,14 @@ fn image(
     out: &mut Out,
 ) -> Result<Vec<(u64, u64)>> {
     let name = || output.display().to_string();
-    let Output::File(partial) = Output::create(output, devices, Readers::All, out)? else {
-        bail!("{}: salvage writes here and there: name a file", name());
+    let partial = match Output::create(output, devices, Readers::All, out)? {
+        Output::File(partial) => partial,
+        Output::Stream(file) => return stream(found, base, keys, &mut Stream(file)).with_context(name),
+        Output::Standard(out) => {
+            let lost = stream(found, base, keys, &mut Stream(&mut *out)).with_context(name)?;
+            finish_standard(out).with_context(name)?;
+            return Ok(lost);
+        }
     };
     let mut bad = Vec::new();
     let mut offset = Sectors(0);
@@ -219,6 +229,69 @@ fn image(
     lost.extend(lay(found, keys, offset, base, &target)?);
     partial.finish().with_context(name)?;
     Ok(lost)
+}
+
+/// The same from front to back, for what takes nothing else.
+fn stream(found: &Salvage, base: &Base<'_>, keys: &[Bkey], sink: &mut dyn Sink) -> Result<Vec<(u64, u64)>> {
+    let (start, end) = base.range();
+    let outside = |key: &&Bkey| key.start() < start || key.offset() > end;
+    let mut lost: Vec<(u64, u64)> =
+        keys.iter().filter(outside).map(|key| (key.start(), key.offset())).collect();
+    let inside: Vec<&Bkey> = keys.iter().filter(|key| !outside(key)).collect();
+    let step = CHUNK / SECTOR_SIZE;
+    let (mut content, mut data) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
+    let bar = progress(&base.name(0), Sectors(end - start).bytes());
+    for at in (start..end).step_by(step as usize) {
+        let until = (at + step).min(end);
+        let place =
+            |from: u64, to: u64| Sectors(from - at).bytes() as usize..Sectors(to - at).bytes() as usize;
+        let part = &mut content[place(at, until)];
+        part.fill(0);
+        let mut bad = BTreeSet::new();
+        if let Base::Backing(backing) = base {
+            bad.extend(read_sectors(&backing.device, at, part));
+        }
+        let first = inside.partition_point(|key| key.offset() <= at);
+        for key in inside[first..].iter().take_while(|key| key.start() < until) {
+            let (from, to) = (key.start().max(at), key.offset().min(until));
+            let part = &mut data[place(from, to)];
+            let source = data_byte(key) / SECTOR_SIZE + (from - key.start());
+            let unread: BTreeSet<u64> = read_sectors(&found.cache.device, source, part)
+                .map(|sector| sector - source + from)
+                .collect();
+            for sector in from..to {
+                if !unread.contains(&sector) {
+                    content[place(sector, sector + 1)].copy_from_slice(&data[place(sector, sector + 1)]);
+                    bad.remove(&sector);
+                }
+            }
+            bad.extend(unread);
+        }
+        for sector in bad {
+            match lost.last_mut().filter(|(_, to)| *to == sector) {
+                Some((_, to)) => *to += 1,
+                None => lost.push((sector, sector + 1)),
+            }
+        }
+        sink.data(Sectors(at - start).bytes(), &content[place(at, until)])?;
+        bar.inc(Sectors(until - at).bytes());
+    }
+    bar.finish_and_clear();
+    Ok(lost)
+}
+
+/// Reads what starts at a sector; tells those that cannot be read, which are zeros then.
+fn read_sectors<'b>(device: &Device, at: u64, bytes: &'b mut [u8]) -> impl Iterator<Item = u64> + use<'b> {
+    let mut bad = Vec::new();
+    if device.read_at(Sectors(at).bytes(), bytes).is_err() {
+        for (sector, bytes) in (at..).zip(bytes.chunks_mut(SECTOR_SIZE as usize)) {
+            if device.read_at(Sectors(sector).bytes(), bytes).is_err() {
+                bytes.fill(0);
+                bad.push(sector);
+            }
+        }
+    }
+    bad.into_iter()
 }
 
 /// Copies the extents' data to where it belongs, `offset` before its place on the backing device, around what cannot be
@@ -274,7 +347,7 @@ fn report(
     base: &Base<'_>,
     keys: &[(Bkey, Belief)],
     lost: &[(u64, u64)],
-    out: &mut Out,
+    out: &mut dyn Write,
 ) -> Result<bool> {
     let name = base.name(slot);
     let (offset, end) = base.range();
