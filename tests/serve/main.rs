@@ -76,7 +76,8 @@ fn devices_in_use_and_wrong_ones_are_refused() {
 fn superblock(device: &Path) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let mut bytes = vec![0; 4096];
-    std::fs::File::open(device).unwrap().read_exact_at(&mut bytes, 4096).unwrap();
+    let file = std::fs::File::open(device).expect("the device");
+    file.read_exact_at(&mut bytes, 4096).expect("its superblock");
     bytes
 }
 
