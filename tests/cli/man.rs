@@ -20,6 +20,20 @@ fn the_pages_are_those_that_cargo_man_writes() {
     }
 }
 
+/// Readers look for these, in this order.
+#[test]
+fn each_page_of_a_command_has_the_sections_that_readers_look_for() {
+    let sections = ["SYNOPSIS", "DESCRIPTION", "OPTIONS", "\"EXIT STATUS\"", "\"SEE ALSO\""];
+    for (name, text) in man::pages().unwrap() {
+        if !name.ends_with(".8") || text.starts_with(".so ") {
+            continue;
+        }
+        let places: Vec<Option<usize>> =
+            sections.iter().map(|section| text.find(&format!("\n.SH {section}\n"))).collect();
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{name}: {places:?}");
+    }
+}
+
 #[test]
 fn the_completions_are_those_that_cargo_man_writes() {
     let dir = paths::repository().join("completions");

@@ -4,10 +4,15 @@
 use anyhow::Result;
 use bcache_engine::set::LEFT_OUT;
 use bcache_engine::settings::{DeviceSettings, SetSettings};
-use clap::Command;
+use clap::{Arg, ArgAction, Command};
+
+mod sections;
 
 /// One page: its file name, `bcache-export.8`, and its text.
 pub type Page = (String, String);
+
+/// When what the pages say was last looked through as a whole. The day of a build would make each build another.
+pub const DATE: &str = "2026-11-27";
 
 /// The page that stands above all the others.
 pub const BY_HAND: &str = "bcache.8";
@@ -34,7 +39,7 @@ pub fn pages() -> Result<Vec<Page>> {
 /// The page of everything that `bcache fsck` can find.
 fn findings() -> String {
     let mut page = String::from(
-        ".TH bcache-findings 7 \"\" ubcache\n.SH NAME\nbcache\\-findings \\- what bcache\\-fsck(8) finds, and what it does about it\n\
+        ".TH bcache-findings 7 \"2026-11-27\" ubcache ubcache\n.SH NAME\nbcache\\-findings \\- what bcache\\-fsck(8) finds, and what it does about it\n\
          .SH DESCRIPTION\nEvery finding has a name that never changes, and a severity: \\fIharmless\\fR is normal after a \
          crash;\n\\fIlossless\\fR can be put right without losing anything; \\fIloss\\fR means that data is lost, or may be;\n\
          \\fIfatal\\fR cannot be repaired. \\-p repairs the first two, \\-y the first three. Whatever its kind, a finding that\n\
@@ -57,7 +62,7 @@ fn findings() -> String {
 fn settings() -> String {
     let text = |text: &str| text.trim().replace('-', "\\-").replace('\'', "\\(aq");
     let mut page = String::from(
-        ".TH bcache-settings 7 \"\" ubcache\n.SH NAME\nbcache\\-settings \\- settings of cache sets and devices, by the \
+        ".TH bcache-settings 7 \"2026-11-27\" ubcache ubcache\n.SH NAME\nbcache\\-settings \\- settings of cache sets and devices, by the \
          kernel\\(aqs sysfs names\n.SH DESCRIPTION\nThey are changed with bcache\\-set(8), read with bcache\\-get(8), and given \
          to bcache\\-serve(8)\nwith \\-\\-set. Defaults are the kernel\\(aqs. Sizes may end in k, M or G.\nA number \
          beyond the bounds of its setting, which are the kernel\\(aqs, becomes the bound, and the log says so.\n",
@@ -91,13 +96,84 @@ fn add(pages: &mut Vec<Page>, command: Command, name: String) -> Result<()> {
     for child in command.get_subcommands() {
         add(pages, child.clone(), format!("{name}-{}", child.get_name()))?;
     }
-    let mut page = Vec::new();
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let synopsis = synopsis(&command);
+    let has_subcommands = command.has_subcommands();
     let command = command.name(name.clone());
-    clap_mangen::Man::new(command).section("8").date("").source("ubcache").render(&mut page)?;
-    // An empty date must be quoted, or the source takes its place.
-    let page = String::from_utf8(page)?
-        .replacen(&format!(".TH {name} 8  ubcache "), &format!(".TH {name} 8 \"\" ubcache"), 1)
-        .replacen(".SH EXTRA", ".SH NOTES", 1);
+    let man = clap_mangen::Man::new(command).section("8").date(DATE).source("ubcache").manual("ubcache");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    page.extend(synopsis.into_bytes());
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if has_subcommands {
+        man.render_subcommands_section(&mut page)?;
+    }
+    let mut page = tidy(&String::from_utf8(page)?);
+    page += &sections::behind(&name, &help);
     pages.push((format!("{name}.8"), page));
     Ok(())
+}
+
+/// How a command is typed, with the names of what its options take.
+fn synopsis(command: &Command) -> String {
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let mut page = format!(".SH SYNOPSIS\n.HP\n\\fB{}\\fR\n", escaped(name));
+    let shown = || command.get_arguments().filter(|arg| !arg.is_hide_set());
+    let help =
+        |arg: &&Arg| matches!(arg.get_action(), ArgAction::Help | ArgAction::HelpLong | ArgAction::Version);
+    let (options, operands): (Vec<&Arg>, Vec<&Arg>) =
+        shown().filter(|arg| !help(arg)).partition(|arg| !arg.is_positional());
+    for arg in options.into_iter().chain(operands) {
+        page += &argument(arg);
+    }
+    if command.has_subcommands() {
+        page += "\\fICOMMAND\\fR\n";
+    }
+    page
+}
+
+/// One option or operand, in brackets if it may be left out.
+fn argument(arg: &Arg) -> String {
+    let bold = |text: String| format!("\\fB{}\\fR", escaped(&text));
+    let named = match (arg.get_short(), arg.get_long()) {
+        (_, Some(long)) => bold(format!("--{long}")),
+        (Some(short), None) => bold(format!("-{short}")),
+        (None, None) => String::new(),
+    };
+    let takes = arg.is_positional() || arg.get_action().takes_values();
+    let names = arg.get_value_names().filter(|_| takes).unwrap_or_default();
+    let values: Vec<String> = names.iter().map(|name| format!("\\fI{}\\fR", escaped(name))).collect();
+    let optional =
+        arg.get_num_args().is_some_and(|count| takes && !arg.is_positional() && count.min_values() == 0);
+    let value = if optional { format!("[{}]", values.join(" ")) } else { values.join(" ") };
+    let again = arg.get_num_args().is_some_and(|count| count.max_values() > names.len().max(1))
+        || matches!(arg.get_action(), ArgAction::Append | ArgAction::Count);
+    let text = [named, value].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+    let dots = if again { "\\ ..." } else { "" };
+    if arg.is_required_set() { format!("{text}{dots}\n") } else { format!("[{text}]{dots}\n") }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('-', "\\-")
+}
+
+/// Takes out what clap_mangen writes that a checker of pages complains of: the definition of an apostrophe before each
+/// section, and breaks around empty lines, which are `.sp` to the checker.
+fn tidy(page: &str) -> String {
+    let mut lines: Vec<&str> = Vec::new();
+    for line in page.lines() {
+        let defines = line.starts_with(".ie ") || line.starts_with(".el ");
+        let again = defines && lines.contains(&line);
+        let empty =
+            line.is_empty() || (line == ".br" && lines.last().is_some_and(|before| before.is_empty()));
+        if again || empty {
+            continue;
+        }
+        lines.push(line);
+    }
+    // Of two breaks one is enough.
+    lines.dedup_by(|a, b| *a == ".br" && *b == ".br");
+    lines.join("\n") + "\n"
 }
