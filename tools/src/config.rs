@@ -336,7 +336,7 @@ mod tests {
             ("[device.a]\nwriteback_percent = = 3\n", "line 2, column "),
             ("[device.a]\n  nothing = 3\n", "line 2, column 3: there is no setting \"nothing\""),
             (
-                "[device.\u{e4}]\nwriteback_delay = 'soon'\n",
+                "[device.\"\u{e4}\"]\nwriteback_delay = 'soon'\n",
                 "line 2, column 19: writeback_delay: \"soon\" is not a number",
             ),
             (
