@@ -152,6 +152,36 @@ fn what_cannot_be_written_is_told_before_a_device_is() {
 }
 
 #[test]
+fn a_device_that_is_too_short_for_its_dirty_data_is_told() {
+    let dir = paths::scratch().unwrap();
+    let devices = make(dir.path(), 64 << 20, 64 << 20);
+    let options =
+        ["--set", "cache_mode=writeback", "--set", "writeback_running=0", "--set", "sequential_cutoff=0"];
+    let served = Served::start(dir.path(), &options, &devices).unwrap();
+    let mut client = served.client("").unwrap();
+    client.write(0, &[7; 4096], false).unwrap();
+    client.write(48 << 20, &[9; 4096], true).unwrap();
+    assert!(served.stop().unwrap().0.success());
+    std::fs::OpenOptions::new().write(true).open(&devices[1]).unwrap().set_len(32 << 20).unwrap();
+    let [cache, disk] = devices.each_ref().map(|device| device.to_str().unwrap());
+    let missing = (16 << 20) / 512 + 16 + 8;
+    for options in [&["--read-only"][..], &[]] {
+        let socket = dir.path().join("short");
+        let mut limited = std::process::Command::new("timeout");
+        limited.args(["-s", "TERM", "3"]).arg(paths::program("bcache").unwrap());
+        limited.arg("serve").arg("--nbd").arg(socket).args(options).args([cache, disk]);
+        let said = bcache_tests::cmd::run(&mut limited).unwrap();
+        let told = format!("disk.img: {missing} sectors too short for its dirty data");
+        assert!(said.stderr.contains(&told), "{options:?}: {said:?}");
+        assert!(said.stdout.contains("serving at"), "{said:?}");
+    }
+    for program in [&["fsck", "-n"][..], &["doctor"], &["flush", "--dry-run"]] {
+        let said = ours("bcache", program.iter().copied().chain([cache, disk])).unwrap();
+        assert!(said.stdout.contains("extent-beyond") || said.stderr.contains("extent-beyond"), "{said:?}");
+    }
+}
+
+#[test]
 fn labels_are_escaped_in_what_is_told() {
     let dir = paths::scratch().unwrap();
     let [cache, disk] = make(dir.path(), 64 << 20, 16 << 20);

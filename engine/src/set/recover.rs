@@ -303,6 +303,7 @@ impl CacheSet {
             for key in keys {
                 extents.extend(self.replayed(&key)?);
             }
+            extents.iter().filter(|extent| extent.dirty()).for_each(|extent| self.note_dirty_end(extent));
             self.insert_replayed(&extents, seq).await?;
             drop(pin);
         }
@@ -431,11 +432,15 @@ impl CacheSet {
             drop(buckets);
             if self.counts_as_dirty(extent) {
                 self.account_dirty(extent.inode(), extent.size() as i64);
-                let mut ends = self.dirty_ends.borrow_mut();
-                let end = ends.entry(extent.inode()).or_default();
-                *end = extent.end().max(*end);
+                self.note_dirty_end(extent);
             }
         });
+    }
+
+    fn note_dirty_end(&self, extent: &Extent) {
+        let mut ends = self.dirty_ends.borrow_mut();
+        let end = ends.entry(extent.inode()).or_default();
+        *end = extent.end().max(*end);
     }
 
     /// Refuses a set of which a bucket's generation is ahead of dirty data in it, though nothing else is there that it could

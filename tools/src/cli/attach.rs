@@ -200,7 +200,9 @@ pub fn run_resize(args: ResizeArgs, out: &mut Out) -> Outcome {
             || uuid.to_string() == *wanted
             || part.as_ref().is_some_and(|part| part.uuid == uuid)
     };
-    if let Some((device, uuid)) = expose::alone()?.into_iter().find(|(device, uuid)| is_it(device, *uuid)) {
+    // Without device-mapper there is none.
+    let alone = dm::available().map_or_else(|_| Ok(Vec::new()), |()| expose::alone())?;
+    if let Some((device, uuid)) = alone.into_iter().find(|(device, uuid)| is_it(device, *uuid)) {
         let below = dm::table(&device.name)?.first().and_then(dm::Target::below);
         let below = below.and_then(|(below, _)| expose::kernel_name(below)).context(device.name.clone())?;
         let part = identify(&Path::new("/dev").join(below))?;

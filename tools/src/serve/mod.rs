@@ -147,12 +147,15 @@ impl Opened {
 /// What to say of a device whose backing device is too short for the dirty data that its cache has; nothing of any other.
 #[must_use]
 pub fn too_short(set: &CacheSet, device: &Device) -> Option<String> {
-    let (missing, backing) = (set.missing_sectors(device), device.backing()?);
+    shorter_by(set.missing_sectors(device), device.backing()?.dev.dev.name())
+}
+
+/// The same of a device that lacks so many sectors.
+fn shorter_by(missing: u64, name: &str) -> Option<String> {
     (missing > 0).then(|| {
         format!(
-            "{}: {missing} sectors too short for its dirty data, which stays in the cache and cannot be read until the \
-             device is as long again",
-            backing.dev.dev.name()
+            "{name}: {missing} sectors too short for its dirty data, which stays in the cache and cannot be read until the \
+             device is as long again"
         )
     })
 }

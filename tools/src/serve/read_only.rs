@@ -11,9 +11,12 @@ use bcache_engine::env::Env;
 use bcache_engine::fsck::view::{Backing, Content, SetView, set};
 use bcache_engine::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::superblock::BackingState;
+use bcache_format::{Pos, Sectors};
 use uuid::Uuid;
 
+use super::shorter_by;
 use crate::cli::devices::{InUse, must_have_data, open_all};
+use crate::cli::note;
 
 /// What all volumes look at.
 struct Seen {
@@ -81,6 +84,12 @@ pub fn volumes(env: &Env, paths: &[PathBuf]) -> Result<Vec<Rc<dyn Volume>>> {
     let cache = set::single_cache(&devices)?.filter(|cache| needed || cache.sb.sync()).cloned();
     let set = cache.map(SetView::open).transpose()?;
     let seen = Arc::new(Seen { set, backings: devices.backings });
+    for backing in seen.backings.iter().filter(|backing| attached(backing)) {
+        let missing = seen.set.as_ref().map_or(0, |set| missing_sectors(set, backing));
+        if let Some(short) = shorter_by(missing, &backing.name) {
+            note("bcache", &short);
+        }
+    }
     let mut volumes: Vec<Rc<dyn Volume>> = Vec::new();
     let mut add = |which, name: String, label: String, uuid: Uuid| -> Result<()> {
         let bytes = seen.content(which).with_context(|| name.clone())?.bytes;
@@ -107,6 +116,16 @@ pub fn volumes(env: &Env, paths: &[PathBuf]) -> Result<Vec<Rc<dyn Volume>>> {
         bail!("no backing device was named, and the cache has no volume");
     }
     Ok(volumes)
+}
+
+/// By how many sectors a backing device is too short for its dirty data.
+fn missing_sectors(set: &SetView, backing: &Backing) -> u64 {
+    let slot = set.uuids.iter().position(|entry| entry.uuid == backing.sb.uuid);
+    let Some(slot) = slot.and_then(|slot| u32::try_from(slot).ok()) else { return 0 };
+    let end = Sectors::from_bytes(backing.device.size()).0;
+    let behind = set.extents(Pos::new(slot, end), Pos::new(slot, u64::MAX)).flatten();
+    let dirty = behind.filter(|extent| extent.live().is_some() && extent.key.dirty());
+    dirty.map(|extent| extent.key.pos().offset.saturating_sub(end)).max().unwrap_or(0)
 }
 
 impl SeenVolume {
