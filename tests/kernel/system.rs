@@ -105,7 +105,7 @@ fn who_is_on_the_way_between_two_tables_is_not_lost() {
 #[test]
 #[ignore = "boots a kernel"]
 fn whatever_disk_fails_nothing_hangs_and_nothing_is_stale() {
-    println!("{}", Job::new("matrix.sh", 7).seconds(600).run());
+    println!("{}", Job::new("matrix.sh", 11).seconds(600).run());
 }
 
 #[test]

@@ -64,6 +64,7 @@ class Device:
         self.cell, self.kind, self.name, self.path = cell, kind, name, f"/dev/mapper/{name}"
         self.allowed = [{0} for _ in range(BLOCKS)]  # generations that each block may have; 0: nothing was written
         self.durable = [{0} for _ in range(BLOCKS)]  # what they may have after a power cut, too
+        self.writes = []
         self.generation, self.answers, self.waiting = 0, [], []
         self.watched, self.turn, self.last = False, 0, None
     def write(self, block, patience=60):
@@ -73,9 +74,10 @@ class Device:
         self.allowed[block] = self.allowed[block] | {generation}
         self.durable[block] = self.durable[block] | {generation}
         io = Io(self.path, block, content(block, generation))
-        io.generation = generation
+        self.writes = [(at, g, write) for at, g, write in self.writes if write.end is None] + [(block, generation, io)]
         if not io.wait(patience): return None
-        if io.error is None: self.allowed[block] = {generation}
+        # What is under way yet may come after it.
+        if io.error is None: self.allowed[block] = {generation} | {g for at, g, write in self.writes if at == block and write.end is None}
         return io.error is None
     def flush(self):
         descriptor = os.open(self.path, os.O_RDWR)
@@ -87,7 +89,8 @@ class Device:
             return "absent" if io.error in (2, 6, 19) else f"error {io.error}"
         zero = bytes(4096)
         if any(io.data == (content(io.block, g) if g else zero) for g in self.allowed[io.block] | io.before): return "data"
-        self.cell.bad(f"{self.name}: block {io.block} has neither of the generations {sorted(self.allowed[io.block])}")
+        found = [g for g in range(self.generation + 1) if io.data == (content(io.block, g) if g else zero)]
+        self.cell.bad(f"{self.name}: block {io.block} has {found}, and none of the generations {sorted(self.allowed[io.block] | io.before)}")
         return "WRONG"
     def look(self):
         """Once a second: begins a read, and takes what came of those before."""
@@ -101,9 +104,9 @@ class Device:
                 self.waiting.remove(io)
                 self.last = self.judge(io)
                 self.answers.append(self.last)
-                if io.took() > BOUND and not self.cell.may_hang(self):
+                if io.took() > BOUND and not self.cell.may_hang(self, io.start):
                     self.cell.bad(f"{self.name}: a read took {io.took():.0f} s")
-            elif io.took() > BOUND and not self.cell.may_hang(self) and not getattr(io, "told", False):
+            elif io.took() > BOUND and not self.cell.may_hang(self, io.start) and not getattr(io, "told", False):
                 io.told = True
                 self.cell.bad(f"{self.name}: a read of block {io.block} hangs; {self.cell.picture(self.name)}")
     def all(self):
@@ -119,14 +122,15 @@ class Cell:
     def __init__(self, number, who, fault, event, state):
         self.number, self.who, self.fault, self.event, self.state = number, who, fault, event, state
         self.name = f"{who} {fault}, {event}, {state}"
-        self.faults, self.hanging, self.over = [], False, False
+        self.faults, self.hanging, self.healed, self.over = [], False, 0, False
         self.set = f"00000000-0000-4000-8000-{number:012x}"
         self.part = {part: f"p{number}{part}" for part in SIZE}
         self.devices = {kind: Device(self, kind, f"m{number}{kind}") for kind in ("data", "other")}
     def bad(self, what):
         self.faults.append(what)
-    def may_hang(self, device):
-        return self.hanging and (self.who == "cache" or device.kind == "data")
+    def may_hang(self, device, since=None):
+        hangs = self.hanging or since is not None and since < self.healed
+        return hangs and (self.who == "cache" or device.kind == "data")
     def picture(self, name):
         table = sh("dmsetup", "table", name, check=False).stdout.strip()
         info = sh("dmsetup", "info", "-c", "--noheadings", name, check=False).stdout.strip()
@@ -250,7 +254,7 @@ class Cell:
         part = self.failed()
         if self.fault == "hangs":
             sh("dmsetup", "resume", self.part[part])
-            self.hanging = False
+            self.hanging, self.healed = False, time.monotonic()
         elif self.fault == "clone":
             # The disk is replaced by its copy, under a name of its own first, then for good.
             name = self.part[part + "-copy"]

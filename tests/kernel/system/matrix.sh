@@ -11,5 +11,5 @@ cat > /opt/impatient/bcache-engine << ENGINE
 exec '$programs/bcache-engine' --answer-within 3 --missing-cache-timeout 3 "\$@"
 ENGINE
 chmod +x /opt/impatient/bcache-engine
-PATH=/opt/impatient:$PATH python3 "$(dirname "${BASH_SOURCE[0]}")/matrix.py" "$1"
+PATH=/opt/impatient:$PATH python3 "$(dirname "${BASH_SOURCE[0]}")/matrix.py" "$@"
 no_kernel_complaints
