@@ -72,10 +72,12 @@ async fn part(env: &Env, path: &Path) -> Result<Part> {
     Part::of(path, &sb)
 }
 
-/// Whether an engine says of itself that it does not use a part.
+/// Whether an engine says of itself that it does not use a part. One that it still looks at may be in use as soon as it
+/// answers.
 fn is_unused(status: &Value, path: &Path) -> bool {
     let Some(parts) = status["parts"].as_array() else { return false };
-    !parts.iter().any(|part| part["device"] == json!(path) && part["standing"] == "active")
+    let needed = ["active", "waiting", "new"].map(Value::from);
+    !parts.iter().any(|part| part["device"] == json!(path) && needed.contains(&part["standing"]))
 }
 
 /// Asks the process that serves the set to hand it over, and waits for its end.
@@ -131,8 +133,11 @@ mod tests {
             {"device": "/dev/a", "standing": "active"},
             {"device": "/dev/b", "standing": "failed"},
             {"device": "/dev/c", "standing": "alone"},
+            {"device": "/dev/e", "standing": "new"},
         ]});
-        for (path, unused) in [("/dev/a", false), ("/dev/b", true), ("/dev/c", true), ("/dev/d", true)] {
+        for (path, unused) in
+            [("/dev/a", false), ("/dev/b", true), ("/dev/c", true), ("/dev/d", true), ("/dev/e", false)]
+        {
             assert_eq!(is_unused(&status, Path::new(path)), unused, "{path}");
         }
         // Nobody says anything: all that is listed may be in use.
