@@ -104,6 +104,10 @@ impl Engine {
             if alone.number != part.device {
                 bail!("{} is another disk now", path.display());
             }
+            // Whoever uses it knows how long it is.
+            if part.data_sectors * 512 < kept.switch.shape().bytes {
+                bail!("{} has become shorter", path.display());
+            }
             // Whom the name leads to the disk nobody tells of it any more.
             if alone.volume.owes_clients() {
                 bail!("a flush failed, and no client was told of it yet");
