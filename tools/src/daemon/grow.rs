@@ -39,7 +39,9 @@ impl Engine {
         if switch.shape().bytes <= before.bytes {
             return Ok(before.bytes);
         }
-        self.swap_front(&device, &name, switch).await.with_context(|| format!("/dev/mapper/{name}"))
+        let bytes = self.swap_front(&device, &name, switch, || Ok(())).await?;
+        tracing::info!(name, bytes, "has grown");
+        Ok(bytes)
     }
 
     /// The same for a part, if it is one of ours that is in use: udev says that it has changed.
@@ -57,25 +59,37 @@ impl Engine {
         }
     }
 
-    async fn swap_front(self: &Rc<Self>, device: &Rc<Device>, name: &str, switch: Rc<Switch>) -> Result<u64> {
+    /// Leads the name of a device to a front end of another length, made for this, if `check` finds nothing against it while
+    /// nobody can claim what it asks about. Its length in bytes.
+    ///
+    /// # Errors
+    /// What the check says, or the kernel refuses; the name leads to where it did.
+    pub(super) async fn swap_front(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        name: &str,
+        switch: Rc<Switch>,
+        check: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+    ) -> Result<u64> {
         let (uuid, bytes) = (device.uuid, switch.shape().bytes);
         let (front, table) = Exposed::another_front(&self.env, self.options.front, &switch, device).await?;
         let loaded = name.to_owned();
-        let swap = move || hold::swap(&loaded, uuid, &table, || Ok(()));
+        let swap = move || hold::swap(&loaded, uuid, &table, check);
         if let Err(error) = self.env.offload(swap).await {
-            return Err(super::exposed::undone(front, error.into()).await);
+            let error = anyhow::Error::from(error).context(format!("/dev/mapper/{name}"));
+            return Err(super::exposed::undone(front, error).await);
         }
         let old = {
             let mut exposed = self.exposed.borrow_mut();
-            let one = exposed.iter_mut().find(|one| one.device.uuid == uuid).context("it left meanwhile")?;
+            let one = exposed.iter_mut().find(|one| Rc::ptr_eq(&one.device, device));
+            let one = one.context("it left meanwhile")?;
             one.switch = switch;
             let old = std::mem::replace(&mut one.front, front);
             self.rescue_from_failure(one);
             old
         };
-        tracing::info!(name, bytes, "has grown");
         if let Err(error) = old.remove().await {
-            tracing::warn!(name, %error, "the shorter block device below is left behind");
+            tracing::warn!(name, %error, "the block device of before is left behind");
         }
         Ok(bytes)
     }

@@ -8,10 +8,9 @@ use uuid::Uuid;
 
 use super::attach::MOST;
 use super::engine::Engine;
-use super::exposed::Exposed;
 use super::switch::Switch;
+use crate::dm;
 use crate::serve::told;
-use crate::{dm, hold};
 
 impl Engine {
     /// Gives a flash-only volume another size. The kernel's drivers cannot change that of a block device in use: the name
@@ -45,33 +44,13 @@ impl Engine {
         let label = device.label.get().to_text();
         let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), label));
         let switch = Switch::of_size(&self.env, volume, bytes);
-        let (front, table) = Exposed::another_front(&self.env, self.options.front, &switch, &device).await?;
         let name = {
             let exposed = self.exposed.borrow();
             let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
             one.map(|one| one.name.clone()).context("it left meanwhile")?
         };
-        let swapped = name.clone();
         let check = move || if bytes < before { refuse_in_use(uuid) } else { Ok(()) };
-        let swap = move || hold::swap(&swapped, uuid, &table, check);
-        let old = match self.env.offload(swap).await.with_context(|| format!("/dev/mapper/{name}")) {
-            Err(error) => {
-                if let Err(second) = front.remove().await {
-                    tracing::warn!(error = %second, "a block device is left behind");
-                }
-                return Err(error);
-            }
-            Ok(()) => {
-                let mut exposed = self.exposed.borrow_mut();
-                let one = exposed.iter_mut().find(|one| Rc::ptr_eq(&one.device, &device));
-                let one = one.context("it left meanwhile")?;
-                one.switch = switch;
-                std::mem::replace(&mut one.front, front)
-            }
-        };
-        if let Err(error) = old.remove().await {
-            tracing::warn!(name, %error, "the block device below is left behind");
-        }
+        self.swap_front(&device, &name, switch, check).await?;
         if bytes < before {
             set.resize_volume(&device, bytes / 512).await.map_err(told)?;
         }
