@@ -2,7 +2,7 @@
 
 use super::super::evidence::Evidence;
 use super::super::finding::{Finding, Findings, narrowed};
-use super::super::kind::{Kind, Severity};
+use super::super::kind::Kind;
 use super::super::ranges::Ranges;
 use super::super::usage::{Gather, SectorMap, SlotUse, Use};
 use super::super::view::extents::STALE_MAX;
@@ -72,9 +72,6 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
             recover(checked, &mut view, lost, options);
             continue;
         }
-        if first && !settled {
-            ahead(checked, &view, &gens);
-        }
         if settled {
             break;
         }
@@ -91,33 +88,6 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
         data(checked, &view, options);
     }
     checked.set = Some(view);
-}
-
-/// Tells of data that is newer than the prio sets. A bucket is used again only when an entry is durable that names prio sets
-/// with its new generation: so there was one, and it is lost, however little of it is left. One generation ahead is no such
-/// sign: at a start, buckets in which nothing is are handed out with theirs in memory only, by Linux and here.
-fn ahead(checked: &mut Checked, view: &SetView, before: &Gens) {
-    let sound = checked.worst().is_none_or(|worst| worst <= Severity::Harmless);
-    let Some(newest) = view.journal.newest().filter(|_| sound && view.prios.broken.is_none()) else { return };
-    let by = |bucket: &u64| match (view.gens.get(*bucket), before.get(*bucket)) {
-        (Some(now), Some(before)) => now.wrapping_sub(before),
-        _ => 0,
-    };
-    let mut raised = (0..view.cache.geometry.nbuckets).filter(|bucket| by(bucket) > 1);
-    let Some(bucket) = raised.next() else { return };
-    let detail = format!(
-        "the newest is {}, but there is data in bucket {bucket} and {} others that is newer than the prio sets which it \
-         names: there were entries behind it",
-        newest.jset.seq,
-        raised.count()
-    );
-    let finding = Finding::new(
-        Kind::JournalMissing,
-        &view.cache.name,
-        newest.byte.saturating_add(newest.bytes),
-        detail,
-    );
-    checked.found(finding);
 }
 
 /// Adds what other leaves have of the ranges of those that are damaged.
