@@ -245,6 +245,8 @@ class Cell:
             for device in self.devices.values():
                 sh("dmsetup", "remove", "--retry", device.name, check=False, timeout=60)
                 device.allowed = [a | b for a, b in zip(device.allowed, device.durable)]
+            # A node that is left leads to whoever gets the number next.
+            sh("dmsetup", "mknodes", check=False)
             if self.hanging: sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.part[self.failed()])
             for file in os.listdir("/run/bcache"):
                 if file.startswith(self.set): os.unlink(f"/run/bcache/{file}")
