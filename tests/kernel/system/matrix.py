@@ -346,6 +346,19 @@ def main():
     words, step = sys.argv[2:], int(sys.argv[1])
     # Of a few, faults and events are all there: the numbers of both have no divisor in common with an odd step.
     cells = [cell for cell in cells if any(word in cell.name for word in words)] if words else cells[::step]
+    start = time.monotonic()
+    failed = go(cells, AT_ONCE)
+    # Several beside each other in an emulated machine may take longer than they should: whoever was late has another try for
+    # itself. Wrong content is never excused.
+    late = [cell for cell in failed if not any(" has [" in fault for fault in cell.faults)]
+    wrong = [cell for cell in failed if cell not in late]
+    if late: failed = wrong + go([Cell(cell.number, cell.who, cell.fault, cell.event, cell.state) for cell in late], 1)
+    print(f"{len(cells) - len(failed)} of {len(cells)} cells in {time.monotonic() - start:.0f} s, {len(late)} of them tried again")
+    sys.stdout.flush()
+    os._exit(1 if failed else 0)
+
+def go(cells, beside):
+    """Goes through cells, so many beside each other. Those that failed."""
     todo, failed = list(reversed(cells)), []
     def work():
         while True:
@@ -364,12 +377,9 @@ def main():
                     failed.append(cell)
                     try: print("".join("      | " + line for line in open(f"/run/bcache/{cell.set}.log").readlines()[-12:]), flush=True)
                     except OSError: pass
-    start = time.monotonic()
-    workers = [threading.Thread(target=work) for _ in range(AT_ONCE)]
+    workers = [threading.Thread(target=work) for _ in range(beside)]
     for worker in workers: worker.start()
     for worker in workers: worker.join()
-    print(f"{len(cells) - len(failed)} of {len(cells)} cells in {time.monotonic() - start:.0f} s")
-    sys.stdout.flush()
-    os._exit(1 if failed else 0)
+    return failed
 
 main()
