@@ -36,6 +36,12 @@ fn rot_prio(world: &mut World) {
     rot(world, prio, 0x100);
 }
 
+/// An entry that is not the newest.
+fn rot_journal(world: &mut World) {
+    let middle = *world.regions.iter().filter(|region| region.kind == Holds::Jset).nth(5).unwrap();
+    rot(world, middle, 0x80);
+}
+
 /// The set cannot be registered, and more than that is wrong with it.
 const CASES: [Case; 8] = [
     Case {
@@ -58,8 +64,7 @@ const CASES: [Case; 8] = [
         name: "bits of a superblock and of a leaf, the journal rots",
         set: "wb-crash",
         damage: |world| {
-            let middle = *world.regions.iter().filter(|region| region.kind == Holds::Jset).nth(5).unwrap();
-            rot(world, middle, 0x80);
+            rot_journal(world);
             let (superblock, leaf) = (world.regions[0], world.leaf()[0]);
             flip(world, superblock, 0x50);
             flip(world, leaf, 40);
@@ -87,8 +92,7 @@ const CASES: [Case; 8] = [
         name: "all superblocks gone, a hole in the journal",
         set: "wb-crash",
         damage: |world| {
-            let middle = *world.regions.iter().filter(|region| region.kind == Holds::Jset).nth(5).unwrap();
-            rot(world, middle, 0x80);
+            rot_journal(world);
             wipe_superblock(world);
             world.backings.iter_mut().for_each(|backing| backing.write(SB_OFFSET, &[0; 4096]));
         },

@@ -7,13 +7,9 @@
 use super::super::check::{Checked, Options, check};
 use super::super::view::{Cache, Device, SetView};
 use super::plan::Plan;
-use super::rebuild::Sink;
-use super::{
-    Refused, bucket_entries, free, judge, name_prios, place_entry, rebuild, simulate, write_superblock,
-};
+use super::{Refused, bucket_entries, judge, room, simulate, write_superblock};
+use bcache_format::Superblock;
 use bcache_format::superblock::{CacheFields, Role};
-use bcache_format::{BucketNr, Superblock};
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// How a cache becomes larger.
@@ -71,27 +67,7 @@ fn grown(cache: &Cache) -> Option<Cache> {
 }
 
 fn metadata(checked: &Checked, cache: &Cache, grown: &Cache, view: &SetView) -> Result<Plan, Refused> {
-    let no_room = || Refused::NoRoom { cache: Arc::clone(&cache.name) };
-    let entries = bucket_entries(grown, view, &[]);
-    let seq = view.prios.buckets.first().map_or(1, |(_, seq)| seq.wrapping_add(1));
-    let sets = usize::try_from(grown.geometry.prio_buckets()).map_err(|_| no_room())?;
-    // Only where there are buckets now, too.
-    let mut free: VecDeque<BucketNr> = free::free_buckets(checked, cache, sets).into();
-    let mut writes = Vec::new();
-    let sink =
-        Sink { free: &mut || free.pop_front(), random: &mut || 0, write: &mut |write| writes.push(write) };
-    let bucket = rebuild::prios(grown, entries, seq, sink).ok_or_else(no_room)?;
-    // The newest entry once more, without its keys: those are replayed from where they are.
-    let mut jset = view.journal.newest().ok_or_else(no_room)?.jset.clone();
-    jset.seq = jset.seq.checked_add(1).ok_or_else(no_room)?;
-    jset.keys.clear();
-    name_prios(&mut jset, cache, bucket).ok_or_else(no_room)?;
-    let placed = place_entry(checked, cache, view, &jset)?;
-    if !placed.found {
-        return Err(Refused::NoJournal { cache: Arc::clone(&cache.name) });
-    }
-    let mut plan = Plan::default();
-    plan.push("write prio sets for all buckets, the new ones too", writes);
-    plan.push("make them the set's", vec![placed.write]);
-    Ok(plan)
+    let why = "write prio sets for all buckets, the new ones too";
+    let plan = room::prios_alone(checked, cache, grown, view, (why, bucket_entries(grown, view, &[])))?;
+    plan.ok_or_else(|| Refused::NoJournal { cache: Arc::clone(&cache.name) })
 }
