@@ -1,22 +1,8 @@
 # Between two tables, two processes or two disks: who is on the way is missed by nobody, and nobody undoes what another does.
 modprobe -a loop dm-delay
-cache_size=$(blockdev --getsz /dev/vda) slow_size=$(blockdev --getsz /dev/vdb)
-fast_works="0 $cache_size linear /dev/vda 0" slow_works="0 $slow_size linear /dev/vdb 0"
-dmsetup create fast --table "$fast_works"
-dmsetup create slow --table "$slow_works"
-dmsetup mknodes
-# below NAME TABLE: gives a device another table, under whoever uses it.
-below() {
-  dmsetup load "$1" --table "$2"
-  dmsetup suspend --noflush --nolockfs "$1"
-  dmsetup resume "$1"
-}
+disks_below
 # late DISK SIZE READS WRITES: a table whose reads and writes take so many milliseconds.
 late() { echo "0 $2 delay $1 0 $3 $1 0 $4"; }
-lo() {
-  truncate -s "$2M" "/dev/shm/$1"
-  losetup "/dev/loop$1" "/dev/shm/$1"
-}
 set=00000000-0000-4000-8000-000000000001
 listens() { bcache status --json | grep -q "\"set\":\"$set\""; }
 engine() {

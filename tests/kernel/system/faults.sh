@@ -5,12 +5,6 @@ cache_works="0 $cache_size linear /dev/vda 0" backing_works="0 $backing_size lin
 dmsetup create fast --table "$cache_works"
 dmsetup create slow --table "$backing_works"
 dmsetup mknodes
-# below NAME TABLE: gives a device another table, under whoever uses it.
-below() {
-  dmsetup load "$1" --table "$2"
-  dmsetup suspend --noflush --nolockfs "$1"
-  dmsetup resume "$1"
-}
 # failing DISK SIZE WHAT: a table whose reads or writes fail, each of them.
 failing() { echo "0 $2 flakey $1 0 0 3600 1 error_$3"; }
 

@@ -1,20 +1,5 @@
 # Whatever fails, every request ends, with data or with an error; what is said of it is so; and what needs no cache goes on.
-cache_size=$(blockdev --getsz /dev/vda) slow_size=$(blockdev --getsz /dev/vdb)
-fast_works="0 $cache_size linear /dev/vda 0" slow_works="0 $slow_size linear /dev/vdb 0"
-dmsetup create fast --table "$fast_works"
-dmsetup create slow --table "$slow_works"
-dmsetup mknodes
-# below NAME TABLE: gives a device another table, under whoever uses it.
-below() {
-  dmsetup load "$1" --table "$2"
-  dmsetup suspend --noflush --nolockfs "$1"
-  dmsetup resume "$1"
-}
-# lo N MIB: a loop device in memory.
-lo() {
-  truncate -s "$2M" "/dev/shm/$1"
-  losetup "/dev/loop$1" "/dev/shm/$1"
-}
+disks_below
 modprobe loop
 set=00000000-0000-4000-8000-000000000001
 listens() { bcache status --json | grep -q "\"set\":\"$set\""; }

@@ -20,6 +20,26 @@ stays_stopped() {
   no_engine
 }
 
+# below NAME TABLE: gives a device another table, under whoever uses it.
+below() {
+  dmsetup load "$1" --table "$2"
+  dmsetup suspend --noflush --nolockfs "$1"
+  dmsetup resume "$1"
+}
+# A device of device-mapper's over each disk, fast and slow, and the tables with which they work.
+disks_below() {
+  cache_size=$(blockdev --getsz /dev/vda) slow_size=$(blockdev --getsz /dev/vdb)
+  fast_works="0 $cache_size linear /dev/vda 0" slow_works="0 $slow_size linear /dev/vdb 0"
+  dmsetup create fast --table "$fast_works"
+  dmsetup create slow --table "$slow_works"
+  dmsetup mknodes
+}
+# lo N MIB: a loop device in memory.
+lo() {
+  truncate -s "$2M" "/dev/shm/$1"
+  losetup "/dev/loop$1" "/dev/shm/$1"
+}
+
 # One file with random content, durable; its checksum goes to a list that check_files reads.
 write_file() {
   head -c "$2" /dev/urandom > "$1"
