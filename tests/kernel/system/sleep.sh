@@ -6,13 +6,15 @@ mkdir -p /sys/fs/cgroup/{load,rest}
 echo $$ > /sys/fs/cgroup/rest/cgroup.procs
 make-bcache --writeback -C /dev/vda -B /dev/vdb > /dev/null
 start_engine /dev/vda /dev/vdb
-mkfs.ext4 -q /dev/mapper/bcache0
-mkdir -p /mnt/x
-mount /dev/mapper/bcache0 /mnt/x
-write_file /mnt/x/before 2M
+# A thread of the kernel fills tables of inodes all the while.
+mkfs.ext4 -q -g 256 -i 1024 -E lazy_itable_init=1 /dev/mapper/bcache0
+where='/mnt/a x'
+mkdir -p "$where"
+mount -o init_itable=2 /dev/mapper/bcache0 "$where"
+write_file "$where/before" 2M
 loaded() {
   echo $BASHPID > /sys/fs/cgroup/load/cgroup.procs
-  fio_passes --directory=/mnt/x --numjobs=2 --fsync=32
+  fio_passes --directory="$where" --numjobs=2 --fsync=32
 }
 loaded & load=$!
 sleep 3
@@ -23,6 +25,7 @@ for ((n = 1; n <= $1; n++)); do
   hook pre
   echo freeze > /sys/power/state || { dmesg | tail -n 40; hook post; exit 1; }
   hook post
+  pgrep ext4lazyinit > /tmp/lazy || [[ $n != 1 ]]
   [[ $(cat /sys/fs/cgroup/load/cgroup.freeze) == 0 ]]
   sleep 0.5
   kill -0 $load
@@ -31,7 +34,7 @@ touch /tmp/enough
 wait $load
 check_files
 # Where nobody has a device there is nothing to do, and what is unknown is told.
-umount /mnt/x
+umount /dev/mapper/bcache0
 bcache stop --all
 hook pre
 [[ $(cat /sys/fs/cgroup/load/cgroup.freeze) == 0 ]]
