@@ -101,11 +101,11 @@ lo 3 32
 make-bcache -b 128k -l other -C /dev/loop2 -B /dev/loop3 > /dev/null
 bcache-register --wait /dev/loop2 /dev/loop3 > /dev/null
 await serves other
-sleep 1000 < /dev/mapper/bcache1 & holder=$!
+exec 9< /dev/mapper/bcache1
 refused 'bcache1 is in use' bcache stop --all
 gone /dev/mapper/other
 holds 1 2
-kill $holder
+exec 9<&-
 # A copy of a disk is not taken for the disk.
 bcache-register --without-cache /dev/loop3 > /dev/null
 cp /dev/shm/3 /dev/shm/4
