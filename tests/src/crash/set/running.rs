@@ -543,8 +543,13 @@ impl Running for RunningSet {
         let volumes = self.volumes();
         let alone = volumes.iter().enumerate().filter(|(index, _)| !attached(*index));
         let mut flushed = Ok(());
-        for volume in alone.filter_map(|(_, volume)| volume.as_ref()) {
-            flushed = flushed.and(volume.flush().await.map_err(|error| error.to_string()));
+        for (index, volume) in alone.filter_map(|(index, volume)| Some((index, volume.as_ref()?))) {
+            let told = volume.flush().await.map_err(|error| error.to_string());
+            // This is no client, and its clients go on: they are to hear of a failure too.
+            if let (Err(_), Some(switch)) = (&told, &self.switches.borrow()[index]) {
+                switch.doom();
+            }
+            flushed = flushed.and(told);
         }
         let Some(set) = &self.set else { return flushed.map(|()| false) };
         let failed = set.failure().is_some();
