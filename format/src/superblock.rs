@@ -267,6 +267,11 @@ pub enum BackingState {
 
 impl BackingState {
     const ALL: [Self; 4] = [Self::None, Self::Clean, Self::Dirty, Self::Stale];
+    /// All of the device's data is on it: whatever a cache may have of it is out of date.
+    #[must_use]
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Self::None | Self::Stale)
+    }
 }
 
 /// What only superblocks of caches have.

@@ -135,6 +135,6 @@ impl Part {
     /// Whether its data is whole without a cache.
     #[must_use]
     pub fn is_whole_alone(&self) -> bool {
-        matches!(self.role, Role::Backing(BackingState::None | BackingState::Stale))
+        matches!(self.role, Role::Backing(state) if state.is_whole())
     }
 }

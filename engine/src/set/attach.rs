@@ -74,7 +74,7 @@ impl CacheSet {
             return Err(Error::refused(format!("{name}: its blocks are smaller than the cache's")));
         }
         // One that ran without its cache is whole by itself, whatever set it was of.
-        let whole = matches!(state, BackingState::None | BackingState::Stale);
+        let whole = state.is_whole();
         if !whole && sb.set_uuid != set_uuid {
             return Err(Error::refused(format!("{name}: belongs to another cache set, {}", sb.set_uuid)));
         }
@@ -90,8 +90,7 @@ impl CacheSet {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
         };
         let known = self.uuids.borrow().find(&uuid);
-        let outdated = matches!(state, BackingState::None | BackingState::Stale);
-        let outdated = outdated && !seeded_bug!(AttachKeepsSlot);
+        let outdated = whole && !seeded_bug!(AttachKeepsSlot);
         if known.is_none() && state == BackingState::Dirty {
             return Err(Error::refused(format!(
                 "{name}: its dirty data is in another cache set; attach it to that one first"

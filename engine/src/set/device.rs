@@ -94,7 +94,7 @@ impl Backing {
     }
     /// Whether the superblock says that a cache counts. Only who may write it can rely on that.
     fn is_of_a_set(&self) -> bool {
-        let none = matches!(self.sb.borrow().state(), BackingState::None | BackingState::Stale);
+        let none = self.sb.borrow().state().is_whole();
         !none || seeded_bug!(LeftButMarked)
     }
     /// Whether the superblock on disk says dirty.

@@ -8,7 +8,6 @@ use bcache_engine::fsck::salvage::not_known;
 use bcache_engine::fsck::view::{Backing, Content, Device, Devices, Refusal, SetView, set};
 
 use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check, repair};
-use bcache_format::superblock::BackingState;
 use bcache_format::{Pos, Sectors};
 
 use super::{BadInput, memory};
@@ -78,8 +77,7 @@ pub fn loses(checked: &Checked) -> bool {
 impl Opened {
     /// Puts the set together, unless nothing of what is asked for can be in a cache.
     pub fn new(devices: Devices, of: Option<&Of>) -> Result<Self, Refusal> {
-        let attached =
-            |backing: &Backing| !matches!(backing.sb.state(), BackingState::None | BackingState::Stale);
+        let attached = |backing: &Backing| !backing.sb.state().is_whole();
         let cache = set::single_cache(&devices)?.cloned();
         let chosen = match of {
             Some(Of::Backing(name)) => devices.backings.iter().find(|backing| is_called(backing, name)),

@@ -284,7 +284,7 @@ fn tell_backing(backing: &Backing, sets: &[Set], out: &mut Out) -> Result<bool> 
     // By its superblock nothing is elsewhere: the cache may know better.
     let left = |set: &&Set| dirty_of(set, backing) > 0;
     if let Some(set) = sets.iter().find(left)
-        && matches!(backing.sb.state(), BackingState::None | BackingState::Stale)
+        && backing.sb.state().is_whole()
     {
         let dirty = size(Sectors(dirty_of(set, backing)));
         let state =

@@ -170,7 +170,7 @@ fn choose<'b>(args: &Args, found: &Salvage, backings: &'b [Backing]) -> Result<(
         return Ok((slot, base));
     }
     let state = backing.sb.state();
-    if matches!(state, BackingState::None | BackingState::Stale) {
+    if state.is_whole() {
         bail!(
             "{}: it was in use without its cache since ({}), so what the cache has of it is older; --slot takes one of \
              {slots} all the same",

@@ -16,7 +16,7 @@ use bcache_engine::request::{AloneVolume, DeviceVolume};
 use bcache_engine::set::{CacheSet, Device, read_superblock};
 use bcache_engine::settings::SetSettings;
 use bcache_engine::volume::Volume;
-use bcache_format::superblock::{BackingState, Superblock};
+use bcache_format::superblock::Superblock;
 use uuid::Uuid;
 
 use crate::in_use::{PATIENCE, PAUSE, loop_of};
@@ -175,7 +175,7 @@ fn sort_out(set: Uuid, backings: Vec<(Rc<dyn BlockDev>, Superblock)>, attach: bo
     let mut named = Vec::new();
     for (device, superblock) in backings {
         let path = device.name().to_owned();
-        let whole = matches!(superblock.state(), BackingState::None | BackingState::Stale);
+        let whole = superblock.state().is_whole();
         if superblock.set_uuid != set && !whole {
             bail!("{path}: attached to set {}, not to {set}", superblock.set_uuid);
         }

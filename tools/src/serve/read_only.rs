@@ -10,7 +10,6 @@ use bcache_engine::dev::{Buf, Shared};
 use bcache_engine::env::Env;
 use bcache_engine::fsck::view::{Backing, Content, SetView, set};
 use bcache_engine::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
-use bcache_format::superblock::BackingState;
 use bcache_format::{Pos, Sectors};
 use uuid::Uuid;
 
@@ -38,7 +37,7 @@ impl Seen {
             (Which::Volume(_), None) => bail!("a volume without a cache"),
             (Which::Backing(index), set) => {
                 let backing = self.backings.get(index).context("no such backing device")?;
-                let alone = matches!(backing.sb.state(), BackingState::None | BackingState::Stale);
+                let alone = backing.sb.state().is_whole();
                 match set {
                     Some(set) if !alone => set.cached_device(backing)?,
                     _ => set::backing_without_cache(backing)?,
@@ -77,8 +76,7 @@ pub struct SeenVolume {
 pub fn volumes(env: &Env, paths: &[PathBuf]) -> Result<Vec<Rc<dyn Volume>>> {
     let devices = open_all(paths, InUse::Refuse)?;
     must_have_data(&devices)?;
-    let attached =
-        |backing: &Backing| !matches!(backing.sb.state(), BackingState::None | BackingState::Stale);
+    let attached = |backing: &Backing| !backing.sb.state().is_whole();
     let needed = devices.backings.iter().any(attached);
     // A cache that was never used has nothing to show; the backing devices beside it may still be alone.
     let cache = set::single_cache(&devices)?.filter(|cache| needed || cache.sb.sync()).cloned();

@@ -73,7 +73,7 @@ fn against_cache(checked: &mut Checked, backing: &Backing) {
             }
             beyond(checked, backing, slot);
         }
-        None if matches!(state, BackingState::None | BackingState::Stale) => {}
+        None if state.is_whole() => {}
         None if !ours => {
             let detail = format!(
                 "it is attached to set {}, the cache is of set {} and has nothing of it",

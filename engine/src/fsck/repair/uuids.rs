@@ -204,9 +204,7 @@ pub(in super::super) fn is_proved(checked: &Checked, view: &SetView) -> bool {
     each_is_whose(checked, view, |backing, used, fit| match fit {
         Fit::Not => false,
         Fit::Unknown => used.dirty > 0 && backing.is_some_and(|it| it.sb.state() == BackingState::Dirty),
-        Fit::Same => {
-            backing.is_some_and(|it| !matches!(it.sb.state(), BackingState::None | BackingState::Stale))
-        }
+        Fit::Same => backing.is_some_and(|it| !it.sb.state().is_whole()),
     })
 }
 

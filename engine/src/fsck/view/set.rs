@@ -312,7 +312,7 @@ impl SetView {
     /// It belongs to another set, or is dirty and not known here.
     pub fn attachment(&self, backing: &Backing) -> Result<Attachment, Refusal> {
         let state = backing.sb.state();
-        if matches!(state, BackingState::None | BackingState::Stale) {
+        if state.is_whole() {
             return Ok(Attachment::Alone);
         }
         if backing.sb.set_uuid != self.cache.sb.set_uuid {
