@@ -1,14 +1,20 @@
 //! Whose a slot is when the uuid table does not say: what proves it, what is a guess, and what is nobody's.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+
 use bcache_engine::fsck::view::Device;
 use bcache_engine::fsck::{Checked, Kind, Options, Severity, check, repair};
-use bcache_format::superblock::{BackingState, SB_OFFSET};
+use bcache_format::superblock::{BackingState, Role, SB_OFFSET};
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Pos, Superblock};
+use bcache_tests::golden::Set;
+use bcache_tests::paths;
 
 use crate::cases::World;
 use crate::fsck::only_an_older_table;
 use crate::patched::Patched;
+use crate::programs::run_within;
 use crate::regions::Kind as Holds;
 
 fn run(devices: &[Device]) -> Checked {
@@ -128,6 +134,44 @@ fn a_slot_given_to_the_only_dirty_device_is_a_guess_where_no_table_is() {
     world.backings.truncate(1);
     change(&mut world.backings[0], |sb| sb.set_state(BackingState::Clean));
     assert_eq!(slots_of(&table_after(&world.devices()), &world.backings[0]), [0; 0]);
+}
+
+#[test]
+fn a_device_with_nothing_in_the_cache_is_exported_whole_whatever_is_guessed_of_others() {
+    let mut world = World::of("two-backing-flash");
+    // The only table that is found is older than the second device, which says that all its data is on it.
+    let uuid = superblock(&world.backings[1]).uuid;
+    only_an_older_table(&mut world, |table| {
+        let at = table.windows(16).position(|bytes| bytes == uuid.as_bytes()).unwrap();
+        table[at..at + 128].fill(0);
+    });
+    change(&mut world.backings[1], |sb| sb.set_state(BackingState::Clean));
+    let dir = paths::scratch().unwrap();
+    let devices = Set::open("two-backing-flash").unwrap().copy_to(dir.path()).unwrap();
+    let at = |device: &Patched| {
+        let path = devices.iter().find(|path| path.file_stem().unwrap() == &*device.device().name()).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        device.changes().for_each(|(byte, bytes)| file.write_all_at(bytes, byte).unwrap());
+        (path.clone(), file)
+    };
+    let (cache, _) = at(&world.cache);
+    let export = |device: &Patched| {
+        let (path, file) = at(device);
+        let output = dir.path().join("output");
+        let args = ["export", "-o", output.to_str().unwrap(), "--of", path.to_str().unwrap()];
+        let code = run_within(4 << 20, "bcache", &args, &[cache.clone(), path.clone()]);
+        (code, File::open(output).unwrap(), file)
+    };
+    let (code, output, file) = export(&world.backings[1]);
+    assert_eq!(code, 0, "all of it is on the device");
+    let Role::Backing(fields) = superblock(&world.backings[1]).role else { panic!("a backing device") };
+    let mut got = vec![0; output.metadata().unwrap().len() as usize];
+    let mut want = got.clone();
+    output.read_exact_at(&mut got, 0).unwrap();
+    file.read_exact_at(&mut want, fields.data_offset.bytes()).unwrap();
+    assert!(got == want);
+    // What is the first's is read by a table that may be out of date.
+    assert_eq!(export(&world.backings[0]).0, 1);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::fsck::salvage::not_known;
-use bcache_engine::fsck::view::{Backing, Content, Device, Devices, Refusal, SetView, set};
+use bcache_engine::fsck::view::set::{self, Attachment};
+use bcache_engine::fsck::view::{Backing, Content, Device, Devices, Refusal, SetView};
 
 use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check, repair};
 use bcache_format::{Pos, Sectors};
@@ -79,15 +80,7 @@ impl Opened {
     pub fn new(devices: Devices, of: Option<&Of>) -> Result<Self, Refusal> {
         let attached = |backing: &Backing| !backing.sb.state().is_whole();
         let cache = set::single_cache(&devices)?.cloned();
-        let chosen = match of {
-            Some(Of::Backing(name)) => devices.backings.iter().find(|backing| is_called(backing, name)),
-            Some(Of::Volume(_)) => None,
-            None => match devices.backings.as_slice() {
-                [only] => Some(only),
-                _ => None,
-            },
-        };
-        let needed = chosen.is_none_or(attached);
+        let needed = chosen(&devices, of).is_none_or(attached);
         let set = match cache {
             // A cache that was never used has no volumes; a backing device beside it may still be alone.
             Some(cache) if needed || cache.sb.sync() => match SetView::open(cache) {
@@ -134,8 +127,15 @@ impl Opened {
         // Standard error may be gone; what is lost is in the exit code too.
         let _ = writeln!(std::io::stderr(), "{found}; it is read as `bcache fsck -y` would leave it");
         let lost = checked.set.as_ref().map(|view| not_known(&checked, view)).unwrap_or_default();
-        let complete = !loses(&checked) && plan.changed.is_empty();
+        let complete = !loses(&checked) && plan.changed.is_empty() || opened.is_alone(of);
         Ok(Best { opened, lost, complete })
+    }
+
+    /// Whether what is asked for is a backing device with nothing in the cache: what is guessed of the set is not in it.
+    fn is_alone(&self, of: Option<&Of>) -> bool {
+        let Some(set) = &self.set else { return true };
+        let is_alone = |backing| matches!(set.attachment(backing), Ok(Attachment::Alone));
+        chosen(&self.devices, of).is_some_and(is_alone)
     }
 
     /// The content of what is meant, with a word for it.
@@ -206,6 +206,16 @@ pub fn sectors_of(ranges: &[(Pos, Pos)], slot: u32, offset: Sectors, sectors: u6
         (from < to).then_some((from, to))
     };
     ranges.iter().filter_map(inside).collect()
+}
+
+/// The backing device that is asked for.
+fn chosen<'d>(devices: &'d Devices, of: Option<&Of>) -> Option<&'d Backing> {
+    match (of, devices.backings.as_slice()) {
+        (Some(Of::Backing(name)), all) => all.iter().find(|backing| is_called(backing, name)),
+        (Some(Of::Volume(_)), _) => None,
+        (None, [only]) => Some(only),
+        (None, _) => None,
+    }
 }
 
 fn is_called(backing: &Backing, name: &str) -> bool {
