@@ -540,6 +540,11 @@ pub const CASES: &[Case] = &[
         w.cache.write(at, &[byte ^ 8]);
     }),
     case!("dirty data behind the end", "wb-dirty", ExtentBeyond, Less, |w| {
+        let last =
+            w.seen_extents().into_iter().map(|(.., key)| key).filter(Bkey::dirty).max_by_key(Bkey::offset);
+        w.backings[0].truncate(last.unwrap().offset() * 512 - 4096);
+    }),
+    case!("a backing device that was cut off", "wb-dirty", BackingTooShort, Refused, |w| {
         w.backings[0].truncate(64 << 20);
     }),
     // Devices that do not belong together.

@@ -149,7 +149,7 @@ fn a_device_with_nothing_in_the_cache_is_exported_whole_whatever_is_guessed_of_o
     let dir = paths::scratch().unwrap();
     let devices = Set::open("two-backing-flash").unwrap().copy_to(dir.path()).unwrap();
     let at = |device: &Patched| {
-        let path = devices.iter().find(|path| path.file_stem().unwrap() == &*device.device().name()).unwrap();
+        let path = devices.iter().find(|path| path.file_stem().unwrap() == device.device().name()).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
         device.changes().for_each(|(byte, bytes)| file.write_all_at(bytes, byte).unwrap());
         (path.clone(), file)

@@ -135,7 +135,10 @@ fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
     std::fs::copy(other.path("backing.img"), &copy).unwrap();
     let twice = dir.path().join("twice");
     sparse::copy(&cache, &twice).unwrap();
-    for (second, id) in [(copy, "backing-other-set"), (twice, "two-caches")] {
+    let cut_off = dir.path().join("cut_off");
+    std::fs::copy(Set::open("wb-dirty").unwrap().path("backing.img"), &cut_off).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&cut_off).unwrap().set_len(10 << 20).unwrap();
+    for (second, id) in [(copy, "backing-other-set"), (twice, "two-caches"), (cut_off, "backing-too-short")] {
         let devices = [cache.clone(), second];
         let before = prints(&devices);
         for option in ["-n", "-p", "-y"] {
@@ -146,6 +149,16 @@ fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
         }
         assert_eq!(before, prints(&devices));
     }
+    // What there is of the one that was cut off can be had all the same.
+    let output = dir.path().join("output");
+    let args = ["salvage", "-o", output.to_str().unwrap()];
+    let salvaged = Command::new(paths::program("bcache").unwrap())
+        .args(args)
+        .arg(&cache)
+        .arg(dir.path().join("cut_off"))
+        .output();
+    assert_eq!(code(&salvaged.unwrap()), 1);
+    assert_eq!(output.metadata().unwrap().len(), (10 << 20) - 8192);
     // Detached for good, a device belongs to no set, and its old cache has nothing against it.
     let detached = Set::open("detached-fifo").unwrap();
     assert_eq!(code(&fsck(&["-n"], &detached.paths())), 0);

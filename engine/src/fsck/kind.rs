@@ -252,7 +252,7 @@ kinds! {
         "An extent's data lies in a bucket of the journal, the prio sets, the uuid table or the btree."
         "The key is left out; when it is dirty its data is lost.";
     ExtentBeyond "extent-beyond" Loss
-        "Dirty data lies behind the end of the backing device or before its start."
+        "A piece of dirty data lies behind the end of the backing device or before its start."
         "The key is left out.";
     ExtentShared "extent-shared" Lossless
         "Two extents share sectors of the cache."
@@ -272,6 +272,9 @@ kinds! {
     BackingOtherSet "backing-other-set" Fatal
         "A backing device is attached to another set than the cache's: it was detached and attached anew, or it is the wrong device. This cache has nothing of it."
         "None; name it with the cache of its own set, and this cache without it.";
+    BackingTooShort "backing-too-short" Fatal
+        "Several pieces of dirty data lie behind the end of the backing device: it is a copy that was cut off, or was made smaller."
+        "None; name the whole device, or make it as large as it was.";
     DataUnreadable "data-unreadable" Loss
         "The data of an extent cannot be read from the cache."
         "The key is left out; when it is dirty its data is lost.";
@@ -284,7 +287,7 @@ impl Kind {
     /// Nothing is wrong with any device, but they are not those of one set: whoever named them has to choose.
     #[must_use]
     pub const fn is_choice(self) -> bool {
-        matches!(self, Self::TwoCaches | Self::BackingTwice | Self::BackingOtherSet)
+        matches!(self, Self::TwoCaches | Self::BackingTwice | Self::BackingOtherSet | Self::BackingTooShort)
     }
     /// The kind with this id.
     #[must_use]

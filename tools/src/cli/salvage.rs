@@ -10,7 +10,7 @@ use bcache_engine::fsck::check::Progress;
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::salvage::{Belief, Salvage, data_byte};
 use bcache_engine::fsck::view::{Backing, Content, Device};
-use bcache_engine::fsck::{Options, check};
+use bcache_engine::fsck::{Finding, Kind, Options, check};
 use bcache_format::superblock::BackingState;
 use bcache_format::{Bkey, SECTOR_SIZE, Sectors};
 use serde_json::json;
@@ -108,7 +108,9 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let checked = check(devices, Options { data: false, progress: Some(&tell) });
     bar.finish_and_clear();
     let Some(cache) = &checked.cache else { bail!("no cache was named") };
-    if let Some(choice) = checked.findings.iter().find(|finding| finding.kind.is_choice()) {
+    // Of a device that was cut off, what is left is worth having.
+    let choice = |finding: &&Finding| finding.kind.is_choice() && finding.kind != Kind::BackingTooShort;
+    if let Some(choice) = checked.findings.iter().find(choice) {
         return Err(BadInput(format!("{}: {}", choice.device, choice.detail)).into());
     }
     let found = Salvage::of(&checked).map_err(|refused| anyhow!("{}: {refused}", cache.name))?;

@@ -3,7 +3,7 @@
 use super::super::finding::Finding;
 use super::super::kind::Kind;
 use super::super::repair::{Link, Proof, is_proved, links, misfits, stand_in};
-use super::super::view::{Backing, Cache, SetView};
+use super::super::view::{Backing, Cache, Extent, SetView};
 use super::Checked;
 use bcache_format::superblock::{BackingState, SB_OFFSET};
 use bcache_format::{Pos, Sectors};
@@ -122,6 +122,16 @@ fn beyond(checked: &mut Checked, backing: &Backing, slot: u32) {
     let Some(used) = checked.slots.get(&slot).copied() else { return };
     let end = Sectors::from_bytes(backing.device.size()).0;
     let start = backing.fields.data_offset.0;
+    // One key in the wrong place is rot. Several are where the device was when they were written.
+    let attached = !backing.sb.state().is_whole();
+    if attached && used.dirty_end > end && dirty_from(checked, slot, end).take(2).count() > 1 {
+        let detail =
+            format!("it ends at sector {end}, and slot {slot} has dirty data up to {}", used.dirty_end);
+        let mut finding = Finding::new(Kind::BackingTooShort, &backing.name, 0, detail);
+        finding.lost.push((Pos::new(slot, end), Pos::new(slot, used.dirty_end)));
+        checked.found(finding);
+        return;
+    }
     if used.dirty > 0 && (used.dirty_end > end || used.dirty_start < start) {
         let detail = format!(
             "slot {slot} has dirty sectors {}..{}, the device {start}..{end}",
@@ -134,6 +144,13 @@ fn beyond(checked: &mut Checked, backing: &Backing, slot: u32) {
         finding.lost.retain(|(from, to)| from < to);
         checked.found(finding);
     }
+}
+
+/// Where dirty data of a slot is from a sector on, as far as it can be read.
+fn dirty_from(checked: &Checked, slot: u32, sector: u64) -> impl Iterator<Item = Extent> {
+    let range = (Pos::new(slot, sector), Pos::new(slot, u64::MAX));
+    let extents = checked.set.iter().flat_map(move |view| view.extents(range.0, range.1));
+    extents.flatten().filter(|extent| extent.key.dirty() && extent.live().is_some())
 }
 
 /// Live keys of slots that are free: the next device to be attached would get them.
