@@ -1,6 +1,6 @@
 # Sourced by every job that runs in the emulated machine: what jobs do with the kernel's bcache.
 set -eEuo pipefail
-trap 'echo "line $LINENO: $BASH_COMMAND: $?" >&2' ERR
+trap 'echo "${BASH_SOURCE[0]##*/}:$LINENO: $BASH_COMMAND: $?" >&2' ERR
 
 # Waits up to 30 s for a condition, given as a command.
 await() {

@@ -3,9 +3,6 @@
 # What the engines said, for whoever reads why a job failed.
 tell_logs() { tail -n 50 /run/bcache/*.log 2> /dev/null >&2 || true; }
 trap 'status=$?; ((status == 0)) || tell_logs' EXIT
-# What it was that failed, which `set -e` does not say.
-set -E
-trap 'echo "${BASH_SOURCE[0]##*/}:$LINENO: $BASH_COMMAND" >&2' ERR
 
 engine_pid() { pgrep -x -r D,R,S bcache-engine; }
 
