@@ -122,22 +122,16 @@ fn beyond(checked: &mut Checked, backing: &Backing, slot: u32) {
     let Some(used) = checked.slots.get(&slot).copied() else { return };
     let end = Sectors::from_bytes(backing.device.size()).0;
     let start = backing.fields.data_offset.0;
-    // One key in the wrong place is rot. Several are where the device was when they were written.
-    let attached = !backing.sb.state().is_whole();
-    if attached && used.dirty_end > end && dirty_from(checked, slot, end).take(2).count() > 1 {
-        let detail =
-            format!("it ends at sector {end}, and slot {slot} has dirty data up to {}", used.dirty_end);
-        let mut finding = Finding::new(Kind::BackingTooShort, &backing.name, 0, detail);
-        finding.lost.push((Pos::new(slot, end), Pos::new(slot, used.dirty_end)));
-        checked.found(finding);
-        return;
-    }
     if used.dirty > 0 && (used.dirty_end > end || used.dirty_start < start) {
         let detail = format!(
             "slot {slot} has dirty sectors {}..{}, the device {start}..{end}",
             used.dirty_start, used.dirty_end
         );
-        let mut finding = Finding::new(Kind::ExtentBeyond, &backing.name, 0, detail);
+        // One key in the wrong place is rot. Several are where the device was when they were written.
+        let attached = !backing.sb.state().is_whole();
+        let cut_off = attached && dirty_from(checked, slot, end).take(2).count() > 1;
+        let kind = if cut_off { Kind::BackingTooShort } else { Kind::ExtentBeyond };
+        let mut finding = Finding::new(kind, &backing.name, 0, detail);
         let pos = |sector| Pos::new(slot, sector);
         finding.lost.push((pos(used.dirty_start.min(start)), pos(start)));
         finding.lost.push((pos(end), pos(used.dirty_end.max(end))));
