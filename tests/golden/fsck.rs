@@ -8,6 +8,8 @@ use bcache_tests::nbd::Served;
 use bcache_tests::{paths, sparse};
 use serde_json::Value;
 
+use crate::rescue::bcache;
+
 pub fn fsck(args: &[&str], devices: &[PathBuf]) -> Output {
     let mut command = Command::new(paths::program("bcache-fsck").unwrap());
     command.args(args).args(devices).output().unwrap()
@@ -152,12 +154,7 @@ fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
     // What there is of the one that was cut off can be had all the same.
     let output = dir.path().join("output");
     let args = ["salvage", "-o", output.to_str().unwrap()];
-    let salvaged = Command::new(paths::program("bcache").unwrap())
-        .args(args)
-        .arg(&cache)
-        .arg(dir.path().join("cut_off"))
-        .output();
-    assert_eq!(code(&salvaged.unwrap()), 1);
+    assert_eq!(code(&bcache(&args, &[cache, dir.path().join("cut_off")])), 1);
     assert_eq!(output.metadata().unwrap().len(), (10 << 20) - 8192);
     // Detached for good, a device belongs to no set, and its old cache has nothing against it.
     let detached = Set::open("detached-fifo").unwrap();

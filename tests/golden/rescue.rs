@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use bcache_tests::golden::Set;
 use bcache_tests::paths;
 
-fn bcache(args: &[&str], devices: &[PathBuf]) -> Output {
+pub fn bcache(args: &[&str], devices: &[PathBuf]) -> Output {
     let mut command = Command::new(paths::program("bcache").unwrap());
     command.args(args).args(devices).output().unwrap()
 }

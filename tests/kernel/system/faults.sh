@@ -1,10 +1,6 @@
 # Devices that fail below the cache and below the backing device while they are in use.
-cache_size=$(blockdev --getsz /dev/vda) backing_size=$(blockdev --getsz /dev/vdb)
 modprobe dm-flakey
-cache_works="0 $cache_size linear /dev/vda 0" backing_works="0 $backing_size linear /dev/vdb 0"
-dmsetup create fast --table "$cache_works"
-dmsetup create slow --table "$backing_works"
-dmsetup mknodes
+disks_below
 # failing DISK SIZE WHAT: a table whose reads or writes fail, each of them.
 failing() { echo "0 $2 flakey $1 0 0 3600 1 error_$3"; }
 
@@ -39,7 +35,7 @@ below fast "$(failing /dev/vda "$cache_size" reads)"
 holds 1 2 3
 await more_than bcache_set_cache_read_errors_total 2
 idle
-below fast "$cache_works"
+below fast "$fast_works"
 holds 1 2 3
 
 # The cache cannot be read: what is dirty is an error of exactly that range, until it can.
@@ -48,12 +44,12 @@ put 2
 below fast "$(failing /dev/vda "$cache_size" reads)"
 holds 1 3
 fails_to_read 2
-below fast "$cache_works"
+below fast "$fast_works"
 holds 1 2 3
 
 # The backing device cannot be written: what is dirty stays in the cache and is written back when it can.
 before=$(metric bcache_device_backing_write_errors_total)
-below slow "$(failing /dev/vdb "$backing_size" writes)"
+below slow "$(failing /dev/vdb "$slow_size" writes)"
 busy
 bcache set --device bcache0 writeback_running=1
 put 4
@@ -61,7 +57,7 @@ await more_than bcache_device_backing_write_errors_total "$before"
 holds 1 2 3 4
 (($(dirty_bytes) > 0))
 idle
-below slow "$backing_works"
+below slow "$slow_works"
 await is_clean
 holds 1 2 3 4
 cmp -n 1M -i $((8192 + (4 << 20))):0 /dev/vdb /tmp/mib4
@@ -70,11 +66,11 @@ cmp -n 1M -i $((8192 + (4 << 20))):0 /dev/vdb /tmp/mib4
 # The first dirty data needs it all the same, to say there that there is some.
 bcache set --device bcache0 writeback_running=0
 put 5
-below slow "0 $backing_size error"
+below slow "0 $slow_size error"
 put 6
 holds 4 5 6
 fails_to_read 90
-below slow "$backing_works"
+below slow "$slow_works"
 holds 4 5 6
 get 90 | cmp -n 1048576 - /dev/zero
 
@@ -94,7 +90,7 @@ fails_to_read 5
 bcache status
 bcache stop --all && exit 1
 await no_engine
-below fast "$cache_works"
+below fast "$fast_works"
 
 # With the cache back everything is there.
 serve
