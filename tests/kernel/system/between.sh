@@ -95,7 +95,6 @@ holds 9
 below slow "$(late /dev/vdb "$slow_size" 0 3000)"
 cp /tmp/mib9 /tmp/before9
 put 9 & writing=$!
-sleep 1
 timeout 60 bcache attach /dev/mapper/slow
 get 9 > /dev/null
 wait $writing

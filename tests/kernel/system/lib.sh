@@ -1,7 +1,7 @@
 # Sourced by every job about the engine process: /dev/vda is the cache, /dev/vdb the backing device.
 
 # What the engines said, for whoever reads why a job failed.
-tell_logs() { tail -n 50 /run/bcache/*.log 2> /dev/null >&2 || true; }
+tell_logs() { tail -n 50 /run/bcache/*.log >&2 2> /dev/null || true; }
 trap 'status=$?; ((status == 0)) || tell_logs' EXIT
 
 engine_pid() { pgrep -x -r D,R,S bcache-engine; }

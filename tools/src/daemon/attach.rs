@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
+use bcache_engine::dev::{BlockDev, open};
 use bcache_engine::set::{CacheSet, Device};
 use bcache_format::superblock::{BackingState, Label};
 use bcache_format::units::Sectors;
@@ -12,7 +13,7 @@ use bcache_format::uuid_entry::UuidEntry;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::engine::{Engine, Standing};
+use super::engine::{Engine, Standing, WRITING};
 use super::exposed::{self, Exposed};
 use crate::expose::{self, Claim};
 use crate::hold;
@@ -38,7 +39,7 @@ impl Engine {
         let known = set.devices().into_iter().find(|device| device.uuid == uuid);
         let (device, new) = match known.filter(|_| !self.is_exposed(uuid)) {
             Some(device) => (device, false),
-            None => (set.attach(self.open(&part.path).await?).await.map_err(told)?, part.is_whole_alone()),
+            None => (set.attach(self.open_part(part).await?).await.map_err(told)?, part.is_whole_alone()),
         };
         if let Err(error) = self.expose(&set, Rc::clone(&device), claim).await {
             // Nothing of it is in the cache yet: it is as it was before.
@@ -75,6 +76,22 @@ impl Engine {
             Ok(claim) => Ok(Some(claim)),
             Err(error) if there && error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
             Err(_) => Ok(Some(self.claim_of(&part.path).await?)),
+        }
+    }
+
+    /// Opens a backing device that is to be attached. One that this process answers without its cache it has open already, and
+    /// its own lock keeps it from opening it once more; one that came back under its number after it was gone is not that one.
+    async fn open_part(&self, part: &Part) -> Result<Rc<dyn BlockDev>> {
+        let ours = || {
+            let kept = self.kept.borrow();
+            let alone = kept.get(&part.uuid)?.alone.as_ref()?;
+            let backing = alone.volume.device().backing()?;
+            (alone.number == part.device).then(|| Rc::clone(&backing.dev.dev))
+        };
+        match (open(&self.env, &part.path, WRITING), ours()) {
+            (Ok(device), _) => Ok(device),
+            (Err(error), Some(device)) if error.errno == libc::EBUSY => Ok(device),
+            _ => self.open(&part.path).await,
         }
     }
 

@@ -29,6 +29,8 @@ use crate::serve::told;
 
 /// How long a device that is in use is waited for: what a killed process had under way has to end first.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The claim is held apart from what is open, so that it can be given up while requests go on.
+pub(super) const WRITING: OpenMode = OpenMode { write: true, exclusive: false };
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -382,9 +384,7 @@ impl Engine {
     }
 
     pub(super) async fn open(&self, path: &Path) -> Result<Rc<dyn BlockDev>> {
-        // The claim is held apart from this, so that it can be given up while requests go on.
-        let mode = OpenMode { write: true, exclusive: false };
-        let open = || async { open(&self.env, path, mode) };
+        let open = || async { open(&self.env, path, WRITING) };
         let opened = self.patiently(open, |error| error.errno == libc::EBUSY).await;
         opened.with_context(|| path.display().to_string())
     }
