@@ -17,6 +17,8 @@ const WRITES: u64 = 6;
 /// In the machine: Linux takes the set in a directory, reads all of it, writes, and lets it go. Its files are on no disk that
 /// direct I/O can be done on, so they are copied.
 const TURN: &str = r#"
+# What hangs says where on the console.
+dmesg -n 8
 load_bcache
 modprobe loop
 turn() {
@@ -137,7 +139,8 @@ fn visits(test: &str, count: u64) {
         visitors.push(visitor);
     }
     script.push_str("no_kernel_complaints\n");
-    let seconds = 60 + 60 * count as u32;
+    // Linux may write a btree node only 30 s after it was changed, and keep a write waiting for the journal until then.
+    let seconds = 60 + 90 * count as u32;
     let machine = Machine::new("6.12").share(share.path()).seconds(seconds);
     let finished = machine.run(&script).expect("a machine");
     if finished.status != 0 {
