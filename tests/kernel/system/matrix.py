@@ -188,10 +188,10 @@ class Cell:
     def fail(self):
         part, size = self.failed(), SIZE[self.failed()] * 2048
         if self.fault == "clone":
-            # What it is a copy of is complete: nobody writes meanwhile.
+            # What it is a copy of is complete: nobody writes meanwhile. Pages that udev read through the disk itself may be old.
             with lock: copy = self.loop(part + "-copy") if (self.part.setdefault(part + "-copy", f"p{self.number}copy")) else None
             self.loops[part + "-copy"] = copy
-            sh("dd", f"if={self.loops[part]}", f"of={copy}", "bs=1M", "conv=fsync", "status=none")
+            sh("dd", f"if={self.loops[part]}", f"of={copy}", "bs=1M", "iflag=direct", "conv=fsync", "status=none")
         if self.fault == "hangs":
             self.hanging = True
             sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.part[part])
