@@ -157,6 +157,12 @@ fn without_ublk_the_nbd_client_of_the_kernel_does() {
     Job::new("killed.sh", 2).without_ublk().seconds(600).run();
 }
 
+#[test]
+#[ignore = "boots a kernel"]
+fn what_its_author_puts_a_cache_through_harms_no_byte() {
+    println!("{}", Job::new("suite.sh", 24).seconds(600).run());
+}
+
 mod long {
     use super::Job;
 
@@ -176,6 +182,18 @@ mod long {
     #[ignore = "boots a kernel, takes minutes"]
     fn an_engine_is_killed_a_hundred_times_in_the_middle_of_commands() {
         println!("{}", Job::new("kills.sh", 100).seconds(3600).run());
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn what_its_author_puts_a_cache_through_for_long() {
+        println!("{}", Job::new("suite.sh", 200).seconds(3600).run());
+    }
+
+    #[test]
+    #[ignore = "boots a kernel, takes minutes"]
+    fn what_its_author_puts_a_cache_through_without_ublk() {
+        println!("{}", Job::new("suite.sh", 24).without_ublk().seconds(900).run());
     }
 
     #[test]
