@@ -164,7 +164,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s p -s a -d 'Repair
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s y -d 'Repair all that can be repaired; what is lost by it is told'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s f -d 'Check although the set was stopped cleanly. It is always checked; fsck(8) has the option'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l dry-run -d 'With -p or -y: list the writes of the repair and do none of them'
-complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l json -d 'One JSON object a line: each finding, a summary, each write of a dry run, the undo file of a repair'
+complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l json -d 'One JSON object a line: each finding, each device of the set that was not named, a summary, each write of a dry run, the undo file of a repair'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l data -d 'Read all cached data as well, and compare clean data with the backing device'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand image" -s o -l output -d 'The file to write; `-` is standard output' -r -F

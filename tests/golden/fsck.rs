@@ -48,6 +48,44 @@ fn golden_sets_are_clean_and_stay_as_they_are() {
     }
 }
 
+/// A check of a set without all of its devices goes as far as it can, and says which were not there.
+#[test]
+fn devices_that_were_not_named_are() {
+    let set = Set::open("two-backing-flash").unwrap();
+    let paths = set.paths();
+    let (cache, backings): (Vec<PathBuf>, Vec<PathBuf>) =
+        paths.iter().cloned().partition(|path| path.ends_with("cache.img"));
+    let said = |devices: &[PathBuf]| {
+        let text = fsck(&["-n"], devices);
+        assert_eq!(code(&text), 0, "{text:?}");
+        let text = String::from_utf8(text.stdout).unwrap();
+        let json = fsck(&["-n", "--json"], devices);
+        let json = String::from_utf8(json.stdout).unwrap();
+        let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let (summary, absent) = lines.split_last().unwrap();
+        assert_eq!(summary["partial"], !absent.is_empty(), "{json}");
+        assert_eq!(text.contains("as far as it was checked"), !absent.is_empty(), "{text}");
+        assert_eq!(text.matches("partial:").count(), absent.len(), "{text}");
+        absent.to_vec()
+    };
+    assert_eq!(said(&paths), [] as [Value; 0]);
+    let alone = said(&cache);
+    assert_eq!(alone.len(), 2, "{alone:?}");
+    assert!(alone.iter().any(|absent| absent["dirty_sectors"].as_u64() > Some(0)), "{alone:?}");
+    for (index, backing) in backings.iter().enumerate() {
+        let with_one = said(&[cache[0].clone(), backing.clone()]);
+        assert_eq!(with_one.len(), 1, "{with_one:?}");
+        assert!(alone.contains(&with_one[0]), "{with_one:?} is not of {alone:?}");
+        let without_cache = said(&backings[index..=index]);
+        assert_eq!(without_cache.len(), 1, "{without_cache:?}");
+        assert_eq!(without_cache[0]["role"], "cache");
+    }
+    // What was detached is of no set any more.
+    let set = Set::open("detached-fifo").unwrap();
+    let cache: Vec<PathBuf> = set.paths().into_iter().filter(|path| path.ends_with("cache.img")).collect();
+    assert_eq!(said(&cache).len(), said(&set.paths()).len());
+}
+
 #[test]
 fn damage_is_found_repaired_and_undone() {
     let dir = paths::scratch().unwrap();

@@ -88,6 +88,7 @@ detach_until_held
 below slow "0 $((slow_size - 4096)) linear /dev/vdb 0"
 dmsetup resume fast
 if wait $detaching; then exit 1; fi
+bcache status | grep -q '/dev/mapper/bcache0  answered from /dev/mapper/slow alone'
 claimed() { ! python3 -c 'import os; os.open("/dev/mapper/slow", os.O_RDONLY | os.O_EXCL)' 2> /dev/null; }
 await claimed
 put 9

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bcache_engine::fsck::check::Progress;
+use bcache_engine::fsck::check::{Absent, Progress};
 use bcache_engine::fsck::repair::{self, Plan, WriteAt};
 use bcache_engine::fsck::view::Device;
 use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check};
@@ -70,7 +70,7 @@ pub struct Args {
     /// the bar that a terminal has anyway
     #[arg(short = 'C', value_name = "FD")]
     progress: Option<u16>,
-    /// One JSON object a line: each finding, a summary, each write of a dry run, the undo file of a repair
+    /// One JSON object a line: each finding, each device of the set that was not named, a summary, each write of a dry run, the undo file of a repair
     #[arg(long)]
     json: bool,
     /// Read all cached data as well, and compare clean data with the backing device
@@ -431,7 +431,39 @@ fn sectors((from, to): (Pos, Pos), checked: &Checked) -> Vec<Range> {
     ranges
 }
 
+/// What was not named, and therefore not checked.
+fn partial(absent: &[Absent], json: bool, out: &mut Out) -> Result<()> {
+    for absent in absent {
+        match absent {
+            Absent::Cache { set, of } if json => {
+                writeln!(out, "{}", json!({"kind": "absent", "role": "cache", "set": set, "of": &**of}))?;
+            }
+            Absent::Cache { set, of } => {
+                writeln!(out, "partial: the cache of set {set}, to which {of} is attached, was not named")?;
+            }
+            Absent::Backing { slot, entry, dirty } if json => {
+                let (uuid, label) = (entry.uuid, entry.label.to_text());
+                let value = json!({"kind": "absent", "role": "backing", "uuid": uuid, "label": label, "slot": slot,
+                                   "dirty_sectors": dirty});
+                writeln!(out, "{value}")?;
+            }
+            Absent::Backing { entry, dirty, .. } => {
+                let label = entry.label.to_text();
+                let label = if label.is_empty() { label } else { format!(", {label:?},") };
+                writeln!(
+                    out,
+                    "partial: backing device {}{label} was not named; {dirty} dirty sectors are its",
+                    entry.uuid
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
+    let absent = checked.absent();
+    partial(&absent, json, out)?;
     let total: u64 = checked.findings.counts.values().sum();
     let dirty: u64 = checked.slots.values().map(|slot| slot.dirty).sum();
     let worst = checked.worst().map(Severity::name);
@@ -443,11 +475,14 @@ fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
             .map(|(kind, count)| (kind.id().to_owned(), json!(count)))
             .collect();
         let value = json!({"kind": "summary", "findings": total, "worst": worst, "counts": counts,
-                           "dirty_sectors": dirty});
+                           "dirty_sectors": dirty, "partial": !absent.is_empty()});
         writeln!(out, "{value}")?;
         return Ok(());
     }
     match (total, worst) {
+        (0, _) if !absent.is_empty() => {
+            writeln!(out, "clean as far as it was checked: no finding, {dirty} dirty sectors")?;
+        }
         (0, _) => writeln!(out, "clean: no finding, {dirty} dirty sectors")?,
         (1, Some(worst)) => writeln!(out, "1 finding, {worst}")?,
         (_, worst) => writeln!(out, "{total} findings, the worst is {}", worst.unwrap_or_default())?,

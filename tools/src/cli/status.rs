@@ -158,6 +158,9 @@ fn text_of(status: &Value) -> String {
             let _ = writeln!(text, "  {}  FAILED: {error}", word(device, "path"));
         }
     }
+    for kept in status.get("kept").and_then(Value::as_array).into_iter().flatten() {
+        let _ = writeln!(text, "  {}  {}", word(kept, "path"), super::escaped(word(kept, "standing")));
+    }
     if let Some(cache) = status.get("cache") {
         let used = number(cache, "in_use_percent").map_or_else(|| "-".to_owned(), |used| format!("{used} %"));
         let _ = writeln!(
@@ -291,6 +294,7 @@ mod tests {
             "set": "s", "engine": "user", "state": "running", "failure": null,
             "cache": {"device": "/dev/fast", "bucket_bytes": 524288, "buckets": 600, "in_use_percent": 3},
             "parts": [{"device": "/dev/late", "standing": "failed", "error": "gone"}],
+            "kept": [{"path": "/dev/mapper/kept", "standing": "waits for its backing device"}],
             "devices": [{"name": "a\"b", "path": "/dev/mapper/a", "backing": "/dev/slow", "bytes": 1048576,
                 "state": "dirty", "dirty_bytes": 4096, "settings": {"cache_mode": "writeback"},
                 "attributes": {"stats_hour/cache_hits": "3", "stats_hour/cache_misses": "1"},
@@ -302,7 +306,16 @@ mod tests {
     #[test]
     fn people_see_states_and_what_failed() {
         let text = text_of(&example());
-        for part in ["set s  running", "300.0 MiB", "FAILED: gone", "dirty", "writeback", "75 %", "4.0 KiB"] {
+        for part in [
+            "set s  running",
+            "300.0 MiB",
+            "FAILED: gone",
+            "dirty",
+            "writeback",
+            "75 %",
+            "4.0 KiB",
+            "/dev/mapper/kept  waits",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }

@@ -172,7 +172,6 @@ impl Engine {
         }
         let (engine, path) = (Rc::clone(self), path.to_owned());
         let task = async move {
-            let mut said = String::new();
             loop {
                 {
                     // What is left to do is everybody's who wants to change the device, or all: it may take their place.
@@ -186,10 +185,12 @@ impl Engine {
                         Ok(()) => break,
                         Err(error) => {
                             let why = format!("{error:#}");
-                            if why != said {
+                            if let Some(kept) = engine.kept.borrow_mut().get_mut(&uuid)
+                                && kept.why != why
+                            {
                                 tracing::error!(device = %uuid, "still served by this process: {why}");
+                                kept.why = why;
                             }
-                            said = why;
                         }
                     }
                 }
@@ -256,7 +257,10 @@ impl Engine {
         let Exposed { name, front, switch, claim, .. } = exposed.remove(place.context("it left meanwhile")?);
         switch.put(Rc::clone(&volume) as Rc<dyn Volume>);
         let alone = Some(Alone { volume, number });
-        kept.insert(device.uuid, Kept { name, front, switch, claim, alone, leaves: false });
+        kept.insert(
+            device.uuid,
+            Kept { name, front, switch, claim, alone, leaves: false, why: String::new() },
+        );
         drop((exposed, kept));
         self.parts.borrow_mut().insert(path.to_owned(), Standing::Alone);
         self.list_devices();

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use bcache_engine::set::{Absent, Attribute, CacheSet, Device};
 use bcache_engine::settings::{Clamped, Shown, Value as SettingValue};
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use super::engine::{Engine, Standing};
-use super::exposed::Exposed;
+use super::exposed::{Exposed, Kept};
 use crate::config::{self, Config, Kind};
 use crate::control::{Reply, Request, server};
 use crate::serve::{told, too_short};
@@ -157,6 +158,7 @@ impl Engine {
             "state": if set.is_some() { "running" } else { "waiting" },
             "parts": self.parts_told(),
             "devices": self.exposed.borrow().iter().map(|one| self.device_told(one)).collect::<Value>(),
+            "kept": self.kept.borrow().iter().map(|(uuid, kept)| self.kept_told(*uuid, kept)).collect::<Value>(),
         });
         let faults: Vec<String> = self.config.borrow().faults.iter().map(ToString::to_string).collect();
         if !faults.is_empty() {
@@ -205,6 +207,27 @@ impl Engine {
             json!({"device": path, "standing": word, "error": why})
         });
         told.collect()
+    }
+
+    /// A device that this process serves and that is of no running set: where its data comes from, or what it waits for.
+    fn kept_told(&self, uuid: Uuid, kept: &Kept) -> Value {
+        let path = format!("/dev/mapper/{}", kept.name);
+        let backing = kept.alone.as_ref().and_then(|alone| alone.volume.device().backing());
+        let backing = backing.map(|backing| backing.dev.dev.name().to_owned());
+        let told = match &backing {
+            Some(backing) if kept.why.is_empty() => format!("answered from {backing} alone by this process"),
+            Some(backing) => {
+                format!(
+                    "answered from {backing} alone by this process until the name can lead there: {}",
+                    kept.why
+                )
+            }
+            None => format!(
+                "waits for its backing device and its cache to be registered; requests wait for {} s, and fail",
+                self.options.patience.as_secs()
+            ),
+        };
+        json!({"path": path, "uuid": uuid, "backing": backing, "standing": told})
     }
 
     fn device_told(&self, one: &Exposed) -> Value {

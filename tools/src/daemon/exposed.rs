@@ -50,6 +50,8 @@ pub struct Kept {
     pub alone: Option<Alone>,
     /// Somebody sees to it that the name leads straight to the backing device.
     pub leaves: bool,
+    /// Why it does not yet.
+    pub why: String,
 }
 
 /// A backing device that answers requests which reach a front end.
@@ -74,7 +76,7 @@ pub async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Result<Opti
             let front = Front::recover(env, device, volume, uuid).await;
             let front = front.with_context(|| format!("taking over what is below {name}"))?;
             tracing::info!(name, "taken over from a process that ended");
-            Some(Kept { name, front, switch, claim: None, alone: None, leaves: false })
+            Some(Kept { name, front, switch, claim: None, alone: None, leaves: false, why: String::new() })
         }
         Found::Nothing | Found::Elsewhere { .. } => None,
     };

@@ -18,8 +18,12 @@ use super::repair::Plan;
 use super::usage::{SectorMap, SlotUse, Use};
 use super::view::journal::Journal;
 use super::view::{Backing, Cache, Device, SetView};
+use bcache_format::superblock::BackingState;
+use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{BucketNr, Pos, Superblock};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use uuid::Uuid;
 
 /// The passes, in their order, with a word on each.
 pub const PASSES: [(&str, &str); 8] = [
@@ -146,6 +150,52 @@ impl Checked {
     #[must_use]
     pub fn superblock(&self) -> Option<&Superblock> {
         self.cache.as_ref().map(|cache| &cache.sb)
+    }
+}
+
+/// A device of the set that was not there to be checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// The cache that a backing device is attached to.
+    Cache {
+        /// The set's UUID.
+        set: Uuid,
+        /// The backing device.
+        of: Arc<str>,
+    },
+    /// A backing device.
+    Backing {
+        /// Its slot in the uuid table.
+        slot: u32,
+        /// What the table says of it.
+        entry: Box<UuidEntry>,
+        /// Sectors that are in the cache alone.
+        dirty: u64,
+    },
+}
+
+impl Checked {
+    /// Devices without which not everything could be checked.
+    #[must_use]
+    pub fn absent(&self) -> Vec<Absent> {
+        if self.cache.is_none() {
+            let attached = self.backings.iter().filter(|backing| backing.sb.state() != BackingState::None);
+            return attached
+                .map(|backing| Absent::Cache { set: backing.sb.set_uuid, of: Arc::clone(&backing.name) })
+                .collect();
+        }
+        let uuids = self.set.as_ref().map(|set| set.uuids.as_slice()).unwrap_or_default();
+        let named = |uuid: Uuid| self.backings.iter().any(|backing| backing.sb.uuid == uuid);
+        (0u32..)
+            .zip(uuids)
+            .filter(|(_, entry)| !entry.is_free() && !entry.is_detached() && !entry.is_flash_only())
+            .filter(|(_, entry)| !named(entry.uuid))
+            .map(|(slot, entry)| Absent::Backing {
+                slot,
+                entry: Box::new(*entry),
+                dirty: self.slots.get(&slot).map_or(0, |used| used.dirty),
+            })
+            .collect()
     }
 }
 
