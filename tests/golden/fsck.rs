@@ -178,8 +178,17 @@ fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
     let cut_off = dir.path().join("cut_off");
     std::fs::copy(Set::open("wb-dirty").unwrap().path("backing.img"), &cut_off).unwrap();
     std::fs::OpenOptions::new().write(true).open(&cut_off).unwrap().set_len(10 << 20).unwrap();
-    for (second, id) in [(copy, "backing-other-set"), (twice, "two-caches"), (cut_off, "backing-too-short")] {
-        let devices = [cache.clone(), second];
+    let cut_off_cache = dir.path().join("cut_off_cache");
+    std::fs::copy(&cache, &cut_off_cache).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&cut_off_cache).unwrap().set_len(40 << 20).unwrap();
+    let backing = devices.iter().find(|path| path.ends_with("backing.img")).unwrap().clone();
+    for (first, second, id) in [
+        (&cache, copy, "backing-other-set"),
+        (&cache, twice, "two-caches"),
+        (&cache, cut_off, "backing-too-short"),
+        (&cut_off_cache, backing, "superblock-too-big"),
+    ] {
+        let devices = [first.clone(), second];
         let before = prints(&devices);
         for option in ["-n", "-p", "-y"] {
             let output = fsck(&[option], &devices);

@@ -284,10 +284,18 @@ kinds! {
 }
 
 impl Kind {
-    /// Nothing is wrong with any device, but they are not those of one set: whoever named them has to choose.
+    /// Nothing is wrong with what is there, but these are not the devices of one set, or not all of one is there: whoever
+    /// named them has to choose others.
     #[must_use]
     pub const fn is_choice(self) -> bool {
-        matches!(self, Self::TwoCaches | Self::BackingTwice | Self::BackingOtherSet | Self::BackingTooShort)
+        matches!(
+            self,
+            Self::TwoCaches
+                | Self::BackingTwice
+                | Self::BackingOtherSet
+                | Self::BackingTooShort
+                | Self::SbTooBig
+        )
     }
     /// The kind with this id.
     #[must_use]

@@ -142,7 +142,10 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     }
     if checked.findings.counts.keys().any(|kind| kind.is_choice()) {
         out.flush()?;
-        writeln!(io::stderr(), "nothing is repaired: these are not the devices of one set")?;
+        writeln!(
+            io::stderr(),
+            "nothing is repaired: these are not the devices of one set, or not all of one is there"
+        )?;
         return Ok(ExitCode::from(OPERATION));
     }
     let may = match mode {
