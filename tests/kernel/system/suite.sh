@@ -106,4 +106,14 @@ bcache stop $tiny
 await no_engine
 bcache fsck -n /dev/loop4 /dev/loop5
 bcache fsck -n /dev/vda
+
+# Nothing is begun on a disk that takes no writes.
+sum=$(sha256sum < /dev/shm/4)
+losetup -d /dev/loop4
+losetup -r /dev/loop4 /dev/shm/4
+status=0
+bcache fsck -y /dev/loop4 /dev/loop5 > /tmp/said 2>&1 || status=$?
+[[ $status == 8 ]]
+grep -q '/dev/loop4: read-only' /tmp/said
+[[ $(sha256sum < /dev/shm/4) == "$sum" ]]
 no_kernel_complaints
