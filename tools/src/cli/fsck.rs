@@ -70,7 +70,8 @@ pub struct Args {
     /// the bar that a terminal has anyway
     #[arg(short = 'C', value_name = "FD")]
     progress: Option<u16>,
-    /// One JSON object a line: each finding, each device of the set that was not named, a summary, each write of a dry run, the undo file of a repair
+    /// One JSON object a line: each finding, each device of the set that was not named, a summary, each write of a dry
+    /// run, the undo file of a repair
     #[arg(long)]
     json: bool,
     /// Read all cached data as well, and compare clean data with the backing device
@@ -455,7 +456,7 @@ fn partial(absent: &[Absent], json: bool, out: &mut Out) -> Result<()> {
                 let label = if label.is_empty() { label } else { format!(", {label:?},") };
                 writeln!(
                     out,
-                    "partial: backing device {}{label} was not named; {dirty} dirty sectors are its",
+                    "partial: backing device {}{label} was not named; {dirty} sectors of it are in the cache alone",
                     entry.uuid
                 )?;
             }
