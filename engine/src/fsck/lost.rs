@@ -478,3 +478,85 @@ fn backing_superblock(cache: &Cache, entry: &UuidEntry, dirty: bool, data_offset
     sb.set_state(if dirty { BackingState::Dirty } else { BackingState::Clean });
     sb
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a test says what went wrong by failing
+
+    use super::super::view::{MemDevice, ReadAt};
+    use super::*;
+    use std::io;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const SIZE: u64 = 32 << 20;
+
+    /// A device that counts what is read of it, in bytes, and the most at a time.
+    struct Counted {
+        device: MemDevice,
+        read: AtomicU64,
+        most: AtomicU64,
+    }
+
+    impl ReadAt for Counted {
+        fn name(&self) -> &str {
+            self.device.name()
+        }
+        fn size(&self) -> u64 {
+            self.device.size()
+        }
+        fn read_at(&self, byte: u64, buf: &mut [u8]) -> io::Result<()> {
+            self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
+            self.most.fetch_max(buf.len() as u64, Ordering::Relaxed);
+            self.device.read_at(byte, buf)
+        }
+    }
+
+    fn counted(bytes: Vec<u8>) -> Arc<Counted> {
+        let device = MemDevice::new("cache", bytes);
+        Arc::new(Counted { device, read: AtomicU64::new(0), most: AtomicU64::new(0) })
+    }
+
+    #[test]
+    fn a_search_for_prio_sets_ends_though_each_page_looks_like_one() {
+        let head = PrioSet { seq: 1, version: 0, next_bucket: BucketNr(9), entries: Vec::new() };
+        let mut page = head.write(SetMagic::of_prio_set(7), PAGE);
+        // Under no checksum of any size.
+        page[0] ^= 1;
+        let device = counted(page.repeat((SIZE / PAGE) as usize));
+        assert_eq!(by_prios(&(Arc::clone(&device) as Device)), None);
+        // Once to look for them, and what they may be in all.
+        let read = device.read.load(Ordering::Relaxed);
+        assert!(read > 2 * SIZE, "{read}: the limit was not reached");
+        assert!(read <= 3 * SIZE, "{read}");
+        assert!(device.most.load(Ordering::Relaxed) <= CHUNK);
+    }
+
+    #[test]
+    fn a_search_for_journals_ends_though_each_bucket_has_another_sets_entry() {
+        let mut bytes = vec![0; SIZE as usize];
+        let key = Bkey::new(0, 0, 0);
+        for page in 1..SIZE / PAGE {
+            let magic = SetMagic::of_jset(page << 32 | 1);
+            let jset = Jset {
+                seq: 1,
+                last_seq: 1,
+                version: 1,
+                uuid_bucket: key,
+                btree_root: key,
+                btree_level: 0,
+                prio_bucket: [BucketNr(page); 8],
+                keys: Vec::new(),
+            };
+            let entry = jset.write(magic, SECTOR_SIZE).unwrap();
+            bytes[(page * PAGE) as usize..][..entry.len()].copy_from_slice(&entry);
+        }
+        let device = counted(bytes);
+        assert_eq!(by_journal(&(Arc::clone(&device) as Device)), None);
+        // Of each size of buckets the journal that there would be, once and for each set that is tried.
+        let sizes = bucket_sizes(&(Arc::clone(&device) as Device)).count() as u64;
+        let journal = SIZE / 64;
+        let read = device.read.load(Ordering::Relaxed);
+        assert!(read <= sizes * (SETS_TRIED as u64 + 1) * journal, "{read}, {sizes} sizes");
+        assert!(device.most.load(Ordering::Relaxed) <= CHUNK);
+    }
+}
