@@ -72,6 +72,7 @@ fn devices_that_were_not_named_are() {
     let alone = said(&cache);
     assert_eq!(alone.len(), 2, "{alone:?}");
     assert!(alone.iter().any(|absent| absent["dirty_sectors"].as_u64() > Some(0)), "{alone:?}");
+    let mut rescued = 0;
     for (index, backing) in backings.iter().enumerate() {
         let with_one = said(&[cache[0].clone(), backing.clone()]);
         assert_eq!(with_one.len(), 1, "{with_one:?}");
@@ -79,7 +80,24 @@ fn devices_that_were_not_named_are() {
         let without_cache = said(&backings[index..=index]);
         assert_eq!(without_cache.len(), 1, "{without_cache:?}");
         assert_eq!(without_cache[0]["role"], "cache");
+        // What is rescued with one of them is rescued without the other.
+        for (json, word) in [(true, "\"absent\""), (false, "partial:")] {
+            let dir = paths::scratch().unwrap();
+            let output = dir.path().join("image");
+            let mut args = vec!["salvage", "-o", output.to_str().unwrap()];
+            args.extend(json.then_some("--json"));
+            let salvaged = bcache(&args, &[cache[0].clone(), backing.clone()]);
+            if code(&salvaged) == 1 && salvaged.stdout.is_empty() {
+                // It has nothing dirty.
+                continue;
+            }
+            let text = String::from_utf8(salvaged.stdout).unwrap();
+            assert_eq!(text.matches(word).count(), 1, "{text}");
+            assert!(text.contains(with_one[0]["uuid"].as_str().unwrap()), "{text}");
+            rescued += 1;
+        }
     }
+    assert!(rescued >= 2, "{rescued}");
     // What was detached is of no set any more.
     let set = Set::open("detached-fifo").unwrap();
     let cache: Vec<PathBuf> = set.paths().into_iter().filter(|path| path.ends_with("cache.img")).collect();
@@ -165,6 +183,22 @@ fn exit_codes_are_those_of_fsck() {
     assert_eq!(code(&fsck(&["-y"], &[empty])), 8);
 }
 
+/// Gives a cache the UUID of another's set, as a set has it that was made anew under its old name.
+fn take_set_uuid(cache: &Path, of: &Path) {
+    use bcache_format::superblock::{SB_BYTES, SB_OFFSET, Superblock};
+    let read = |path: &Path| {
+        let mut bytes = vec![0; SB_BYTES];
+        let file = std::fs::File::open(path).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, SB_OFFSET).unwrap();
+        bytes
+    };
+    let mut bytes = read(cache);
+    let mut sb = Superblock::parse(&bytes).unwrap();
+    sb.set_uuid = Superblock::parse(&read(of)).unwrap().set_uuid;
+    sb.write_to(&mut bytes).unwrap();
+    write(cache, SB_OFFSET, &bytes);
+}
+
 #[test]
 fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
     let dir = paths::scratch().unwrap();
@@ -178,22 +212,32 @@ fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
     let cut_off = dir.path().join("cut_off");
     std::fs::copy(Set::open("wb-dirty").unwrap().path("backing.img"), &cut_off).unwrap();
     std::fs::OpenOptions::new().write(true).open(&cut_off).unwrap().set_len(10 << 20).unwrap();
-    let cut_off_cache = dir.path().join("cut_off_cache");
-    std::fs::copy(&cache, &cut_off_cache).unwrap();
-    std::fs::OpenOptions::new().write(true).open(&cut_off_cache).unwrap().set_len(40 << 20).unwrap();
-    let backing = devices.iter().find(|path| path.ends_with("backing.img")).unwrap().clone();
-    for (first, second, id) in [
-        (&cache, copy, "backing-other-set"),
-        (&cache, twice, "two-caches"),
-        (&cache, cut_off, "backing-too-short"),
-        (&cut_off_cache, backing, "superblock-too-big"),
+    let (cut_cache, backing) = (dir.path().join("cut_cache"), dir.path().join("backing.img"));
+    sparse::copy(&cache, &cut_cache).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&cut_cache).unwrap().set_len(32 << 20).unwrap();
+    // Two sets with one UUID: what one of them has of the device is as likely as what the other has.
+    let remade = dir.path().join("remade");
+    sparse::copy(&other.path("cache.img"), &remade).unwrap();
+    take_set_uuid(&remade, &cache);
+    let same_backing = dir.path().join("same_backing");
+    sparse::copy(&backing, &same_backing).unwrap();
+    for (devices, id) in [
+        (vec![cache.clone(), copy], "backing-other-set"),
+        (vec![cache.clone(), twice], "two-caches"),
+        (vec![cache.clone(), remade, backing.clone()], "two-caches"),
+        (vec![cache.clone(), backing.clone(), same_backing], "backing-twice"),
+        (vec![cache.clone(), cut_off], "backing-too-short"),
+        (vec![cut_cache.clone(), backing], "superblock-too-big"),
+        (vec![cut_cache], "superblock-too-big"),
     ] {
-        let devices = [first.clone(), second];
         let before = prints(&devices);
         for option in ["-n", "-p", "-y"] {
-            let output = fsck(&[option], &devices);
+            let output = fsck(&[option, "--json"], &devices);
             assert_eq!(code(&output), 8, "{output:?}");
-            assert!(String::from_utf8(output.stdout).unwrap().contains(id));
+            let text = String::from_utf8(output.stdout).unwrap();
+            let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let findings: Vec<_> = lines.iter().filter_map(|line| line["id"].as_str()).collect();
+            assert_eq!(findings, [id], "{text}");
             assert!(String::from_utf8(output.stderr).unwrap().contains("not the devices of one set"));
         }
         assert_eq!(before, prints(&devices));

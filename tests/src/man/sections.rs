@@ -10,7 +10,10 @@ const ENDS: &[(&str, &[(&str, &str)])] = &[
             ("0", "nothing was found"),
             ("1", "what was found is repaired"),
             ("4", "something is left; 5 after a repair"),
-            ("8", "the check did not work, the devices are not those of one set, or the repair is refused"),
+            (
+                "8",
+                "the check did not work, the devices are not those of one set or not whole, or the repair is refused",
+            ),
             ("16", "the command line makes no sense"),
             ("32", "canceled; 36 at the question, so that something is left"),
         ],

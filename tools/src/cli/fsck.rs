@@ -41,7 +41,7 @@ const CANCELED: u8 = 32;
 /// On a terminal, without -n, -p or -y, asks before it repairs; without a terminal it only checks. A repair is
 /// computed and tried in memory first; what cannot be proved there is not written. What it overwrites is kept in a
 /// file that `bcache undo` puts back. Exit code as fsck(8): 0 nothing found, 1 repaired, 4 something is left (5 after
-/// a repair), 8 the check did not work, the devices are not those of one set, or the repair is refused, 16 the command line makes no sense, 32 canceled by a
+/// a repair), 8 the check did not work, the devices are not those of one set or not whole, or the repair is refused, 16 the command line makes no sense, 32 canceled by a
 /// signal, 36 canceled at the question, so that something is left. A repair that has begun to write is not canceled.
 /// Findings are explained in bcache-findings(7) and by --explain.
 #[derive(Debug, clap::Args)]
@@ -436,38 +436,27 @@ fn sectors((from, to): (Pos, Pos), checked: &Checked) -> Vec<Range> {
 }
 
 /// What was not named, and therefore not checked.
-fn partial(absent: &[Absent], json: bool, out: &mut Out) -> Result<()> {
-    for absent in absent {
-        match absent {
-            Absent::Cache { set, of } if json => {
-                writeln!(out, "{}", json!({"kind": "absent", "role": "cache", "set": set, "of": &**of}))?;
-            }
-            Absent::Cache { set, of } => {
-                writeln!(out, "partial: the cache of set {set}, to which {of} is attached, was not named")?;
-            }
-            Absent::Backing { slot, entry, dirty } if json => {
-                let (uuid, label) = (entry.uuid, entry.label.to_text());
-                let value = json!({"kind": "absent", "role": "backing", "uuid": uuid, "label": label, "slot": slot,
-                                   "dirty_sectors": dirty});
-                writeln!(out, "{value}")?;
-            }
-            Absent::Backing { entry, dirty, .. } => {
-                let label = entry.label.to_text();
-                let label = if label.is_empty() { label } else { format!(", {label:?},") };
-                writeln!(
-                    out,
-                    "partial: backing device {}{label} was not named; {dirty} sectors of it are in the cache alone",
-                    entry.uuid
-                )?;
-            }
+pub(super) fn partial(checked: &Checked, json: bool, out: &mut dyn Write) -> Result<()> {
+    for absent in checked.absent() {
+        if !json {
+            writeln!(out, "partial: {absent}")?;
+            continue;
         }
+        let value = match absent {
+            Absent::Cache { set, of } => json!({"kind": "absent", "role": "cache", "set": set, "of": &*of}),
+            Absent::Backing { slot, entry, dirty } => {
+                json!({"kind": "absent", "role": "backing", "uuid": entry.uuid, "label": entry.label.to_text(),
+                       "slot": slot, "dirty_sectors": dirty})
+            }
+        };
+        writeln!(out, "{value}")?;
     }
     Ok(())
 }
 
 fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
-    let absent = checked.absent();
-    partial(&absent, json, out)?;
+    partial(checked, json, out)?;
+    let is_partial = !checked.absent().is_empty();
     let total: u64 = checked.findings.counts.values().sum();
     let dirty: u64 = checked.slots.values().map(|slot| slot.dirty).sum();
     let worst = checked.worst().map(Severity::name);
@@ -479,12 +468,12 @@ fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
             .map(|(kind, count)| (kind.id().to_owned(), json!(count)))
             .collect();
         let value = json!({"kind": "summary", "findings": total, "worst": worst, "counts": counts,
-                           "dirty_sectors": dirty, "partial": !absent.is_empty()});
+                           "dirty_sectors": dirty, "partial": is_partial});
         writeln!(out, "{value}")?;
         return Ok(());
     }
     match (total, worst) {
-        (0, _) if !absent.is_empty() => {
+        (0, _) if is_partial => {
             writeln!(out, "clean as far as it was checked: no finding, {dirty} dirty sectors")?;
         }
         (0, _) => writeln!(out, "clean: no finding, {dirty} dirty sectors")?,

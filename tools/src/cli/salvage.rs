@@ -18,6 +18,7 @@ use serde_json::json;
 use super::choose::{Of, loses};
 use super::devices::{Access, InUse, Writable, each_has_data, each_once, open_for};
 use super::export::{Sink, Sparse, Stream, copy_around, progress};
+use super::fsck::partial;
 use super::output::{Output, Readers, finish_standard};
 use super::{BadInput, Out, Outcome};
 
@@ -107,12 +108,12 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     };
     let checked = check(devices, Options { data: false, progress: Some(&tell) });
     bar.finish_and_clear();
-    let Some(cache) = &checked.cache else { bail!("no cache was named") };
     // Of a device that was cut off, what is left is worth having.
     let choice = |finding: &&Finding| finding.kind.is_choice() && finding.kind != Kind::BackingTooShort;
     if let Some(choice) = checked.findings.iter().find(choice) {
         return Err(BadInput(format!("{}: {}", choice.device, choice.detail)).into());
     }
+    let Some(cache) = &checked.cache else { bail!("no cache was named") };
     let found = Salvage::of(&checked).map_err(|refused| anyhow!("{}: {refused}", cache.name))?;
     let (slot, base) = choose(&args, &found, &checked.backings)?;
     let none = Vec::new();
@@ -131,6 +132,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     // Standard output has the image then.
     let mut beside = std::io::stderr();
     let told: &mut dyn Write = if args.output.as_deref() == Some(Path::new("-")) { &mut beside } else { out };
+    partial(&checked, args.json, told)?;
     let complete = report(&args, &found, slot, &base, keys, &lost, told)?;
     // What is lost of the journal has no place of which it could be said: whatever is newest may have been there.
     Ok(if complete && !loses(&checked) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -22,6 +22,7 @@ use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{BucketNr, Pos, Superblock};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -172,6 +173,25 @@ pub enum Absent {
         /// Sectors that are in the cache alone.
         dirty: u64,
     },
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cache { set, of } => {
+                write!(f, "the cache of set {set}, to which {of} is attached, was not named")
+            }
+            Self::Backing { entry, dirty, .. } => {
+                let label = entry.label.to_text();
+                let label = if label.is_empty() { label } else { format!(", {label:?},") };
+                write!(
+                    f,
+                    "backing device {}{label} was not named; {dirty} sectors of it are in the cache alone",
+                    entry.uuid
+                )
+            }
+        }
+    }
 }
 
 impl Checked {
