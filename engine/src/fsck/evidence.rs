@@ -113,7 +113,8 @@ impl Evidence {
         let live = |key: &Bkey| key.ptr().is_some_and(Ptr::is_device) && gens.stale_key(key) == 0;
         let keys = parts.iter().map(|(leaf, _)| leaf.keys.len()).sum::<usize>();
         let mut laid = Laid::new(COMPARED_LEAST.saturating_add(keys.saturating_mul(COMPARED_OF_A_KEY)));
-        let (mut partial, mut unfollowed) = (Ranges::default(), Ranges::default());
+        let (mut partial, mut unfollowed, mut behind) =
+            (Ranges::default(), Ranges::default(), Ranges::default());
         // What something leads to is no other leaf.
         let named = view.journal.newest().map(|newest| &newest.jset);
         let prios = named.into_iter().flat_map(|jset| jset.prio_bucket);
@@ -127,6 +128,10 @@ impl Evidence {
                 // What a key said that cannot be followed is lost.
                 let wrong = |key: &&Bkey| key.dirty() && geometry.ptr_problem(key).is_some();
                 leaf.keys.iter().filter(wrong).for_each(|key| unfollowed.add((key.start_pos(), key.pos())));
+                // Nor can one whose bucket has moved on: with the tree, or its generation, more would be known.
+                let stale = |key: &Bkey| key.dirty() && geometry.ptr_problem(key).is_none() && !live(key);
+                let stale = cut(&leaf.keys, *part).filter(stale);
+                stale.for_each(|key| behind.add((key.start_pos(), key.pos())));
                 // A bucket that cannot be read may have had a newer one.
                 if leaf.whole && unread == 0 {
                     view.sure.ranges.add(*part);
@@ -155,7 +160,13 @@ impl Evidence {
         unsure.for_each(|range| view.sure.ranges.remove(range));
         doubt.iter().for_each(|range| view.sure.doubtful.add(range));
         let keep = |key: &Bkey| key.dirty() && live(key) && geometry.ptr_problem(key).is_none();
-        let found: Vec<Bkey> = map.into_keys().into_iter().filter(keep).collect();
+        let all = map.into_keys();
+        // Where another leaf has something that can be followed that is newer.
+        let followed: Ranges = all.iter().map(|key| (key.start_pos(), key.pos())).collect();
+        for range in behind.iter() {
+            followed.outside(range).for_each(|range| view.sure.ranges.remove(range));
+        }
+        let found: Vec<Bkey> = all.into_iter().filter(keep).collect();
         view.gens = gens;
         view.lay_below_journal(found);
         doubt
