@@ -179,14 +179,17 @@ impl fmt::Display for Absent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cache { set, of } => {
-                write!(f, "the cache of set {set}, to which {of} is attached, was not named")
+                write!(
+                    f,
+                    "the cache of set {set}, to which {of} is attached, is not among what could be read"
+                )
             }
             Self::Backing { entry, dirty, .. } => {
                 let label = entry.label.to_text();
                 let label = if label.is_empty() { label } else { format!(", {label:?},") };
                 write!(
                     f,
-                    "backing device {}{label} was not named; {dirty} sectors of it are in the cache alone",
+                    "backing device {}{label} is not among what could be read; {dirty} sectors of it are in the cache alone",
                     entry.uuid
                 )
             }
