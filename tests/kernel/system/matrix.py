@@ -293,6 +293,8 @@ class Cell:
         # Who needs nothing of what failed answers: the other device of a set whose backing device failed, and all that is clean
         # where the cache did.
         unaffected = ["other"] if self.who == "backing" else ["data", "other"] if self.state == "clean" else []
+        # An engine that can read what a new one could not open is not replaced by that.
+        if (self.who, self.fault, self.event) == ("backing", "read-only", "upgrade"): unaffected = ["data", "other"]
         if self.fault != "hangs" or self.who == "backing":
             for kind in unaffected:
                 if self.devices[kind].last != "data": self.bad(f"{kind} says {self.devices[kind].last}; {self.picture(self.devices[kind].name)}")

@@ -19,6 +19,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::BadInput;
 use crate::in_use::{loop_of, patiently};
+use crate::queue::Queue;
 
 /// Whether a device that somebody uses is opened all the same: a block device that a mount, device-mapper, bcache or
 /// an engine has, an image file that another of these programs has.
@@ -172,7 +173,10 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
         _ => bad(format!("{name}: {error}")),
     })?;
     // The kernel opens a block device that is read-only for writing all the same.
-    if access == Access::Write && kind.is_block_device() && is_read_only(meta.rdev()) {
+    if access == Access::Write
+        && kind.is_block_device()
+        && Queue::of((major(meta.rdev()), minor(meta.rdev()))).is_read_only()
+    {
         return Err(bad(format!("{name}: read-only")));
     }
     let holes = file.try_clone()?;
@@ -203,11 +207,6 @@ pub fn each_has_data<'d>(devices: impl IntoIterator<Item = &'d Device>) -> Resul
 
 fn bad(what: String) -> anyhow::Error {
     BadInput(what).into()
-}
-
-fn is_read_only(device: u64) -> bool {
-    let path = format!("/sys/dev/block/{}:{}/ro", major(device), minor(device));
-    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
 }
 
 /// Refuses one device under two names, also a file beside the loop device that shows it.

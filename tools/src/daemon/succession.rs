@@ -16,6 +16,7 @@ use super::front;
 use crate::control::client::{self, Client, Refused};
 use crate::control::{Request, paths};
 use crate::identify::{Part, Role};
+use crate::queue::Queue;
 use crate::serve::told;
 
 /// How long a part has for its superblock to be read.
@@ -69,7 +70,12 @@ async fn part(env: &Env, path: &Path) -> Result<Part> {
         bail!("{}: does not answer", path.display());
     };
     let (sb, _) = read.map_err(told)?;
-    Part::of(path, &sb)
+    let part = Part::of(path, &sb)?;
+    // Who has it open for writing still reads it; nobody else gets it so.
+    if Queue::of(part.device).is_read_only() {
+        bail!("{}: read-only", path.display());
+    }
+    Ok(part)
 }
 
 /// Whether an engine says of itself that it does not use a part. One that it still looks at may be in use as soon as it
