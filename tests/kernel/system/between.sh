@@ -4,7 +4,6 @@ disks_below
 # late DISK SIZE READS WRITES: a table whose reads and writes take so many milliseconds.
 late() { echo "0 $2 delay $1 0 $3 $1 0 $4"; }
 set=00000000-0000-4000-8000-000000000001
-listens() { bcache status --json | grep -q "\"set\":\"$set\""; }
 engine() {
   setsid bcache-engine --set $set --answer-within 20 --missing-cache-timeout 3 >> /run/bcache/$set.log 2>&1 < /dev/null &
   await listens
@@ -94,7 +93,6 @@ await claimed
 put 9
 holds 9
 below slow "$(late /dev/vdb "$slow_size" 0 3000)"
-cp /tmp/mib9 /tmp/before9
 put 9 & writing=$!
 timeout 60 bcache attach /dev/mapper/slow
 get 9 > /dev/null

@@ -2,7 +2,6 @@
 disks_below
 modprobe loop
 set=00000000-0000-4000-8000-000000000001
-listens() { bcache status --json | grep -q "\"set\":\"$set\""; }
 # Starts an engine that does not wait long.
 engine() {
   setsid bcache-engine --set $set --answer-within 3 --missing-cache-timeout 3 >> /run/bcache/$set.log 2>&1 < /dev/null &

@@ -48,18 +48,19 @@ write_file() {
 }
 check_files() { sha256sum --quiet -c /tmp/sums; }
 
-# fio_pass SEED WHERE...: writes and reads what fio's options WHERE say once, and fails when something else is read than was
-# written. Blocks of one size, once over each: where writes overlap, fio takes the order in which it asked for the one in
-# which it was answered. Each seed writes something else.
+# fio_pass SEED WHERE...: writes and reads what fio's options WHERE say once (8 MiB, if not told otherwise; more than one place
+# with --name=... before each), and fails when something else is read than was written. Blocks of one size, once over each:
+# where writes overlap, fio takes the order in which it asked for the one in which it was answered. Each seed writes something
+# else.
 fio_pass() {
-  fio --name=load "${@:2}" --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
-    --verify=crc32c --verify_fatal=1 --randseed="$1" --output=/tmp/fio.out || { cat /tmp/fio.out; return 1; }
+  fio --name=global --rw=randrw --bs=4k --size=8M --ioengine=libaio --iodepth=8 --direct=1 --verify=crc32c --verify_fatal=1 \
+    --randseed="$1" --output=/tmp/fio.out --name=load "${@:2}" || { cat /tmp/fio.out; return 1; }
 }
 # fio_passes WHERE...: pass after pass, until there is a file /tmp/enough.
 fio_passes() {
   local pass
   for ((pass = 1; ; pass++)); do
-    fio_pass "$pass" "$@" --size=8M || return 1
+    fio_pass "$pass" "$@" || return 1
     [[ ! -e /tmp/enough ]] || { echo "$pass passes of fio"; return 0; }
   done
 }
@@ -88,6 +89,8 @@ holds() {
 # The sum of all samples of a metric.
 metric() { bcache metrics | awk -v name="$1" 'index($1, name "{") == 1 {n += $2} END {print n + 0}'; }
 
+# Whether an engine answers for the set $set.
+listens() { bcache status --json | grep -q "\"set\":\"$set\""; }
 # Whether an engine serves a device of this name.
 serves() { bcache status --json | grep -q "\"front\":\"[^\"]*\".*\"name\":\"$1\""; }
 

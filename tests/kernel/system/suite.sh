@@ -37,18 +37,11 @@ mount /dev/mapper/large /mnt/x
 write_file /mnt/x/before 4M
 
 # Every device is written and verified, pass after pass; the large one through its file system.
-load() {
-  local pass jobs=(--name=file --directory=/mnt/x --size=8M) name
-  for name in tiny "${names[@]}"; do
-    [[ $name == large ]] || jobs+=(--name="$name" --filename="/dev/mapper/$name" --offset="$1" --size=4M)
-  done
-  for ((pass = 1; ; pass++)); do
-    fio --name=global --thread --rw=randrw --bs=4k --ioengine=libaio --iodepth=4 --direct=1 --verify=crc32c --verify_fatal=1 \
-      --randseed="$pass" --group_reporting --output=/tmp/fio.out "${jobs[@]}" || { cat /tmp/fio.out; return 1; }
-    [[ ! -e /tmp/enough ]] || { echo "$pass passes of fio over ${#names[@]} devices and a small cache"; return 0; }
-  done
-}
-load 0 & load=$!
+jobs=(--directory=/mnt/x)
+for name in tiny "${names[@]}"; do
+  [[ $name == large ]] || jobs+=(--name="$name" --filename="/dev/mapper/$name" --size=4M)
+done
+fio_passes "${jobs[@]}" & load=$!
 
 is_straight() { ! dmsetup table "$1" | grep -Eq ' linear (259|43):'; }
 # Any value: the least, the largest that there is, or one in between.
@@ -92,8 +85,7 @@ bcache volume remove --yes full
 
 # Everything goes on without its cache, under load.
 bcache unregister $set
-is_served() { bcache status --json | grep -q "\"set\":\"$set\""; }
-if is_served; then exit 1; fi
+if listens; then exit 1; fi
 for name in "${names[@]}"; do is_straight "$name"; done
 kill -0 $load
 touch /tmp/enough

@@ -127,7 +127,7 @@ impl Opened {
         let opened = open(&repaired).map_err(|refusal| anyhow!("{found}; repaired in memory: {refusal}"))?;
         // Standard error may be gone; what is lost is in the exit code too.
         let _ = writeln!(std::io::stderr(), "{found}; it is read as `bcache fsck -y` would leave it");
-        let _ = partial(&checked, false, &mut std::io::stderr());
+        let _ = partial(&checked.absent(), false, &mut std::io::stderr());
         let lost = checked.set.as_ref().map(|view| not_known(&checked, view)).unwrap_or_default();
         let complete = !loses(&checked) && plan.changed.is_empty() || opened.is_alone(of);
         Ok(Best { opened, lost, complete })

@@ -41,8 +41,9 @@ const CANCELED: u8 = 32;
 /// On a terminal, without -n, -p or -y, asks before it repairs; without a terminal it only checks. A repair is
 /// computed and tried in memory first; what cannot be proved there is not written. What it overwrites is kept in a
 /// file that `bcache undo` puts back. Exit code as fsck(8): 0 nothing found, 1 repaired, 4 something is left (5 after
-/// a repair), 8 the check did not work, the devices are not those of one set or not whole, or the repair is refused, 16 the command line makes no sense, 32 canceled by a
-/// signal, 36 canceled at the question, so that something is left. A repair that has begun to write is not canceled.
+/// a repair), 8 the check did not work, the devices are not those of one set or not whole, or the repair is refused, 16
+/// the command line makes no sense, 32 canceled by a signal, 36 canceled at the question, so that something is left. A
+/// repair that has begun to write is not canceled.
 /// Findings are explained in bcache-findings(7) and by --explain.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  bcache fsck -n /dev/sdb /dev/nvme0n1\n  \
@@ -436,16 +437,16 @@ fn sectors((from, to): (Pos, Pos), checked: &Checked) -> Vec<Range> {
 }
 
 /// What was not named, and therefore not checked.
-pub(super) fn partial(checked: &Checked, json: bool, out: &mut dyn Write) -> Result<()> {
-    for absent in checked.absent() {
+pub(super) fn partial(absent: &[Absent], json: bool, out: &mut dyn Write) -> Result<()> {
+    for absent in absent {
         if !json {
             writeln!(out, "partial: {absent}")?;
             continue;
         }
         let value = match absent {
-            Absent::Cache { set, of } => json!({"kind": "absent", "role": "cache", "set": set, "of": &*of}),
-            Absent::Backing { slot, entry, dirty } => {
-                json!({"kind": "absent", "role": "backing", "uuid": entry.uuid, "label": entry.label.to_text(),
+            Absent::Cache { set, of } => json!({"kind": "absent", "role": "cache", "set": set, "of": &**of}),
+            Absent::Backing { slot, uuid, label, dirty } => {
+                json!({"kind": "absent", "role": "backing", "uuid": uuid, "label": label.to_text(),
                        "slot": slot, "dirty_sectors": dirty})
             }
         };
@@ -455,8 +456,8 @@ pub(super) fn partial(checked: &Checked, json: bool, out: &mut dyn Write) -> Res
 }
 
 fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
-    partial(checked, json, out)?;
-    let is_partial = !checked.absent().is_empty();
+    let absent = checked.absent();
+    partial(&absent, json, out)?;
     let total: u64 = checked.findings.counts.values().sum();
     let dirty: u64 = checked.slots.values().map(|slot| slot.dirty).sum();
     let worst = checked.worst().map(Severity::name);
@@ -468,12 +469,12 @@ fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {
             .map(|(kind, count)| (kind.id().to_owned(), json!(count)))
             .collect();
         let value = json!({"kind": "summary", "findings": total, "worst": worst, "counts": counts,
-                           "dirty_sectors": dirty, "partial": is_partial});
+                           "dirty_sectors": dirty, "partial": !absent.is_empty()});
         writeln!(out, "{value}")?;
         return Ok(());
     }
     match (total, worst) {
-        (0, _) if is_partial => {
+        (0, _) if !absent.is_empty() => {
             writeln!(out, "clean as far as it was checked: no finding, {dirty} dirty sectors")?;
         }
         (0, _) => writeln!(out, "clean: no finding, {dirty} dirty sectors")?,

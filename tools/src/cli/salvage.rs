@@ -132,7 +132,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     // Standard output has the image then.
     let mut beside = std::io::stderr();
     let told: &mut dyn Write = if args.output.as_deref() == Some(Path::new("-")) { &mut beside } else { out };
-    partial(&checked, args.json, told)?;
+    partial(&checked.absent(), args.json, told)?;
     let complete = report(&args, &found, slot, &base, keys, &lost, told)?;
     // What is lost of the journal has no place of which it could be said: whatever is newest may have been there.
     Ok(if complete && !loses(&checked) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -18,8 +18,7 @@ use super::repair::Plan;
 use super::usage::{SectorMap, SlotUse, Use};
 use super::view::journal::Journal;
 use super::view::{Backing, Cache, Device, SetView};
-use bcache_format::superblock::BackingState;
-use bcache_format::uuid_entry::UuidEntry;
+use bcache_format::superblock::{BackingState, Label};
 use bcache_format::{BucketNr, Pos, Superblock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -168,8 +167,10 @@ pub enum Absent {
     Backing {
         /// Its slot in the uuid table.
         slot: u32,
-        /// What the table says of it.
-        entry: Box<UuidEntry>,
+        /// Its UUID.
+        uuid: Uuid,
+        /// Its label.
+        label: Label,
         /// Sectors that are in the cache alone.
         dirty: u64,
     },
@@ -184,13 +185,13 @@ impl fmt::Display for Absent {
                     "the cache of set {set}, to which {of} is attached, is not among what could be read"
                 )
             }
-            Self::Backing { entry, dirty, .. } => {
-                let label = entry.label.to_text();
+            Self::Backing { uuid, label, dirty, .. } => {
+                let label = label.to_text();
                 let label = if label.is_empty() { label } else { format!(", {label:?},") };
                 write!(
                     f,
-                    "backing device {}{label} is not among what could be read; {dirty} sectors of it are in the cache alone",
-                    entry.uuid
+                    "backing device {uuid}{label} is not among what could be read; \
+                     {dirty} sectors of it are in the cache alone"
                 )
             }
         }
@@ -220,7 +221,8 @@ impl Checked {
             .filter(|(_, entry)| !named(entry.uuid))
             .map(|(slot, entry)| Absent::Backing {
                 slot,
-                entry: Box::new(*entry),
+                uuid: entry.uuid,
+                label: entry.label,
                 dirty: self.slots.get(&slot).map_or(0, |used| used.dirty),
             })
             .collect()
