@@ -9,6 +9,7 @@ mod arranged;
 #[allow(dead_code, unused_imports)]
 #[path = "../../tests/src/crash/mod.rs"]
 mod crash;
+mod kept;
 mod lost;
 mod recovery;
 mod scenes_media;
@@ -26,11 +27,14 @@ const WITHIN: u64 = 6000;
 /// Cuts without a mistake, of each rule's runs.
 const HEALTHY: u64 = 200;
 
-const CALM: Focus = Focus { mode: None, full: false, spoilt: Some(0), moving: false, wild: false };
+const CALM: Focus =
+    Focus { mode: None, full: false, spoilt: Some(0), moving: false, wild: false, kept: false };
 const MOVING: Focus = Focus { moving: true, ..CALM };
 const FULL: Focus = Focus { full: true, ..CALM };
 const WRITEBACK: Focus = Focus { mode: Some(CacheMode::Writeback), ..CALM };
 const SPOILT: Focus = Focus { spoilt: Some(80), ..WRITEBACK };
+/// The process ends as often as the power, and what it acknowledged is there.
+const KEPT: Focus = Focus { kept: true, ..WRITEBACK };
 const WRITETHROUGH: Focus = Focus { mode: Some(CacheMode::Writethrough), ..CALM };
 
 /// Which mistakes are looked for: those whose names have the environment variable `MISTAKE` in them, and then nothing else is
@@ -136,6 +140,12 @@ rules! {
     /// What the cache holds is forgotten durably before the backing device gets something newer.
     a_clean_copy_is_forgotten_before_the_write_below: WRITETHROUGH => StaleCleanCopy;
     a_dirty_key_is_durable_before_it_is_written_back: WRITEBACK => WritebackBeforeJournal;
+    /// What is acknowledged outlives the process: its keys are in the journal, or in memory that is read by the next one.
+    a_key_is_kept_when_its_data_is_in_the_cache: KEPT => TailBeforeData;
+    what_is_kept_is_taken_over: KEPT => TailForgotten, TailWithoutNotes, TailOfAnotherBoot;
+    what_is_kept_is_taken_over_once_and_in_order: KEPT =>
+        TailReplayedTwice, TailInTheWrongOrder, TailOverNewer;
+    nothing_is_acknowledged_that_is_neither_journaled_nor_kept: KEPT => TailWithGaps, TailReusedEarly;
     /// An audit once found metadata in a bucket that was marked free: GC began while a new node had no parent yet.
     btree_io_a_new_node_is_pinned_until_the_tree_leads_to_it: FULL => NewNodeUnpinned;
     btree_io_a_clean_stop_writes_every_dirty_node: WRITEBACK => StopLeavesNodes;

@@ -79,6 +79,16 @@ mistakes! {
     MovingInThePass,
     PriosOverRoots,
     CleanNotRetried,
+    TailBeforeData,
+    TailReplayedTwice,
+    TailInTheWrongOrder,
+    TailOverNewer,
+    TailReusedEarly,
+    TailOfAnotherBoot,
+    TailOfAnotherJournal,
+    TailWithoutNotes,
+    TailWithGaps,
+    TailForgotten,
 }
 
 thread_local!(static BUG: Cell<Option<Bug>> = const { Cell::new(None) });

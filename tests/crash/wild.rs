@@ -20,9 +20,11 @@ fn survives(test: &str, cuts: u64, focus: Focus) {
     }
 }
 
-const CALM: Focus = Focus { mode: None, full: false, spoilt: Some(0), moving: false, wild: true };
+const CALM: Focus =
+    Focus { mode: None, full: false, spoilt: Some(0), moving: false, wild: true, kept: false };
 const MOVING: Focus = Focus { moving: true, ..CALM };
 const SPOILT: Focus = Focus { moving: true, spoilt: Some(60), ..CALM };
+const KEPT: Focus = Focus { kept: true, ..MOVING };
 
 #[test]
 fn a_set_under_every_load_survives() {
@@ -39,6 +41,11 @@ fn a_set_whose_disks_fail_survives() {
     survives("a_set_whose_disks_fail_survives", 8_000, SPOILT);
 }
 
+#[test]
+fn what_a_process_acknowledged_survives_it() {
+    survives("what_a_process_acknowledged_survives_it", 8_000, KEPT);
+}
+
 /// As many cuts as `SIM_CUTS` says, from the seed `SIM_FROM` on.
 mod long {
     use super::*;
@@ -47,6 +54,12 @@ mod long {
     #[ignore = "takes hours"]
     fn a_million_cuts() {
         survives("--ignored wild::long::a_million_cuts", 1_000_000, SPOILT);
+    }
+
+    #[test]
+    #[ignore = "takes hours"]
+    fn two_hundred_thousand_deaths() {
+        survives("--ignored wild::long::two_hundred_thousand_deaths", 200_000, KEPT);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod frontend;
 pub mod hold;
 pub mod identify;
 pub mod in_use;
+pub mod kept;
 pub mod kernel;
 pub mod log;
 pub mod make;

@@ -89,6 +89,20 @@ impl CacheSet {
         Ok(())
     }
 
+    /// Inserts keys that a process before this one added to the journal, in that order, and did not write: into entries of
+    /// its own.
+    pub(crate) async fn insert_behind(self: &Rc<Self>, extents: &[Extent]) -> Result<()> {
+        for extent in extents {
+            self.journal_admission().await?;
+            // As of keys that are replayed: what is clean is read from below again.
+            let clean = !self.counts_as_dirty(extent);
+            let extent =
+                if clean { Extent::hole(extent.inode(), extent.end(), extent.size()) } else { *extent };
+            self.insert(extent, Durability::Journal).await?;
+        }
+        Ok(())
+    }
+
     /// As many of `rest` as belong to `leaf` and as it may take at once.
     fn replay_in_leaf(self: &Rc<Self>, leaf: &Rc<Node>, rest: &mut VecDeque<Extent>, seq: u64) {
         // One that is frozen is being written anew, and gets no more than its nodes to be have room for.

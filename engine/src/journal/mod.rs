@@ -11,17 +11,22 @@
 mod pins;
 mod reclaim;
 mod replay;
+mod tail;
 mod write;
 
 pub use pins::JournalPin;
 pub use replay::{Found, read as read_journal};
+pub use tail::{
+    BYTES_MAX as TAIL_BYTES_MAX, Behind, EntryId, Left, SLOTS as TAIL_SLOTS, Tail, TailFault, TailPlace,
+    TailStore,
+};
 
 use crate::sync::WaitQueue;
 use bcache_format::bkey::Bkey;
 use bcache_format::jset::{HEADER_BYTES, Jset};
 use bcache_format::{BucketNr, Geometry, Ptr};
 use pins::Pins;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -81,6 +86,8 @@ pub struct Journal {
     reclaimer: WaitQueue,
     written: WaitQueue,
     closing: Cell<bool>,
+    /// Keeps keys over the end of the process, where somebody asked for it.
+    tail: OnceCell<Tail>,
     /// Nobody writes entries any more.
     ended: Cell<bool>,
     block_bytes: u64,
@@ -117,6 +124,7 @@ impl Journal {
             reclaimer: WaitQueue::new(),
             written: WaitQueue::new(),
             closing: Cell::new(false),
+            tail: OnceCell::new(),
             ended: Cell::new(false),
             block_bytes: geometry.block_bytes(),
             bucket_bytes: geometry.bucket_bytes(),
@@ -130,7 +138,41 @@ impl Journal {
         let mut open = self.open.borrow_mut();
         open.words += key.u64s();
         open.keys.push(key);
+        if let Some(tail) = self.tail.get() {
+            tail.add(open.seq, &key);
+            if tail.is_crowded() {
+                self.requested.set(self.requested.get().max(open.seq));
+                self.writer.wake_all();
+            }
+        }
         open.seq
+    }
+    /// From now on keys are kept by `tail`, too, until their entries are durable. Before any is added.
+    pub(crate) fn keep(&self, tail: Tail) {
+        debug_assert!(!self.has_unwritten_keys());
+        let _ = self.tail.set(tail);
+    }
+    /// Whether the end of the process would lose none of the keys added so far.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.tail.get().is_some_and(Tail::holds_all)
+    }
+    /// The keys that a process before this one left in the tail are durable.
+    pub(crate) fn adopted(&self) {
+        if let Some(tail) = self.tail.get() {
+            tail.adopted();
+        }
+    }
+    /// The set has failed: what is kept is for whoever starts it next.
+    pub(crate) fn leave_tail(&self) {
+        if let Some(tail) = self.tail.get() {
+            tail.leave();
+        }
+    }
+    /// Everything that was added is durable, and nothing more will be added.
+    pub(crate) fn retire_tail(&self) {
+        if let Some(tail) = self.tail.get() {
+            tail.retire();
+        }
     }
     /// Words of keys an entry may have: it must also fit into a bucket.
     fn entry_words(&self) -> usize {

@@ -16,6 +16,8 @@ const CHUNK: u64 = 128 << 10;
 pub struct Found {
     /// The newest entry: it names root, uuid table and prio sets.
     pub newest: Jset,
+    /// Its checksum.
+    pub csum: u64,
     /// The entries to replay, oldest first: number and keys.
     pub replay: Vec<(u64, Vec<Bkey>)>,
     /// Newest entry of each journal bucket; 0 for none.
@@ -75,7 +77,8 @@ pub async fn read(cache: &CacheDev, discard: bool) -> Result<Option<Found>> {
         }
         replay.push((seq, entry.keys));
     }
-    Ok(Some(Found { newest, replay, newest_in }))
+    let csum = buckets.iter().find(|bucket| bucket.newest == newest.seq).map_or(0, |bucket| bucket.csum);
+    Ok(Some(Found { newest, csum, replay, newest_in }))
 }
 
 /// How far a journal bucket could be read.
@@ -83,6 +86,8 @@ struct Bucket {
     nr: BucketNr,
     /// Newest entry in it; 0 for none.
     newest: u64,
+    /// Checksum of that entry.
+    csum: u64,
     /// Bytes of whole entries that follow each other from its start on.
     whole: u64,
 }
@@ -130,7 +135,7 @@ async fn refuse_rot(
 async fn read_bucket(cache: &CacheDev, nr: BucketNr, entries: &mut BTreeMap<u64, Jset>) -> Result<Bucket> {
     let geometry = &cache.geometry;
     let (start, size) = (geometry.bucket_start_byte(nr), geometry.bucket_bytes());
-    let mut bucket = Bucket { nr, newest: 0, whole: 0 };
+    let mut bucket = Bucket { nr, newest: 0, csum: 0, whole: 0 };
     while bucket.whole < size {
         let done = bucket.whole;
         let len = (size - done).min(CHUNK);
@@ -140,8 +145,12 @@ async fn read_bucket(cache: &CacheDev, nr: BucketNr, entries: &mut BTreeMap<u64,
             let rest = buf.get(used..).unwrap_or_default();
             match Jset::parse(rest, cache.magic) {
                 Ok(entry) => {
-                    let bytes = JsetHeader::read(rest).map_or(u64::MAX, |header| header.bytes());
+                    let header = JsetHeader::read(rest);
+                    let bytes = header.map_or(u64::MAX, |header| header.bytes());
                     used += bytes.next_multiple_of(geometry.block_bytes()) as usize;
+                    if entry.seq > bucket.newest {
+                        bucket.csum = header.map_or(0, |header| header.csum.get());
+                    }
                     bucket.newest = bucket.newest.max(entry.seq);
                     bucket.whole = done + used as u64;
                     entries.entry(entry.seq).or_insert(entry);

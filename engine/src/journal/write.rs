@@ -1,9 +1,10 @@
 //! Writing entries.
 
-use super::{Entry, Journal, Ring};
+use super::{Entry, EntryId, Journal, Ring};
 use crate::dev::Buf;
 use crate::error::{Error, Result};
 use crate::set::CacheSet;
+use bcache_format::jset::JsetHeader;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -98,9 +99,15 @@ impl CacheSet {
             self.metadata(self.cache.ensure_flushed(self.cache.epoch()).await)?;
         }
         self.check()?;
+        if let (Some(tail), Some(header)) = (journal.tail.get(), JsetHeader::read(&image)) {
+            tail.note(EntryId { seq, csum: header.csum.get() });
+        }
         self.metadata(self.cache.write_fua(at, Buf::copied(&image).freeze()).await)?;
         journal.durable.set(seq);
         journal.durable_last.set(last_seq);
+        if let Some(tail) = journal.tail.get() {
+            tail.durable(seq);
+        }
         journal.note_roots(&roots.btree_root, &roots.uuid_bucket);
         drop(pin);
         self.stats.journal_writes.add(1);

@@ -103,6 +103,11 @@ impl CacheSet {
     /// Data first, then the keys that name it.
     async fn fill_and_insert(self: &Rc<Self>, extents: &[Extent], start: u64, data: &Shared) -> Result<()> {
         let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, data)).collect();
+        if seeded_bug!(TailBeforeData) {
+            for extent in extents {
+                self.insert(*extent, Durability::Journal).await?;
+            }
+        }
         self.filled(ios).await?;
         for extent in extents {
             self.insert(*extent, Durability::Journal).await?;

@@ -6,6 +6,7 @@ mod attributes;
 mod audit;
 mod cache_dev;
 mod device;
+mod kept;
 mod left;
 mod recover;
 mod stop;
@@ -161,13 +162,17 @@ impl CacheSet {
     /// Whoever serves clients that outlive this process asks for it. They see no crash when the process is killed: they
     /// go on with its successor, and nothing makes them write again what they were told is written. Without it a write
     /// may be acknowledged up to `journal_delay_ms` before its keys are in the journal, which is as good while a crash
-    /// ends clients, too.
+    /// ends clients, too. It is as good, too, where the keys are kept by memory that outlives the process
+    /// ([`Self::start_outliving`]).
     pub fn outlive(&self) {
         self.outlived.set(true);
     }
     /// Waits for the keys of what is about to be acknowledged, where a crash of this process alone must not lose it.
     pub(crate) async fn commit_if_outlived(&self) -> Result<()> {
-        if self.outlived.get() { self.commit_keys().await } else { Ok(()) }
+        if !self.outlived.get() {
+            return Ok(());
+        }
+        if self.journal.is_kept() { self.check() } else { self.commit_keys().await }
     }
     /// A request came: the set is not idle.
     pub(crate) fn request_came(&self) {
@@ -202,6 +207,7 @@ impl CacheSet {
     /// Ends all writing, and all waiting for it, if nothing did before.
     pub(crate) fn give_up(&self, why: &str) {
         self.failure.borrow_mut().get_or_insert_with(|| why.into());
+        self.journal.leave_tail();
         self.journal.close();
         self.alloc.close();
         self.gc.close();

@@ -9,6 +9,7 @@
 //! | SYNC set | entries behind a damaged one | refused: they were durable once, so that the damage is no torn end |
 
 use super::cache_dev::{CacheDev, read_superblock};
+use super::kept::{keep_anew, take_over};
 use super::uuids::UuidTable;
 use super::{CacheSet, Mutex, Stage};
 use crate::alloc::{Alloc, BucketPin};
@@ -17,7 +18,7 @@ use crate::dev::{BlockDev, Buf};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gc::Gc;
-use crate::journal::{Found, Journal, read_journal};
+use crate::journal::{EntryId, Found, Journal, TailPlace, read_journal};
 use crate::request::{Congestion, IoErrors};
 use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
@@ -109,6 +110,32 @@ impl CacheSet {
     /// # Errors
     /// The device cannot be used, or what is on it cannot be trusted; then nothing was written.
     pub async fn start(env: Env, dev: Rc<dyn BlockDev>, settings: SetSettings) -> Result<Rc<Self>> {
+        Self::start_with(env, dev, settings, None).await
+    }
+
+    /// As [`Self::start`], for clients that outlive the process (see [`Self::outlive`]), with keys kept in `place` until the
+    /// journal has them. Those that an earlier process left there are in the journal when this returns. Where the memory
+    /// cannot be used, writes wait for the journal.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_outliving(
+        env: Env,
+        dev: Rc<dyn BlockDev>,
+        settings: SetSettings,
+        place: TailPlace,
+    ) -> Result<Rc<Self>> {
+        let set = Self::start_with(env, dev, settings, Some(place)).await?;
+        set.outlive();
+        Ok(set)
+    }
+
+    async fn start_with(
+        env: Env,
+        dev: Rc<dyn BlockDev>,
+        settings: SetSettings,
+        place: Option<TailPlace>,
+    ) -> Result<Rc<Self>> {
         let (sb, block) = read_superblock(&dev).await?;
         let cache = CacheDev::new(dev, sb, block)?;
         let sb = cache.sb.borrow().clone();
@@ -139,10 +166,10 @@ impl CacheSet {
             if !seeded_bug!(SyncLost) {
                 refuse_lost_sync(&cache).await?;
             }
-            return Self::start_new(env, cache, settings).await;
+            return Self::start_new(env, cache, settings, place).await;
         }
         match read_journal(&cache, sb.discard()).await? {
-            Some(found) => Self::start_existing(env, cache, settings, found).await,
+            Some(found) => Self::start_existing(env, cache, settings, found, place).await,
             None => {
                 Err(cache
                     .untrusted("no journal entry can be read, though the superblock says there are some"))
@@ -191,7 +218,12 @@ impl CacheSet {
 
     /// A new set. Root, uuid table, prios and the first journal entry are durable before the superblock says that there
     /// is anything to find.
-    async fn start_new(env: Env, cache: CacheDev, settings: SetSettings) -> Result<Rc<Self>> {
+    async fn start_new(
+        env: Env,
+        cache: CacheDev,
+        settings: SetSettings,
+        place: Option<TailPlace>,
+    ) -> Result<Rc<Self>> {
         let geometry = cache.geometry;
         let count = journal_buckets(geometry.nbuckets);
         // An earlier life of a set with the same UUID may have left entries with larger numbers than ours will have.
@@ -202,6 +234,10 @@ impl CacheSet {
         }
         let newest_in = vec![0; count.into()];
         let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, 0, 0);
+        if let Some(place) = place {
+            // What is there is of an earlier life of the set.
+            keep_anew(&journal, &cache, place, EntryId { seq: 0, csum: 0 });
+        }
         let entries = vec![UuidEntry::EMPTY; geometry.nr_uuids()];
         let uuids = UuidTable { entries, key: Bkey::ZERO };
         let starting = Starting::begin(Self::build(env, cache, settings, journal, uuids));
@@ -242,14 +278,19 @@ impl CacheSet {
         cache: CacheDev,
         settings: SetSettings,
         found: Found,
+        place: Option<TailPlace>,
     ) -> Result<Rc<Self>> {
         let geometry = cache.geometry;
-        let Found { newest, replay, newest_in } = found;
+        let Found { newest, csum, mut replay, newest_in } = found;
         let count = newest_in.len() as u16;
         // With discard on, leading entries may be gone; what pins them is given up at once.
         let first = replay.first().map_or(newest.seq, |(seq, _)| *seq);
         let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, newest.seq, first);
         journal.note_roots(&newest.btree_root, &newest.uuid_bucket);
+        let newest_id = EntryId { seq: newest.seq, csum };
+        let behind = place.map(|place| take_over(&journal, &cache, place, newest_id)).unwrap_or_default();
+        // To whoever asks what the journal names, they are one entry more.
+        replay.push((newest.seq + 1, behind));
         let entries = read_uuids(&cache, &newest.uuid_bucket, newest.version).await?;
         let uuids = UuidTable { entries, key: newest.uuid_bucket };
         let starting = Starting::begin(Self::build(env, cache, settings, journal, uuids));
@@ -297,23 +338,35 @@ impl CacheSet {
         counts.iter().map(|count| count.get()).sum()
     }
 
-    async fn replay(self: &Rc<Self>, replay: Vec<(u64, Vec<Bkey>)>) -> Result<()> {
+    async fn replay(self: &Rc<Self>, mut replay: Vec<(u64, Vec<Bkey>)>) -> Result<()> {
+        let behind = replay.pop().map(|(_, keys)| keys).unwrap_or_default();
         for ((seq, keys), pin) in replay.into_iter().zip(self.journal.replay_pins()) {
-            let mut extents = Vec::with_capacity(keys.len());
-            for key in keys {
-                extents.extend(self.replayed(&key)?);
-            }
-            extents.iter().filter(|extent| extent.dirty()).for_each(|extent| self.note_dirty_end(extent));
+            let extents = self.all_replayed(&keys)?;
             self.insert_replayed(&extents, seq).await?;
             drop(pin);
         }
+        let mut extents = self.all_replayed(&behind)?;
+        if seeded_bug!(TailInTheWrongOrder) {
+            extents.reverse();
+        }
+        self.insert_behind(&extents).await?;
         // What was concluded is durable before anybody relies on it. After another crash all who read the set, by whatever
         // rules, would replay the same entries, and take for good a clean key that is a hole here, though something newer
         // has been written below since.
         if !seeded_bug!(ReplayNotDurable) {
             self.checkpoint().await?;
         }
+        self.journal.adopted();
         Ok(())
+    }
+
+    fn all_replayed(&self, keys: &[Bkey]) -> Result<Vec<Extent>> {
+        let mut extents = Vec::with_capacity(keys.len());
+        for key in keys {
+            extents.extend(self.replayed(key)?);
+        }
+        extents.iter().filter(|extent| extent.dirty()).for_each(|extent| self.note_dirty_end(extent));
+        Ok(extents)
     }
 
     /// The chain of prio sets: counted, because its end points into the chain before.

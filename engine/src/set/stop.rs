@@ -82,6 +82,9 @@ impl CacheSet {
         }
         self.journal.close();
         self.ended(Stage::Journal).await;
+        if result.is_ok() {
+            self.journal.retire_tail();
+        }
         // After a failure nodes keep what nobody may write any more: nothing waits for that.
         for node in self.tree.dirty_nodes() {
             node.state_mut().write = PendingWrite::default();

@@ -91,11 +91,31 @@ pub struct Stats {
     pub refused: u64,
     /// Operations failed by a [`Fault`].
     pub failed: u64,
+    /// Of those, flushes.
+    pub failed_flushes: u64,
 }
 
 /// A simulated disk; clones are handles to the same one. See the [module](super) for its fault model.
 #[derive(Clone)]
 pub struct Disk(Rc<Inner>);
+
+/// What a disk holds while nobody uses it and the power is on.
+#[derive(Clone)]
+pub struct Medium(Store);
+
+impl Medium {
+    /// What reads would see.
+    pub fn image(&self) -> &Image {
+        self.0.current()
+    }
+}
+
+impl From<Image> for Medium {
+    /// All of it durable.
+    fn from(image: Image) -> Self {
+        Self(Store::new(image, SECTOR as u32))
+    }
+}
 
 struct Inner {
     config: Config,
@@ -161,6 +181,33 @@ impl Disk {
             state: RefCell::new(state),
             released: WaitQueue::new(),
         }))
+    }
+
+    /// A disk as the end of a process left it: see [`Self::process_ends`].
+    pub fn with_medium(runtime: &Runtime, power: &Power, config: Config, medium: Medium) -> Disk {
+        let disk = Disk::with_image(runtime, power, config, Image::new());
+        let block = disk.0.config.geometry.logical_block;
+        disk.0.state.borrow_mut().store = medium.0.with_blocks(block);
+        disk
+    }
+
+    /// What the disk holds when the process that uses it ends at this moment: what was completed, durable or not, and of
+    /// what is under way each operation, a part of it, or nothing. Changes nothing here.
+    pub fn process_ends(&self) -> Medium {
+        let state = self.0.state.borrow();
+        let mut store = state.store.clone();
+        self.0.world.rng(|rng| {
+            for (_, flight) in &state.in_flight {
+                let Some(change) = &flight.change else { continue };
+                let durable = flight.fua || !self.0.config.volatile;
+                match rng.below(8) {
+                    0..4 => store.apply(change, durable, None),
+                    4 => store.apply(change, false, Some(rng)),
+                    _ => {}
+                }
+            }
+        });
+        Medium(store)
     }
 
     /// The disk as the engine takes it.
@@ -268,6 +315,7 @@ impl Inner {
         }
         state.faults.retain(|fault| fault.times != Some(0));
         state.stats.failed += u64::from(errno.is_some());
+        state.stats.failed_flushes += u64::from(errno.is_some() && op == DevOp::Flush);
         Fate { delay, errno, lie }
     }
 

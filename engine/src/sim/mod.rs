@@ -48,7 +48,7 @@ mod store;
 mod tests;
 
 pub use crate::env::Rng;
-pub use disk::{AfterDiscard, Config, Disk, Stats};
+pub use disk::{AfterDiscard, Config, Disk, Medium, Stats};
 pub use fault::{Fault, FaultOn, Lie};
 pub use image::Image;
 pub use power::{Power, Survival};

@@ -117,6 +117,7 @@ impl Version {
 }
 
 /// The bytes of a disk with a volatile cache.
+#[derive(Clone)]
 pub(super) struct Store {
     current: Image,
     durable: Image,
@@ -129,8 +130,15 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(image: Image, block: u32) -> Store {
+        let store =
+            Store { current: image.clone(), durable: image, pending: BTreeMap::new(), seq: 0, unit: 1 };
+        store.with_blocks(block)
+    }
+
+    /// Says what the device's blocks are.
+    pub(super) fn with_blocks(self, block: u32) -> Store {
         let unit = if u64::from(block) < PAGE { 1 } else { SECTORS };
-        Store { current: image.clone(), durable: image, pending: BTreeMap::new(), seq: 0, unit }
+        Store { unit, ..self }
     }
 
     pub(super) fn current(&self) -> &Image {

@@ -31,6 +31,23 @@ done
 touch /tmp/enough
 wait "$passes"
 wait "$stamps"
+# While the engine is dead, what it acknowledged is partly in memory only. Nobody else takes the disk for all there is.
+bcache set journal_delay_ms=60000
+sync
+dd if=/dev/urandom of=/mnt/x/late bs=64k count=4 oflag=direct conv=notrunc status=none
+for ((i = 0; i < 50; i++)); do
+  dd if=/mnt/x/late of=/mnt/x/late bs=64k count=1 skip=1 seek=$((i % 3)) oflag=direct conv=notrunc status=none
+done
+sha256sum /mnt/x/late > /tmp/late
+kill_engine
+ls /run/bcache/*.keys
+for command in 'fsck -n' 'export -o /tmp/export'; do
+  # shellcheck disable=SC2086
+  refused 'in the journal yet' bcache $command /dev/vda /dev/vdb
+done
+bcache-register /dev/vdb
+echo 1 > /proc/sys/vm/drop_caches
+sha256sum -c --quiet /tmp/late
 check_files
 umount /mnt/x
 e2fsck -fn /dev/mapper/bcache0

@@ -29,8 +29,12 @@ struct Write {
     start: u64,
     /// When it was over: acknowledged, or failed, or cut.
     ack: Option<u64>,
+    /// Its client was told that it is done.
+    acknowledged: bool,
     failed: bool,
     durable: bool,
+    /// Acknowledged by a process that ended: it is there as long as the power is on.
+    kept: bool,
     epoch: u32,
 }
 
@@ -97,7 +101,7 @@ pub struct Model {
     epoch: u32,
     writes: Vec<Write>,
     sectors: Vec<Sector>,
-    /// Acknowledged in this epoch and not durable.
+    /// Acknowledged since the power is on, and not durable.
     volatile: Vec<u32>,
     strict: bool,
 }
@@ -106,8 +110,16 @@ impl Model {
     /// A volume of `sectors` sectors of zeroes. A `strict` model also demands that a value seen after a power cut
     /// does not give way to an older one once a flush has completed.
     pub fn new(sectors: u64, strict: bool) -> Model {
-        let origin =
-            Write { kind: Kind::Zeroes, start: 0, ack: Some(1), failed: false, durable: true, epoch: 0 };
+        let origin = Write {
+            kind: Kind::Zeroes,
+            start: 0,
+            ack: Some(1),
+            acknowledged: true,
+            failed: false,
+            durable: true,
+            kept: false,
+            epoch: 0,
+        };
         Model {
             clock: 2,
             epoch: 1,
@@ -137,7 +149,17 @@ impl Model {
     fn begin(&mut self, kind: Kind, sector: u64, count: u64) -> u32 {
         let start = self.tick();
         let number = self.writes.len() as u32;
-        self.writes.push(Write { kind, start, ack: None, failed: false, durable: false, epoch: self.epoch });
+        let epoch = self.epoch;
+        self.writes.push(Write {
+            kind,
+            start,
+            ack: None,
+            acknowledged: false,
+            failed: false,
+            durable: false,
+            kept: false,
+            epoch,
+        });
         for sector in &mut self.sectors[sector as usize..(sector + count) as usize] {
             sector.writes.push(number);
         }
@@ -169,6 +191,7 @@ impl Model {
         let now = self.tick();
         let write = &mut self.writes[number as usize];
         write.ack = Some(now);
+        write.acknowledged = true;
         write.durable = fua;
         if !fua {
             self.volatile.push(number);
@@ -210,28 +233,38 @@ impl Model {
 
     /// The power went: what was under way is over, and what was volatile may be gone.
     pub fn cut(&mut self) {
-        let now = self.tick();
-        for write in self.writes.iter_mut().rev().take_while(|write| write.epoch == self.epoch) {
-            write.ack.get_or_insert(now);
+        self.end_all();
+        self.writes.iter_mut().for_each(|write| write.kept = false);
+        self.volatile.clear();
+        self.next_epoch();
+    }
+
+    /// The subject was killed, and nothing else happened: what was under way is over, and what was acknowledged is there,
+    /// as volatile as before.
+    pub fn kill(&mut self) {
+        self.end_all();
+        for write in self.writes.iter_mut().filter(|write| write.epoch == self.epoch) {
+            write.kept = write.acknowledged && !write.failed;
         }
         self.next_epoch();
     }
 
-    /// The subject was killed, and nothing else happened: what it acknowledged is there.
-    pub fn kill(&mut self) {
+    fn end_all(&mut self) {
         let now = self.tick();
-        self.end_flush(now);
+        for write in self.writes.iter_mut().rev().take_while(|write| write.epoch == self.epoch) {
+            write.ack.get_or_insert(now);
+        }
     }
 
     /// The subject stopped cleanly: all it acknowledged is durable.
     pub fn stopped(&mut self) {
         let now = self.tick();
         self.end_flush(now);
+        self.volatile.clear();
         self.next_epoch();
     }
 
     fn next_epoch(&mut self) {
-        self.volatile.clear();
         self.epoch += 1;
         self.sectors.iter_mut().for_each(|sector| sector.seen = None);
     }
@@ -285,7 +318,7 @@ impl Model {
             if write.epoch == self.epoch {
                 !write.failed && write.ack.is_some_and(|ack| ack < start)
             } else {
-                write.durable
+                write.durable || write.kept
             }
         });
         known.map(|write| write.start).max().unwrap_or(0)

@@ -9,6 +9,7 @@ use bcache_engine::env::{Env, Rng};
 use bcache_engine::sim::{Config, Disk};
 use bcache_engine::volume::{Volume, VolumeFuture, VolumeId};
 
+use super::kept::Kept;
 use super::run::{Running, Subject, Volumes};
 use super::set::Focus;
 
@@ -65,7 +66,13 @@ impl<const BUG: u8> Subject for Passthrough<BUG> {
         disk.flush().await.map_err(|error| error.to_string())
     }
 
-    async fn start(&self, env: &Env, disks: &[Disk], _rng: &mut Rng) -> Result<Through, String> {
+    async fn start(
+        &self,
+        env: &Env,
+        disks: &[Disk],
+        _kept: &Rc<Kept>,
+        _rng: &mut Rng,
+    ) -> Result<Through, String> {
         let disk = disks[0].dev();
         disk.read(0, Buf::zeroed(4096)).await.map_err(|error| error.to_string())?;
         if Self::bug() == PassthroughBug::RecoveryUndoes {

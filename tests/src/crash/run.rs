@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bcache_engine::env::{Env, Rng};
-use bcache_engine::sim::{Config, Disk, Image, Outcome, Power, Runtime, Survival};
+use bcache_engine::sim::{Config, Disk, Image, Medium, Outcome, Power, Runtime, Survival};
 use bcache_engine::volume::Volume;
 
+use super::kept::Kept;
 use super::load::{Judged, Load, ends, read_all};
 use super::model::Model;
 use super::set::Focus;
@@ -63,11 +64,12 @@ pub trait Subject: Sized + fmt::Debug {
     /// Prepares empty disks. Happens with the power on.
     fn format(&self, disks: &[Disk]) -> impl Future<Output = Result<(), String>>;
 
-    /// Starts, recovering whatever a power cut has left.
+    /// Starts, recovering whatever a power cut has left, or the end of a process.
     fn start(
         &self,
         env: &Env,
         disks: &[Disk],
+        kept: &Rc<Kept>,
         rng: &mut Rng,
     ) -> impl Future<Output = Result<Self::Running, String>>;
 
@@ -76,8 +78,15 @@ pub trait Subject: Sized + fmt::Debug {
         false
     }
 
-    /// Looks at disks at rest, after a clean stop or after a cut; with what the volumes may hold.
-    fn look(&self, _disks: &[Image], _models: &mut [Model], _clean: bool) -> Result<(), String> {
+    /// Looks at disks at rest, after a clean stop or after a cut; with what the volumes may hold, and what is kept in
+    /// memory.
+    fn look(
+        &self,
+        _disks: &[Image],
+        _models: &mut [Model],
+        _kept: &Kept,
+        _clean: bool,
+    ) -> Result<(), String> {
         Ok(())
     }
 }
@@ -187,11 +196,12 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What there is while no power is on.
+/// What there is while nothing runs.
 #[derive(Clone)]
 struct World {
-    disks: Vec<Image>,
+    disks: Vec<Medium>,
     models: Vec<Model>,
+    kept: Kept,
     /// The last end was a clean stop.
     clean: bool,
     /// The cut came before the subject had started.
@@ -226,27 +236,29 @@ struct Plan {
 }
 
 impl<S: Subject> Run<S> {
-    fn plug(&self, images: &[Image], runtime: &Runtime, power: &Power) -> Vec<Disk> {
-        let configs = self.subject.disks().into_iter().zip(images);
-        configs.map(|(config, image)| Disk::with_image(runtime, power, config, image.clone())).collect()
+    fn plug(&self, media: &[Medium], runtime: &Runtime, power: &Power) -> Vec<Disk> {
+        let configs = self.subject.disks().into_iter().zip(media);
+        configs.map(|(config, medium)| Disk::with_medium(runtime, power, config, medium.clone())).collect()
     }
 
     fn format(&mut self, rng: &mut Rng) -> Result<World, String> {
         let runtime = Runtime::new(rng.bits());
-        let empty = vec![Image::new(); self.subject.disks().len()];
+        let empty = vec![Medium::from(Image::new()); self.subject.disks().len()];
         let disks = self.plug(&empty, &runtime, &Power::new());
         runtime.block_on(self.subject.format(&disks))?;
         let models = self.subject.sectors().into_iter().map(|size| Model::new(size, self.options.strict));
         let models = models.collect();
-        let disks = disks.iter().map(Disk::durable).collect();
-        Ok(World { disks, models, clean: false, in_recovery: false })
+        let disks = durable(&disks);
+        let kept = Kept::empty(rng);
+        Ok(World { disks, models, kept, clean: false, in_recovery: false })
     }
 
     /// Runs one epoch. What is left at its end is the world from then on; what cuts at the looks would have left is
     /// answered. False when it was not cut.
     fn epoch(&mut self, world: &mut World, rng: &mut Rng, plan: Plan) -> Result<(bool, Vec<World>), String> {
+        let images: Vec<Image> = world.disks.iter().map(|medium| medium.image().clone()).collect();
         self.subject
-            .look(&world.disks, &mut world.models, world.clean)
+            .look(&images, &mut world.models, &world.kept, world.clean)
             .map_err(|error| format!("at rest: {error}"))?;
         let mut runtime = Runtime::new(rng.bits());
         runtime.set_max_steps(self.options.steps * if self.subject.deep() { 20 } else { 1 });
@@ -255,16 +267,27 @@ impl<S: Subject> Run<S> {
         let models: Vec<_> =
             std::mem::take(&mut world.models).into_iter().map(|m| Rc::new(RefCell::new(m))).collect();
         let stage = Rc::new(Cell::new(Stage::Start));
+        let kept = Rc::new(world.kept.clone());
+        if plan.load {
+            kept.draw_faults(rng);
+        } else {
+            kept.heal();
+        }
+        let ends = Ends {
+            disks: disks.clone(),
+            models: models.clone(),
+            kept: Rc::clone(&kept),
+            kills: self.subject.kills(),
+        };
         let left = Rc::new(RefCell::new(Vec::new()));
         if let Some(event) = plan.cut {
             power.cut_at(event);
         }
         if !plan.looks.is_empty() {
-            let (disks, models, stage) = (disks.clone(), models.clone(), Rc::clone(&stage));
+            let (ends, stage) = (ends.clone(), Rc::clone(&stage));
             let (left, mut rng) = (Rc::clone(&left), rng.fork());
-            let kills = self.subject.kills();
             power.look_at(plan.looks.iter().copied(), move || {
-                left.borrow_mut().push(cut(&disks, &models, stage.get(), &mut rng, kills));
+                left.borrow_mut().push(ends.cut(stage.get(), &mut rng));
             });
         }
         let may_fail = plan.load && self.subject.spoil(&disks, rng);
@@ -272,8 +295,9 @@ impl<S: Subject> Run<S> {
             format!("=== epoch: load {} cut {:?} may fail {may_fail}", plan.load, plan.cut)
         });
         let mut inner = rng.fork();
-        let outcome = runtime
-            .run(&power, self.live(&runtime.env(), &disks, &models, &stage, &mut inner, plan.load, may_fail));
+        let used = RefCell::default();
+        let life = Life { disks: &disks, models: &models, kept: &kept, stage: &stage, used: &used };
+        let outcome = runtime.run(&power, self.live(&runtime.env(), life, &mut inner, plan.load, may_fail));
         power.look_away();
         self.summary.trace ^= runtime.trace_hash().rotate_left(self.summary.cuts as u32);
         let refused: u64 = disks.iter().map(|disk| disk.stats().refused).sum();
@@ -296,19 +320,30 @@ impl<S: Subject> Run<S> {
         };
         if was_cut || !plan.load {
             // Who only looked did not stop either.
-            *world = cut(&disks, &models, stage.get(), rng, self.subject.kills());
+            *world = ends.cut(stage.get(), rng);
             if was_cut {
                 self.count(world);
             }
         } else {
             self.summary.stops += 1;
-            let models = models.iter().map(|model| {
+            let used = used.take();
+            let models = models.iter().enumerate().map(|(index, model)| {
                 let mut model = model.take();
-                model.stopped();
+                if clean || used.get(index).copied().unwrap_or(false) {
+                    model.stopped()
+                } else {
+                    model.kill()
+                }
                 model
             });
             world.models = models.collect();
-            world.disks = disks.iter().map(Disk::durable).collect();
+            // What was not in use is as it was.
+            world.disks =
+                if clean { durable(&disks) } else { disks.iter().map(Disk::process_ends).collect() };
+            if clean && !kept.is_empty() && !kept.fails() {
+                return Err("something is kept in memory after a clean stop".to_owned());
+            }
+            world.kept = (*kept).clone();
             world.clean = clean;
             world.in_recovery = false;
         }
@@ -320,18 +355,16 @@ impl<S: Subject> Run<S> {
         self.summary.in_recovery += u64::from(world.in_recovery);
     }
 
-    #[allow(clippy::too_many_arguments)]
     async fn live(
         &self,
         env: &Env,
-        disks: &[Disk],
-        models: &[Rc<RefCell<Model>>],
-        stage: &Cell<Stage>,
+        life: Life<'_>,
         rng: &mut Rng,
         load: bool,
         may_fail: bool,
     ) -> Result<bool, Wrong> {
-        let start = ends(env, "the start", self.subject.start(env, disks, rng)).await;
+        let Life { disks, models, kept, stage, used } = life;
+        let start = ends(env, "the start", self.subject.start(env, disks, kept, rng)).await;
         let running = Rc::new(start.map_err(Wrong::Violation)?.map_err(Wrong::Failed)?);
         let judged = || -> Vec<Judged> {
             let volumes = running.volumes().into_iter().zip(models);
@@ -340,6 +373,7 @@ impl<S: Subject> Run<S> {
             };
             volumes.filter_map(judge).collect()
         };
+        *used.borrow_mut() = running.volumes().iter().map(Option::is_some).collect();
         stage.set(Stage::Check);
         ends(env, "a check", running.check()).await.and_then(|checked| checked).map_err(Wrong::Violation)?;
         let sudden = load && self.subject.wild() && rng.chance(1, 6);
@@ -503,25 +537,55 @@ enum Wrong {
     Violation(String),
 }
 
-/// What a cut at this moment leaves; or what the end of the process alone does, if it `kills`: all that was completed.
-fn cut(disks: &[Disk], models: &[Rc<RefCell<Model>>], stage: Stage, rng: &mut Rng, kills: bool) -> World {
-    let kill = kills && rng.chance(1, 2);
-    let cut = |model: &Rc<RefCell<Model>>| {
-        let mut model = model.borrow().clone();
-        if kill {
-            model.kill();
-        }
-        model.cut();
-        model
-    };
-    super::load::trace(|| format!("=== cut at {stage:?}, kill {kill}"));
-    let left = |disk: &Disk| if kill { disk.snapshot() } else { disk.crash(survival(rng)) };
-    World {
-        disks: disks.iter().map(left).collect(),
-        models: models.iter().map(cut).collect(),
-        clean: false,
-        in_recovery: stage == Stage::Start,
+/// What an epoch is about.
+#[derive(Clone, Copy)]
+struct Life<'a> {
+    disks: &'a [Disk],
+    models: &'a [Rc<RefCell<Model>>],
+    kept: &'a Rc<Kept>,
+    stage: &'a Cell<Stage>,
+    /// Which volumes there are.
+    used: &'a RefCell<Vec<bool>>,
+}
+
+/// What an epoch can be ended with at any moment.
+#[derive(Clone)]
+struct Ends {
+    disks: Vec<Disk>,
+    models: Vec<Rc<RefCell<Model>>>,
+    kept: Rc<Kept>,
+    kills: bool,
+}
+
+impl Ends {
+    /// What a power cut at this moment leaves; or what the end of the process alone does.
+    fn cut(&self, stage: Stage, rng: &mut Rng) -> World {
+        // That a flush failed, and that nobody was told yet, is forgotten with the process.
+        let forgets = self.disks.iter().any(|disk| disk.stats().failed_flushes > 0);
+        let kill = self.kills && !forgets && rng.chance(1, 2);
+        super::load::trace(|| format!("=== cut at {stage:?}, kill {kill}"));
+        let ended = |model: &Rc<RefCell<Model>>| {
+            let mut model = model.borrow().clone();
+            if kill {
+                model.kill()
+            } else {
+                model.cut()
+            }
+            model
+        };
+        let models = self.models.iter().map(ended).collect();
+        let (disks, kept) = if kill {
+            (self.disks.iter().map(Disk::process_ends).collect(), (*self.kept).clone())
+        } else {
+            let cut = |disk: &Disk| Medium::from(disk.crash(survival(rng)));
+            (self.disks.iter().map(cut).collect(), self.kept.after_a_boot(rng))
+        };
+        World { disks, models, kept, clean: false, in_recovery: stage == Stage::Start }
     }
+}
+
+fn durable(disks: &[Disk]) -> Vec<Medium> {
+    disks.iter().map(|disk| Medium::from(disk.durable())).collect()
 }
 
 /// Runs two futures to their ends.

@@ -5,12 +5,14 @@ mod running;
 mod switch;
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bcache_engine::dev::Buf;
 use bcache_engine::env::{Env, Rng};
 use bcache_engine::fsck::view::{Device, ReadAt};
 use bcache_engine::fsck::{self, Kind};
+use bcache_engine::journal::Left;
 use bcache_engine::settings::SetSettings;
 use bcache_engine::sim::{Config, Disk, Fault, FaultOn, Image};
 use bcache_format::Sectors;
@@ -20,11 +22,14 @@ use bcache_format::superblock::{
 };
 use uuid::Uuid;
 
+use super::kept::Kept;
 use super::load::Load;
 use super::model::Model;
 use super::run::Subject;
 use running::RunningSet;
 
+/// UUID of the set.
+const SET_UUID: Uuid = Uuid::from_u128(0xca5e);
 /// UUID of the flash-only volume.
 const VOLUME_UUID: Uuid = Uuid::from_u128(0xf1a5);
 /// Sectors of a backing device before its data.
@@ -46,6 +51,8 @@ pub struct Focus {
     pub moving: bool,
     /// Everything at once, at the worst time: see `RunningSet::disturb_wildly`.
     pub wild: bool,
+    /// Clients outlive the process, and so do their keys.
+    pub kept: bool,
 }
 
 /// A cache set and what is changed in its settings.
@@ -69,6 +76,8 @@ pub struct CachedSet {
     focus: Focus,
     /// Clients outlive the process: what is acknowledged survives its end.
     outlive: bool,
+    /// Keys are kept in memory that outlives it, too.
+    keep: bool,
     /// Many small extents from the start: a tree of three levels.
     deep: bool,
     /// Nanoseconds a read of the cache takes, and anything of a backing device, at most.
@@ -101,7 +110,7 @@ impl ReadAt for Bytes {
 
 impl CachedSet {
     fn superblock(&self, version: Version, uuid: u128, role: Role) -> Superblock {
-        Superblock::new(version, Uuid::from_u128(uuid), Uuid::from_u128(0xca5e), self.block_sectors, role)
+        Superblock::new(version, Uuid::from_u128(uuid), SET_UUID, self.block_sectors, role)
     }
 
     fn cache_superblock(&self) -> Superblock {
@@ -124,6 +133,11 @@ impl CachedSet {
         let mut superblock = self.superblock(Version::Backing, 0x100 + index as u128, Role::Backing(fields));
         superblock.set_cache_mode(self.backings[index].0);
         superblock
+    }
+
+    /// Whether keys are kept in memory.
+    fn keeps(&self) -> bool {
+        self.outlive && self.keep
     }
 
     fn settings(&self) -> SetSettings {
@@ -174,7 +188,8 @@ impl CachedSet {
             btree_cache_bytes: [1, 16 << 10, 64 << 10, 1 << 30][rng.below(4) as usize],
             journal_delay_ms: [1, 10, 100, 5000][rng.below(4) as usize],
             focus: *focus,
-            outlive: rng.chance(1, 2),
+            outlive: rng.chance(1, 2) || focus.kept,
+            keep: rng.chance(2, 3) || focus.kept,
             deep,
             slow: (
                 [200_000, 3_000_000, 30_000_000][rng.below(3) as usize],
@@ -231,7 +246,8 @@ impl Subject for CachedSet {
             btree_cache_bytes: [16 << 10, 64 << 10, 1 << 30][rng.below(3) as usize],
             journal_delay_ms: [1, 10, 100][rng.below(3) as usize],
             focus: Focus { full, ..*focus },
-            outlive: false,
+            outlive: rng.chance(1, 2) || focus.kept,
+            keep: rng.chance(2, 3) || focus.kept,
             deep: false,
             slow: (0, 0),
             spoilt: Cell::new(false),
@@ -304,8 +320,14 @@ impl Subject for CachedSet {
         Ok(())
     }
 
-    async fn start(&self, env: &Env, disks: &[Disk], rng: &mut Rng) -> Result<RunningSet, String> {
-        RunningSet::start(self, env, disks, rng).await
+    async fn start(
+        &self,
+        env: &Env,
+        disks: &[Disk],
+        kept: &Rc<Kept>,
+        rng: &mut Rng,
+    ) -> Result<RunningSet, String> {
+        RunningSet::start(self, env, disks, kept, rng).await
     }
 
     fn spoil(&self, disks: &[Disk], rng: &mut Rng) -> bool {
@@ -331,7 +353,7 @@ impl Subject for CachedSet {
         self.spoilt.get()
     }
 
-    fn look(&self, disks: &[Image], models: &mut [Model], clean: bool) -> Result<(), String> {
+    fn look(&self, disks: &[Image], models: &mut [Model], kept: &Kept, clean: bool) -> Result<(), String> {
         // A detached device is none of the set's, and a stale one has every right to differ.
         let state = |image: &Image| {
             let mut block = vec![0; SB_BYTES];
@@ -358,6 +380,12 @@ impl Subject for CachedSet {
             .collect();
         if !wrong.is_empty() {
             return Err(format!("fsck finds {}", wrong.join("; ")));
+        }
+        // What only memory has is nobody's but the next engine's: all others refuse such a set.
+        let seq = newest.map_or(0, |(seq, _)| seq);
+        let left = kept.bytes().and_then(|bytes| Left::parse(&bytes, kept.boot(), SET_UUID).ok());
+        if left.is_some_and(|left| left.count_behind(seq) > 0) {
+            return Ok(());
         }
         let at_rest = offline::AtRest { shape: self, disks, states: &states, checked: &checked };
         at_rest.judge(models)?;

@@ -19,6 +19,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::BadInput;
 use crate::in_use::{loop_of, patiently};
+use crate::kept::refuse_if_ahead;
 use crate::queue::Queue;
 
 /// Whether a device that somebody uses is opened all the same: a block device that a mount, device-mapper, bcache or
@@ -187,7 +188,11 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     let device = FileDevice::new(file, name.clone()).with_context(|| name.clone())?;
     let mut mark = [0; MARK.len()];
     let marked = device.read_at(MARK_AT, &mut mark).is_ok() && mark == MARK;
-    Ok((Arc::new(Sparse { device, holes, marked }), writable))
+    let device: Device = Arc::new(Sparse { device, holes, marked });
+    if in_use == InUse::Refuse {
+        refuse_if_ahead(&device).map_err(|error| bad(error.to_string()))?;
+    }
+    Ok((device, writable))
 }
 
 /// Refuses devices that have no data: zeros would be taken for it.

@@ -27,6 +27,12 @@ pub fn log(set: Uuid) -> PathBuf {
     path(set, "log")
 }
 
+/// Keys that are acknowledged and not journaled yet: see [`crate::kept`].
+#[must_use]
+pub fn keys(set: Uuid) -> PathBuf {
+    path(set, "keys")
+}
+
 /// There while the set is stopped because somebody wanted that.
 fn stopped(set: Uuid) -> PathBuf {
     path(set, "stopped")

@@ -25,6 +25,7 @@ use crate::expose::Claim;
 use crate::frontend::Driver;
 use crate::hold;
 use crate::identify::{Part, Role};
+use crate::kept;
 use crate::serve::told;
 
 /// How long a device that is in use is waited for: what a killed process had under way has to end first.
@@ -315,11 +316,17 @@ impl Engine {
         self.notify.status("starting the set");
         let claim = self.claim_of(&part.path).await?;
         let device = self.open(&part.path).await?;
-        let started = CacheSet::start(self.env.clone(), device, SetSettings::default()).await;
+        // Who uses its devices goes on when this process is killed.
+        let (env, settings) = (self.env.clone(), SetSettings::default());
+        let started = match kept::place(self.options.set) {
+            Ok(place) => CacheSet::start_outliving(env, device, settings, place).await,
+            Err(error) => {
+                tracing::warn!(%error, "no keys can be kept in memory: writes wait for the journal");
+                CacheSet::start(env, device, settings).await.inspect(|set| set.outlive())
+            }
+        };
         let set = started.map_err(told)?;
         self.configure_set(&set).await;
-        // Who uses its devices goes on when this process is killed.
-        set.outlive();
         tracing::info!(cache = %part.path.display(), "the set runs");
         *self.set.borrow_mut() = Some(Rc::clone(&set));
         *self.claim.borrow_mut() = Some(claim);

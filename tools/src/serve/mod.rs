@@ -20,6 +20,7 @@ use bcache_format::superblock::Superblock;
 use uuid::Uuid;
 
 use crate::in_use::{PATIENCE, PAUSE, loop_of};
+use crate::kept::refuse_path_if_ahead;
 use settings::Assignment;
 
 /// What a set is started from.
@@ -127,6 +128,7 @@ impl Opened {
             counts.push((name.clone(), counting.counts()));
             let device: Rc<dyn BlockDev> = Rc::new(counting);
             if superblock.cache().is_some() {
+                refuse_path_if_ahead(path)?;
                 if cache.replace((device, superblock.set_uuid)).is_some() {
                     bail!("{name}: a second cache device; a set has one");
                 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bcache_engine::Error;
 use bcache_engine::btree::Piece;
 use bcache_engine::env::{Env, Rng};
+use bcache_engine::journal::TailPlace;
 use bcache_engine::request::{AloneVolume, DeviceVolume};
 use bcache_engine::set::{CacheSet, Device};
 use bcache_engine::sim::Disk;
@@ -16,6 +17,7 @@ use bcache_format::superblock::CacheMode;
 use bcache_format::uuid_entry::UuidEntry;
 use uuid::Uuid;
 
+use super::super::kept::Kept;
 use super::super::load::{NO_SPACE, ends, trace};
 use super::super::run::{Running, Volumes};
 use super::switch::Switch;
@@ -60,6 +62,7 @@ impl RunningSet {
         shape: &CachedSet,
         env: &Env,
         disks: &[Disk],
+        kept: &Rc<Kept>,
         rng: &mut Rng,
     ) -> Result<RunningSet, String> {
         let count = disks.len() - 1 + usize::from(shape.volume.is_some());
@@ -76,7 +79,7 @@ impl RunningSet {
             changing: Cell::new(false),
             stopping: Cell::new(false),
         };
-        if running.moves.get() > 0 && rng.chance(1, 4) {
+        if running.moves.get() > 0 && rng.chance(1, 4) && kept.is_empty() {
             match AloneVolume::open(disks[1].dev(), false).await {
                 Ok(volume) => {
                     running.volumes.borrow_mut()[0] = Some(Rc::new(volume));
@@ -87,7 +90,14 @@ impl RunningSet {
                 Err(error) => return Err(text(error)),
             }
         }
-        let set = CacheSet::start(env.clone(), disks[0].dev(), shape.settings()).await.map_err(text)?;
+        let (cache, settings) = (disks[0].dev(), shape.settings());
+        let set = if shape.keeps() {
+            let place = TailPlace { store: Rc::clone(kept) as _, boot: kept.boot(), slots: kept.slots() };
+            CacheSet::start_outliving(env.clone(), cache, settings, place).await
+        } else {
+            CacheSet::start(env.clone(), cache, settings).await
+        };
+        let set = set.map_err(text)?;
         running.set = Some(Rc::clone(&set));
         if shape.outlive {
             set.outlive();

@@ -1,0 +1,147 @@
+//! The file that keeps a set's keys from when they are acknowledged until the journal has them, whatever becomes of the
+//! engine's process: see `bcache_engine::journal`, where what is in it is described. It is in memory, as `/run` is.
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use bcache_engine::fsck::view::journal::Journal;
+use bcache_engine::fsck::view::{Device, Devices, FileDevice};
+use bcache_engine::journal::{EntryId, Left, TAIL_BYTES_MAX, TAIL_SLOTS, TailPlace, TailStore};
+use bcache_format::jset::{HEADER_BYTES, JsetHeader};
+use uuid::Uuid;
+
+use crate::control::paths;
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Where an engine keeps the keys of a set.
+///
+/// # Errors
+/// The kernel does not tell which boot this is.
+pub fn place(set: Uuid) -> io::Result<TailPlace> {
+    let store = Rc::new(Keys { path: paths::keys(set), file: RefCell::default() });
+    Ok(TailPlace { store, boot: boot()?, slots: TAIL_SLOTS })
+}
+
+fn boot() -> io::Result<Uuid> {
+    let text = std::fs::read_to_string(BOOT_ID)?;
+    text.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+struct Keys {
+    path: PathBuf,
+    file: RefCell<Option<File>>,
+}
+
+impl Keys {
+    fn beside(&self, extension: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(extension);
+        name.into()
+    }
+}
+
+/// All of the file, as far as there can be something in it; nothing where there is none.
+fn read(path: &Path, options: &OpenOptions) -> io::Result<Option<(File, Vec<u8>)>> {
+    let file = match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let mut bytes = Vec::new();
+    (&file).take(TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(Some((file, bytes)))
+}
+
+impl TailStore for Keys {
+    fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        let found = match read(&self.path, OpenOptions::new().read(true).write(true)) {
+            // Where it cannot be written, what is in it counts all the same.
+            Err(_) => read(&self.path, OpenOptions::new().read(true))?.map(|(_, bytes)| (None, bytes)),
+            Ok(found) => found.map(|(file, bytes)| (Some(file), bytes)),
+        };
+        Ok(found.map(|(file, bytes)| {
+            *self.file.borrow_mut() = file;
+            bytes
+        }))
+    }
+    fn create(&self, bytes: &[u8]) -> io::Result<()> {
+        let fresh = self.beside(".new");
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        // All of it is written, zeros too: what a file in memory has is kept for it.
+        let made = file.write_all_at(bytes, 0).and_then(|()| std::fs::rename(&fresh, &self.path));
+        if made.is_err() {
+            let _ = std::fs::remove_file(&fresh);
+        }
+        made?;
+        *self.file.borrow_mut() = Some(file);
+        Ok(())
+    }
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let file = self.file.borrow();
+        let file = file.as_ref().ok_or(io::ErrorKind::ReadOnlyFilesystem)?;
+        file.write_all_at(bytes, at)
+    }
+    fn remove(&self) -> io::Result<()> {
+        self.file.take();
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+    fn set_aside(&self) -> io::Result<()> {
+        self.file.take();
+        std::fs::rename(&self.path, self.beside(".bad"))
+    }
+}
+
+/// An error if `device` is the cache of a set some of whose acknowledged keys are in that file only: whoever takes what is
+/// on the disk for all there is would lose them.
+///
+/// # Errors
+/// So it is.
+pub fn refuse_if_ahead(device: &Device) -> Result<()> {
+    let Ok(devices) = Devices::open([Arc::clone(device)]) else { return Ok(()) };
+    let Some(cache) = devices.caches.first() else { return Ok(()) };
+    let path = paths::keys(cache.sb.set_uuid);
+    // Who may not read it may not write the device either.
+    let Ok(Some((_, bytes))) = read(&path, OpenOptions::new().read(true)) else { return Ok(()) };
+    let boot = boot().context(BOOT_ID)?;
+    let Ok(left) = Left::parse(&bytes, boot, cache.sb.set_uuid) else { return Ok(()) };
+    let journal = Journal::read(cache);
+    let Some(newest) = journal.newest() else { return Ok(()) };
+    let mut header = [0; HEADER_BYTES];
+    let Some(header) = device.read_at(newest.byte, &mut header).ok().and(JsetHeader::read(&header)) else {
+        return Ok(());
+    };
+    // It continues another copy of this set, or one that others have used since.
+    let Ok(behind) = left.behind(EntryId { seq: newest.jset.seq, csum: header.csum.get() }) else {
+        return Ok(());
+    };
+    if behind.keys.is_empty() && behind.damaged == 0 {
+        return Ok(());
+    }
+    bail!(
+        "{}: {} writes that were acknowledged are not in the journal yet, but in {}, which the set's engine left when it \
+         died; `bcache register {0}` starts it again. Removing that file gives them up",
+        device.name(),
+        behind.keys.len() as u64 + behind.damaged,
+        path.display()
+    )
+}
+
+/// The same of a device that is not open yet.
+///
+/// # Errors
+/// As there.
+pub fn refuse_path_if_ahead(path: &Path) -> Result<()> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    let Ok(device) = FileDevice::new(file, path.display().to_string()) else { return Ok(()) };
+    refuse_if_ahead(&(Arc::new(device) as Device))
+}
