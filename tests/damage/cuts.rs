@@ -130,9 +130,9 @@ fn cut(plan: &Plan, step: usize, random: &mut Random) -> Plan {
     let mut some: Vec<Write> = Vec::new();
     for write in plan.steps.get(step).into_iter().flat_map(|step| &step.writes) {
         let how = random.below(4);
-        let sectors = write.bytes.len().div_ceil(SECTOR) as u64;
+        let sectors = write.bytes.len().div_ceil(SECTOR as u64);
         let until = random.below(sectors);
-        for (index, bytes) in write.bytes.chunks(SECTOR).enumerate() {
+        for (index, bytes) in write.bytes.pieces(SECTOR).enumerate() {
             let arrived = match how {
                 0 => false,
                 1 => true,
@@ -141,7 +141,7 @@ fn cut(plan: &Plan, step: usize, random: &mut Random) -> Plan {
             };
             if arrived {
                 let byte = write.byte + (index * SECTOR) as u64;
-                some.push(Write { byte, bytes: bytes.to_vec(), ..write.clone() });
+                some.push(Write { byte, bytes: bytes.to_vec().into(), ..write.clone() });
             }
         }
     }
@@ -159,7 +159,7 @@ fn has_superblock(device: &Device) -> bool {
 fn written(plan: &Plan, devices: &[Device]) -> Vec<Vec<u8>> {
     let bytes = |write: &Write| {
         let device = devices.iter().find(|device| device.name() == &*write.device).unwrap();
-        let mut bytes = vec![0; write.bytes.len()];
+        let mut bytes = vec![0; write.bytes.len() as usize];
         device.read_at(write.byte, &mut bytes).unwrap();
         bytes
     };

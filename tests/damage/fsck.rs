@@ -154,7 +154,7 @@ fn one(case: &Case, stops: &Stops) {
         for write in plan_made.writes() {
             let bytes = |devices: &[Device]| {
                 let device = devices.iter().find(|device| device.name() == &*write.device).unwrap();
-                let mut bytes = vec![0; write.bytes.len()];
+                let mut bytes = vec![0; write.bytes.len() as usize];
                 // Nothing brings back what cannot be read: it is zeros from then on.
                 let sectors = (write.byte..).step_by(512).zip(bytes.chunks_mut(512));
                 for (at, sector) in sectors {

@@ -392,7 +392,7 @@ fn undo_file(devices: &[PathBuf]) -> Vec<u8> {
     use bcache_engine::fsck::view::{Device, FileDevice};
     let device: Device = std::sync::Arc::new(FileDevice::open(&devices[0]).unwrap());
     let mut plan = Plan::default();
-    let write = Write { device: device.name().into(), byte: 0, bytes: vec![1], what: String::new() };
+    let write = Write { device: device.name().into(), byte: 0, bytes: vec![1].into(), what: String::new() };
     plan.push("a write", vec![write]);
     undo::save(&plan, &[device]).unwrap()
 }

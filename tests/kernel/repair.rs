@@ -186,7 +186,7 @@ fn repaired(case: &cases::Case, pile: &mut Pile) -> Vec<String> {
         let name = now.name();
         let damaged = before.changes().map(|(at, bytes)| (at, at + bytes.len() as u64));
         let written = plan.writes().filter(|write| *write.device == *name);
-        let written = written.map(|write| (write.byte, write.byte + write.bytes.len() as u64));
+        let written = written.map(|write| (write.byte, write.byte + write.bytes.len()));
         pile.add(&set.path(&format!("{name}.img")), now.as_ref(), &damaged.chain(written).collect())
     });
     each.collect()

@@ -157,7 +157,7 @@ pub fn restore(
     let write = Write {
         device: Arc::clone(&name),
         byte: SB_OFFSET,
-        bytes: one.block.clone(),
+        bytes: one.block.clone().into(),
         what: "superblock of the backup".to_owned(),
     };
     let (mut whole, mut plan) = (Plan::default(), Plan::default());
@@ -195,7 +195,7 @@ pub fn restore_image(image: Image, device: &Device, others: &[Device]) -> Result
             let mut now = vec![0; bytes.len()];
             if device.read_at(byte, &mut now).is_err() || now != bytes {
                 let what = "metadata of the image".to_owned();
-                writes.push(Write { device: Arc::clone(&name), byte, bytes: bytes.to_vec(), what });
+                writes.push(Write { device: Arc::clone(&name), byte, bytes: bytes.to_vec().into(), what });
             }
         }
     }

@@ -82,7 +82,7 @@ fn wiped(device: &Device) -> Option<Fix> {
         write: Write {
             device: name,
             byte: SB_OFFSET,
-            bytes: sector,
+            bytes: sector.into(),
             what: "put the magic number back".to_owned(),
         },
     })
@@ -218,7 +218,7 @@ fn look(device: &Device, byte: u64, bytes: u64, sealed: Sealed) -> Option<Fix> {
         write: Write {
             device: name,
             byte: sector,
-            bytes: sector_bytes,
+            bytes: sector_bytes.into(),
             what: format!("put a bit of a {what} back"),
         },
     })

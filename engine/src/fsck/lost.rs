@@ -86,7 +86,7 @@ pub fn find(checked: &Checked, devices: &[Device]) -> Found {
         let what = "superblock".to_owned();
         all.fix = Some(Fix {
             finding: Finding::new(Kind::SbLost, &name, SB_OFFSET, detail),
-            write: Write { device: name, byte: SB_OFFSET, bytes, what },
+            write: Write { device: name, byte: SB_OFFSET, bytes: bytes.into(), what },
         });
         break;
     }

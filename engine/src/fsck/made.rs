@@ -5,6 +5,7 @@
 
 use super::repair::{Content, Sink, rebuild};
 use super::view::{Cache, Devices, MemDevice};
+use bcache_format::feature::{Features, INCOMPAT_LOG_LARGE_BUCKET_SIZE};
 use bcache_format::jset::{Jset, VERSION};
 use bcache_format::prio::BucketDisk;
 use bcache_format::superblock::{
@@ -21,10 +22,13 @@ const JOURNAL: u16 = 8;
 /// Sectors of a block.
 const BLOCK: u16 = 1;
 
+const LARGE_BUCKETS: Features =
+    Features { incompat: INCOMPAT_LOG_LARGE_BUCKET_SIZE, compat: 0, ro_compat: 0 };
+
 /// The shape of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Sectors of a bucket.
+    /// Sectors of a bucket; a power of two.
     pub bucket_sectors: u32,
     /// Buckets of metadata, behind those of the journal.
     pub metadata: u64,
@@ -92,6 +96,7 @@ impl Shape {
         let fields = BackingFields { data_offset: Sectors(DATA_OFFSET), bucket_sectors: 8 };
         let mut sb = Superblock {
             version: Version::BackingWithOffset,
+            features: Features::default(),
             uuid: BACKING,
             role: Role::Backing(fields),
             ..self.superblock()
@@ -101,14 +106,15 @@ impl Shape {
     }
     fn superblock(&self) -> Superblock {
         let geometry = self.geometry();
+        let large = self.bucket_sectors > u16::MAX.into();
         Superblock {
-            version: Version::CacheWithUuid,
+            version: if large { Version::CacheWithFeatures } else { Version::CacheWithUuid },
             uuid: Uuid::from_u128(1),
             set_uuid: Uuid::from_u128(0x5e7),
             label: Default::default(),
             flags: 1,
             seq: 1,
-            features: Default::default(),
+            features: if large { LARGE_BUCKETS } else { Features::default() },
             block_sectors: BLOCK,
             last_mount: 0,
             role: Role::Cache(CacheFields {
@@ -159,8 +165,12 @@ pub fn make(
             life
         },
         write: &mut |one| {
-            bytes += one.bytes.len() as u64;
-            failed = failed.take().or_else(|| write(one.byte, &one.bytes).err());
+            let mut at = one.byte;
+            for piece in one.bytes.pieces(usize::MAX) {
+                failed = failed.take().or_else(|| write(at, piece).err());
+                at += piece.len() as u64;
+            }
+            bytes += one.bytes.len();
         },
     };
     let content = Content { keys, uuids: &uuids, buckets, prio_seq: 1 };

@@ -1,15 +1,15 @@
-//! Ranges of keys: behind one position, up to and including another.
+//! Ranges of keys: behind one position, up to and including another. Ranges of bytes: from one up to another.
 
 use bcache_format::Pos;
 use std::collections::BTreeMap;
 
 /// Ranges in order, without overlaps; those that touch are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ranges(BTreeMap<Pos, Pos>);
+pub struct Ranges<T: Ord = Pos>(BTreeMap<T, T>);
 
-impl Ranges {
+impl<T: Copy + Ord> Ranges<T> {
     /// Adds a range. An empty one changes nothing.
-    pub fn add(&mut self, (mut from, mut to): (Pos, Pos)) {
+    pub fn add(&mut self, (mut from, mut to): (T, T)) {
         if from >= to {
             return;
         }
@@ -20,7 +20,7 @@ impl Ranges {
         self.0.insert(from, to);
     }
     /// Takes a range out.
-    pub fn remove(&mut self, (from, to): (Pos, Pos)) {
+    pub fn remove(&mut self, (from, to): (T, T)) {
         if from >= to {
             return;
         }
@@ -35,13 +35,13 @@ impl Ranges {
         }
     }
     /// The parts of a range that are in these, in order.
-    pub fn inside(&self, (from, to): (Pos, Pos)) -> impl Iterator<Item = (Pos, Pos)> + '_ {
+    pub fn inside(&self, (from, to): (T, T)) -> impl Iterator<Item = (T, T)> + '_ {
         let first = self.0.range(..=from).next_back().map_or(from, |(start, _)| *start);
         let near = self.0.range(first..).take_while(move |(start, _)| **start < to);
         near.map(move |(start, end)| (from.max(*start), to.min(*end))).filter(|(from, to)| from < to)
     }
     /// The parts of a range that are in none of these, in order.
-    pub fn outside(&self, (from, to): (Pos, Pos)) -> impl Iterator<Item = (Pos, Pos)> + '_ {
+    pub fn outside(&self, (from, to): (T, T)) -> impl Iterator<Item = (T, T)> + '_ {
         let mut at = from;
         let ends = self.inside((from, to)).chain([(to, to)]);
         ends.filter_map(move |(start, end)| {
@@ -52,16 +52,16 @@ impl Ranges {
     }
     /// Whether some of a range is in these.
     #[must_use]
-    pub fn touch(&self, range: (Pos, Pos)) -> bool {
+    pub fn touch(&self, range: (T, T)) -> bool {
         self.inside(range).next().is_some()
     }
     /// Whether all of a range is in these.
     #[must_use]
-    pub fn cover(&self, range: (Pos, Pos)) -> bool {
+    pub fn cover(&self, range: (T, T)) -> bool {
         self.outside(range).next().is_none()
     }
     /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (Pos, Pos)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (T, T)> + '_ {
         self.0.iter().map(|(from, to)| (*from, *to))
     }
     /// How many pieces they are in.

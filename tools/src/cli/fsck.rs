@@ -289,7 +289,7 @@ fn random() -> u64 {
 
 fn agreed(plan: &Plan, out: &mut Out) -> Result<bool> {
     let (count, bytes) =
-        plan.writes().fold((0, 0), |(count, bytes), write| (count + 1, bytes + write.bytes.len()));
+        plan.writes().fold((0, 0u64), |(count, bytes), write| (count + 1, bytes + write.bytes.len()));
     write!(out, "repair with {count} writes of {bytes} bytes in all? [y/N] ")?;
     out.flush()?;
     let mut answer = String::new();

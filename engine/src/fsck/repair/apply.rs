@@ -50,7 +50,11 @@ pub fn apply(plan: &Plan, devices: &[(&str, &dyn WriteAt)]) -> Result<(), Failed
             let failed = |error| Failed { device: Arc::clone(&write.device), byte: write.byte, error };
             let device = devices.iter().find(|(name, _)| *name == &*write.device);
             let (_, device) = device.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-            device.write_at(write.byte, &write.bytes).map_err(failed)?;
+            let mut at = write.byte;
+            for piece in write.bytes.pieces(usize::MAX) {
+                device.write_at(at, piece).map_err(failed)?;
+                at += piece.len() as u64;
+            }
         }
         for (name, device) in devices {
             let failed = |error| Failed { device: (*name).into(), byte: 0, error };

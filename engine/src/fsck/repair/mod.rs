@@ -19,7 +19,7 @@ mod uuids;
 
 pub use apply::{Failed, WriteAt, apply};
 pub use enlarge::{Enlargement, enlarge};
-pub use plan::{Plan, Step, Write};
+pub use plan::{Bytes, Plan, Step, Write};
 use rebuild::PRIO_SET;
 pub use rebuild::{Content, Rebuilt, Sink, rebuild};
 pub use scratch::Scratch;
@@ -29,11 +29,12 @@ pub(super) use uuids::{Fit, Link, Proof, fits, is_likely, is_proved, links, misf
 use super::check::{Checked, Options, check, kernel_finds};
 use super::finding::Finding;
 use super::kind::{Kind, Severity};
+use super::view::devices::read_sectors;
 use super::view::journal::Stop;
 use super::view::{Cache, Device, Extent, SetView, State};
 use bcache_format::jset::{Jset, VERSION};
 use bcache_format::prio::{BucketDisk, INITIAL_PRIO};
-use bcache_format::{Bkey, BucketNr, Pos, Ptr};
+use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use thiserror::Error;
@@ -53,6 +54,12 @@ pub enum Refused {
     /// No place for a journal entry without overwriting one that is needed.
     #[error("{cache}: the journal has no room for an entry beside those that are needed")]
     NoJournal {
+        /// The cache.
+        cache: Arc<str>,
+    },
+    /// The journal has bad sectors in more places than are written over.
+    #[error("{cache}: too many places of the journal cannot be read; `bcache salvage` takes what there is")]
+    TooManyBad {
         /// The cache.
         cache: Arc<str>,
     },
@@ -376,7 +383,7 @@ pub(super) fn rewrite(
     let unreadable = unreadable_buckets(checked);
     let (there, elsewhere): (Vec<_>, Vec<_>) =
         unreadable.into_iter().partition(|bucket| *bucket == placed.bucket);
-    plan.push("write the unreadable journal bucket that comes next", overwrite(cache, there));
+    plan.push("write the unreadable journal bucket that comes next", overwrite(cache, &there)?);
     plan.push("make it the set's", vec![placed.write]);
     if !placed.found {
         plan.push(
@@ -384,7 +391,7 @@ pub(super) fn rewrite(
             clear_others(checked, cache, placed.bucket),
         );
     }
-    plan.push("write unreadable journal buckets", overwrite(cache, elsewhere));
+    plan.push("write unreadable journal buckets", overwrite(cache, &elsewhere)?);
     Ok(())
 }
 
@@ -395,26 +402,44 @@ fn unreadable_buckets(checked: &Checked) -> Vec<BucketNr> {
     unreadable.map(|scan| scan.bucket).collect()
 }
 
-/// Bytes of a page: a drive whose sectors are that large cannot write a part of one that it cannot read.
-const PAGE: u64 = 4096;
+/// Bytes of a journal bucket that are read at a time.
+const CHUNK: u64 = 1 << 20;
+/// Most places that cannot be read of which each is written by itself. A device with more is past repair, not past rescue.
+const PLACES: usize = 1 << 16;
 
 /// Zeros for what cannot be read of buckets: a drive replaces such sectors when they are written. No other entry there is
-/// needed any more.
-fn overwrite(cache: &Cache, buckets: Vec<BucketNr>) -> Vec<Write> {
-    let mut writes = Vec::new();
-    let mut page = [0; PAGE as usize];
+/// needed any more. What can be read stays: a drive whose blocks are larger than a sector can read all of one or nothing,
+/// and is never given a part to write.
+fn overwrite(cache: &Cache, buckets: &[BucketNr]) -> Result<Vec<Write>, Refused> {
+    let mut writes: Vec<Write> = Vec::new();
+    let mut chunk = vec![0; CHUNK as usize];
     for bucket in buckets {
-        let start = cache.geometry.bucket_start_byte(bucket);
-        let pages = (start..start.saturating_add(cache.geometry.bucket_bytes())).step_by(PAGE as usize);
-        let bad = pages.filter(|at| cache.device.read_at(*at, &mut page).is_err());
-        writes.extend(bad.map(|byte| Write {
-            device: Arc::clone(&cache.name),
-            byte,
-            bytes: vec![0; PAGE as usize],
-            what: format!("clear what cannot be read of journal bucket {bucket}"),
-        }));
+        let start = cache.geometry.bucket_start_byte(*bucket);
+        let end = start.saturating_add(cache.geometry.bucket_bytes());
+        for at in (start..end).step_by(CHUNK as usize) {
+            let Some(part) = chunk.get_mut(..CHUNK.min(end - at) as usize) else { continue };
+            if cache.device.read_at(at, part).is_ok() {
+                continue;
+            }
+            for byte in read_sectors(&cache.device, at, part) {
+                let behind = |write: &&mut Write| write.byte + write.bytes.len() == byte;
+                if let Some(Write { bytes: Bytes::Zeros(count), .. }) = writes.last_mut().filter(behind) {
+                    *count += SECTOR_SIZE;
+                    continue;
+                }
+                if writes.len() == PLACES {
+                    return Err(Refused::TooManyBad { cache: Arc::clone(&cache.name) });
+                }
+                writes.push(Write {
+                    device: Arc::clone(&cache.name),
+                    byte,
+                    bytes: Bytes::Zeros(SECTOR_SIZE),
+                    what: format!("clear what cannot be read of journal bucket {bucket}"),
+                });
+            }
+        }
     }
-    writes
+    Ok(writes)
 }
 
 /// Buckets that the metadata for so many keys takes, with some to spare.
@@ -512,12 +537,13 @@ fn place_entry(checked: &Checked, cache: &Cache, view: &SetView, jset: &Jset) ->
     }
     let found = kernel_finds(&after) == Some(jset.seq);
     let what = format!("journal entry {}", jset.seq);
-    Ok(Placed { write: Write { device: Arc::clone(&cache.name), byte, bytes, what }, bucket, found })
+    let write = Write { device: Arc::clone(&cache.name), byte, bytes: bytes.into(), what };
+    Ok(Placed { write, bucket, found })
 }
 
 /// Clears the first block of every journal bucket but `keep`.
 fn clear_others(checked: &Checked, cache: &Cache, keep: BucketNr) -> Vec<Write> {
-    let block = vec![0; usize::try_from(cache.geometry.block_bytes()).unwrap_or(512)];
+    let block = Bytes::Zeros(cache.geometry.block_bytes());
     let others = checked.journal.scans.iter().filter(|scan| scan.bucket != keep);
     others
         .map(|scan| Write {
@@ -532,7 +558,7 @@ fn clear_others(checked: &Checked, cache: &Cache, keep: BucketNr) -> Vec<Write> 
 /// Clears the first block of an entry that was cut off.
 fn clear_torn(plan: &mut Plan, checked: &Checked, torn: &Finding) {
     let Some(cache) = &checked.cache else { return };
-    let bytes = vec![0; usize::try_from(cache.geometry.block_bytes()).unwrap_or(512)];
+    let bytes = Bytes::Zeros(cache.geometry.block_bytes());
     let what = "clear the entry that was cut off".to_owned();
     plan.push(
         "clear the torn end of the journal",

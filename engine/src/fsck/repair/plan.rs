@@ -14,9 +14,56 @@ pub struct Write {
     /// Where.
     pub byte: u64,
     /// What.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// What it is, for a person.
     pub what: String,
+}
+
+/// What is written at one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bytes {
+    /// These.
+    These(Vec<u8>),
+    /// So many zeros, which take no memory: of a cache of large buckets whole gigabytes may have to be cleared.
+    Zeros(u64),
+}
+
+/// Bytes of the largest piece that [`Bytes::pieces`] gives.
+const PIECE: usize = 64 << 10;
+static ZEROS: [u8; PIECE] = [0; PIECE];
+
+impl Bytes {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        match self {
+            Self::These(bytes) => bytes.len() as u64,
+            Self::Zeros(count) => *count,
+        }
+    }
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// All of them in their order, at most `most` at a time.
+    pub fn pieces(&self, most: usize) -> impl Iterator<Item = &[u8]> {
+        let (these, zeros) = match self {
+            Self::These(bytes) => (bytes.as_slice(), 0),
+            Self::Zeros(count) => (&[][..], *count),
+        };
+        let most = most.clamp(1, PIECE) as u64;
+        let zeros = (0..zeros)
+            .step_by(most as usize)
+            .filter_map(move |at| ZEROS.get(..(zeros - at).min(most) as usize));
+        these.chunks(most as usize).chain(zeros)
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::These(bytes)
+    }
 }
 
 /// Writes whose order among each other does not matter. All are durable before the next step starts.
@@ -62,7 +109,10 @@ impl Plan {
         for write in self.writes().take(count) {
             for (device, scratch) in devices.iter().zip(&mut after) {
                 if *device.name() == *write.device {
-                    scratch.write(write.byte, &write.bytes)?;
+                    match &write.bytes {
+                        Bytes::These(bytes) => scratch.write(write.byte, bytes)?,
+                        Bytes::Zeros(count) => scratch.clear(write.byte, *count)?,
+                    }
                 }
             }
         }

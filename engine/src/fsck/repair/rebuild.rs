@@ -78,7 +78,7 @@ impl Builder<'_, '_> {
     }
     fn write(&mut self, bucket: BucketNr, bytes: Vec<u8>, what: String) {
         let byte = self.cache.geometry.bucket_start_byte(bucket);
-        (self.sink.write)(Write { device: Arc::clone(&self.cache.name), byte, bytes, what });
+        (self.sink.write)(Write { device: Arc::clone(&self.cache.name), byte, bytes: bytes.into(), what });
     }
 
     /// Levels from the leaves up, until one node holds all.

@@ -52,7 +52,7 @@ pub(in super::super) fn come_last(plan: &mut Plan, devices: &[Device], cache: Op
     let mut superblocks: BTreeMap<(bool, Arc<str>), Plan> = BTreeMap::new();
     for step in &mut plan.steps {
         let (ours, others) = std::mem::take(&mut step.writes).into_iter().partition(|write| {
-            write.byte >= SB_OFFSET && write.byte.saturating_add(write.bytes.len() as u64) <= SB_END
+            write.byte >= SB_OFFSET && write.byte.saturating_add(write.bytes.len()) <= SB_END
         });
         step.writes = others;
         for write in ours {
@@ -73,7 +73,7 @@ pub(in super::super) fn in_order(plan: &mut Plan, device: Option<&Device>, name:
     let mut sectors: BTreeMap<u64, (&[u8], &str)> = BTreeMap::new();
     for write in writes.writes() {
         for (at, bytes) in
-            (write.byte..).step_by(SECTOR_SIZE as usize).zip(write.bytes.chunks(SECTOR_SIZE as usize))
+            (write.byte..).step_by(SECTOR_SIZE as usize).zip(write.bytes.pieces(SECTOR_SIZE as usize))
         {
             sectors.insert(at, (bytes, &write.what));
         }
@@ -86,7 +86,7 @@ pub(in super::super) fn in_order(plan: &mut Plan, device: Option<&Device>, name:
     let write = |byte, bytes: &[u8], what: &str| Write {
         device: Arc::clone(name),
         byte,
-        bytes: bytes.to_vec(),
+        bytes: bytes.to_vec().into(),
         what: what.to_owned(),
     };
     let rest = sectors.into_iter().map(|(at, (bytes, what))| write(at, bytes, what));
@@ -101,5 +101,10 @@ pub(in super::super) fn write(device: &Device, name: &Arc<str>, sb: &Superblock)
     let mut bytes = vec![0; SB_BYTES];
     device.read_at(SB_OFFSET, &mut bytes).map_err(|error| refused(error.to_string()))?;
     sb.write_to(&mut bytes).map_err(|error| refused(error.to_string()))?;
-    Ok(Write { device: Arc::clone(name), byte: SB_OFFSET, bytes, what: "superblock".to_owned() })
+    Ok(Write {
+        device: Arc::clone(name),
+        byte: SB_OFFSET,
+        bytes: bytes.into(),
+        what: "superblock".to_owned(),
+    })
 }

@@ -15,7 +15,7 @@
 
 use super::super::view::Device;
 use super::super::view::devices::read_sectors;
-use super::plan::{Plan, Step, Write};
+use super::plan::{Bytes, Plan, Step, Write};
 use bcache_format::csum::{SEED_ONES, crc64};
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
 use bcache_format::{SECTOR_SIZE, Superblock};
@@ -137,13 +137,44 @@ pub fn save(plan: &Plan, devices: &[Device]) -> Result<Vec<u8>, UndoError> {
             byte: write.byte,
             error: io::ErrorKind::NotFound.into(),
         })?;
+        let Some(content) = devices.get(device) else { continue };
         // Of a place that is written twice the bytes before the first time are those that count.
-        let old = devices.get(device).map(|device| bytes_now(device, write.byte, write.bytes.len()));
-        let new = write.bytes.chunks(SECTOR).map(csum).collect();
-        undo.saved.push(Saved { device, byte: write.byte, old: old.unwrap_or_default(), new });
+        match &write.bytes {
+            Bytes::These(bytes) => {
+                let old = bytes_now(content, write.byte, bytes.len());
+                let new = bytes.chunks(SECTOR).map(csum).collect();
+                undo.saved.push(Saved { device, byte: write.byte, old, new });
+            }
+            Bytes::Zeros(count) => undo.saved.extend(cleared(device, content, write.byte, *count)),
+        }
     }
     undo.guards = guards(&undo, &after);
     Ok(undo.to_bytes())
+}
+
+/// What there is where zeros are written. Nothing is kept of what is all zeros, or cannot be read: gigabytes may be so. That
+/// it is zeros afterwards is for the guards to see.
+fn cleared(device: usize, content: &Device, byte: u64, count: u64) -> Vec<Saved> {
+    let end = byte.saturating_add(count);
+    let mut saved: Vec<Saved> = Vec::new();
+    let zeros = csum(&[0; SECTOR]);
+    for at in (byte..end).step_by(CHUNK as usize) {
+        let bytes = bytes_now(content, at, usize::try_from(CHUNK.min(end - at)).unwrap_or(0));
+        for (at, sector) in (at..).step_by(SECTOR).zip(bytes.chunks(SECTOR)) {
+            if sector.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let new = if sector.len() == SECTOR { zeros } else { csum(&vec![0; sector.len()]) };
+            match saved.last_mut().filter(|last| last.byte + last.old.len() as u64 == at) {
+                Some(last) => {
+                    last.old.extend_from_slice(sector);
+                    last.new.push(new);
+                }
+                None => saved.push(Saved { device, byte: at, old: sector.to_vec(), new: vec![new] }),
+            }
+        }
+    }
+    saved
 }
 
 /// Superblocks and journal buckets, as they are without what a repair writes.
@@ -335,7 +366,8 @@ pub fn plan(undo: &Undo, devices: &[Device]) -> Result<Plan, UndoError> {
             continue;
         }
         let what = "what was there before".to_owned();
-        let write = Write { device: device.name().into(), byte: one.byte, bytes: one.old.clone(), what };
+        let write =
+            Write { device: device.name().into(), byte: one.byte, bytes: one.old.clone().into(), what };
         plan.steps.push(Step { why: "put back", writes: vec![write] });
     }
     Ok(plan)
