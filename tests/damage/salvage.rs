@@ -2,8 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use bcache_engine::fsck::check::Absent;
+use bcache_engine::fsck::repair::{Refused, plan};
 use bcache_engine::fsck::salvage::{Belief, Salvage};
 use bcache_engine::fsck::view::SetView;
+use bcache_engine::fsck::view::node::NodeRef;
+use bcache_engine::fsck::{Kind, Options, check};
+use bcache_format::superblock::SB_OFFSET;
 use bcache_format::{Bkey, Pos};
 use bcache_tests::golden::Set;
 
@@ -71,4 +76,90 @@ fn comes_back(set: &str, with_root: bool) {
     let wrong = sure.filter(|(place, at)| want.get(place) != Some(at)).count();
     let newest_in_journal = whole.replayed.from(Pos::ZERO).map(|key| key.size()).sum::<u64>();
     assert!(wrong as u64 <= newest_in_journal, "{set}: {wrong} sure sectors are wrong");
+}
+
+#[test]
+fn of_a_cache_that_was_cut_off_what_is_there_is_found() {
+    let mut partly = 0;
+    for set in ["wb-dirty", "wb-crash", "deep-btree", "two-backing-flash", "reuse-gc"] {
+        let whole = view(Patched::cache_of(set).cache());
+        let want = dirty(&whole);
+        let size = whole.cache.device.size();
+        for part in [1, 2, 5, 9, 14, 20, 30, 45, 70, 99] {
+            // Nothing says that a copy ends at a block.
+            let end = size * part / 100 + 137;
+            let found = cut(set, &whole, &want, end);
+            partly += usize::from(0 < found && found < want.len());
+        }
+    }
+    assert!(partly > 10, "only {partly} had something before and something behind their end");
+}
+
+/// Cuts a cache off. Tells how many sectors were found.
+fn cut(set: &str, whole: &SetView, want: &BTreeMap<(u32, u64), u64>, end: u64) -> usize {
+    let mut device = Patched::cache_of(set);
+    device.truncate(end);
+    let devices = [device.device()];
+    let checked = check(devices.iter().cloned(), Options::default());
+    let what = format!("{set} cut off at {end}");
+    assert!(checked.has(Kind::SbTooBig), "{what}: {:?}", checked.findings.to_vec());
+    let rest = Absent::Rest {
+        of: "cache".into(),
+        bytes: end,
+        whole: whole.cache.geometry.nbuckets * whole.cache.geometry.bucket_bytes(),
+    };
+    assert!(checked.absent().contains(&rest), "{what}: {:?}", checked.absent());
+    // Never repaired, whatever else is found.
+    assert!(matches!(plan(&devices, &checked, &mut || 7), Err(Refused::Fatal(..))), "{what}");
+    let Ok(found) = Salvage::of(&checked) else {
+        // Without its journal nothing is left of so little.
+        let journal = (whole.cache.geometry.first_bucket + whole.cache.njournal_buckets())
+            * whole.cache.geometry.bucket_bytes();
+        assert!(end < journal + whole.cache.geometry.bucket_bytes(), "{what}: nothing found");
+        return 0;
+    };
+    let lost = |inode: u32, sector: u64| {
+        found.lost.iter().any(|(from, to)| *from <= Pos::new(inode, sector) && Pos::new(inode, sector) < *to)
+    };
+    let sure = found.slots.values().flatten().filter(|(_, belief)| *belief == Belief::Sure);
+    let got: BTreeMap<_, _> = sure.flat_map(|(key, _)| sectors(key)).collect();
+    for (place, at) in &got {
+        assert!(want.get(place) == Some(at), "{what}: {place:?} is wrong, and sure");
+        assert!((at + 1) * 512 <= end, "{what}: {place:?} is behind the end");
+    }
+    // With the way to it there, all that is before the end is found.
+    let before_end = |at: &NodeRef| at.key.ptr().unwrap().offset() * 512 + at.key.size() * 512 <= end;
+    let missing: Vec<_> =
+        whole.leaves.iter().filter(|at| !before_end(at)).map(|at| (at.lower, at.key.pos())).collect();
+    let way = whole.root.is_some_and(|root| root.level < 2 && before_end(&root));
+    for ((inode, sector), at) in want {
+        let has = got.get(&(*inode, *sector)) == Some(at);
+        assert!(has || lost(*inode, *sector), "{what}: sector {sector} of {inode} is missing, and not told");
+        let pos = Pos::new(*inode, sector + 1);
+        let leaf_is_there = !missing.iter().any(|(from, to)| *from < pos && pos <= *to);
+        let expected = way && leaf_is_there && (at + 1) * 512 <= end;
+        assert!(has || !expected, "{what}: sector {sector} of {inode} is there, and not found");
+    }
+    got.len()
+}
+
+#[test]
+fn more_buckets_than_any_cache_has_take_no_memory_and_no_time() {
+    let mut device = Patched::cache_of("wb-dirty");
+    for nbuckets in [1u64 << 24, 1 << 30, 1 << 40, u64::MAX] {
+        let whole = view(Patched::cache_of("wb-dirty").cache());
+        let region = crate::regions::of(&whole)[0];
+        crate::regions::change(&mut device, &region, |bytes| {
+            bytes[0xb8..0xc0].copy_from_slice(&nbuckets.to_le_bytes());
+        });
+        assert_eq!(region.byte, SB_OFFSET);
+        let start = std::time::Instant::now();
+        let checked = check([device.device()], Options::default());
+        assert!(
+            checked.has(Kind::SbTooBig) || checked.has(Kind::SbField),
+            "{nbuckets}: {:?}",
+            checked.findings.to_vec()
+        );
+        assert!(start.elapsed().as_secs() < 20, "{nbuckets}: {:?}", start.elapsed());
+    }
 }

@@ -228,7 +228,7 @@ fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
         (vec![cache.clone(), backing.clone(), same_backing], "backing-twice"),
         (vec![cache.clone(), cut_off], "backing-too-short"),
         (vec![cut_cache.clone(), backing], "superblock-too-big"),
-        (vec![cut_cache], "superblock-too-big"),
+        (vec![cut_cache.clone()], "superblock-too-big"),
     ] {
         let before = prints(&devices);
         for option in ["-n", "-p", "-y"] {
@@ -247,6 +247,17 @@ fn devices_that_do_not_belong_together_are_a_mistake_and_not_damage() {
     let args = ["salvage", "-o", output.to_str().unwrap()];
     assert_eq!(code(&bcache(&args, &[cache, dir.path().join("cut_off")])), 1);
     assert_eq!(output.metadata().unwrap().len(), (10 << 20) - 8192);
+    // Of a cache as well: it is read as far as it goes, and said to be partial.
+    std::fs::OpenOptions::new().write(true).open(&cut_cache).unwrap().set_len(13 << 20).unwrap();
+    let backing = dir.path().join("backing.img");
+    for args in [&["fsck", "-n"][..], &["salvage", "-o", output.to_str().unwrap()]] {
+        let told = bcache(args, &[cut_cache.clone(), backing.clone()]);
+        assert_eq!(code(&told), if args[0] == "fsck" { 8 } else { 1 }, "{told:?}");
+        let text = String::from_utf8(told.stdout).unwrap();
+        let partial = format!("partial: {} ends at byte {}; ", cut_cache.display(), 13 << 20);
+        assert!(text.contains(&partial) && text.contains("newest state: sectors "), "{text}");
+    }
+    assert_eq!(output.metadata().unwrap().len(), backing.metadata().unwrap().len() - 8192);
     // Detached for good, a device belongs to no set, and its old cache has nothing against it.
     let detached = Set::open("detached-fifo").unwrap();
     assert_eq!(code(&fsck(&["-n"], &detached.paths())), 0);

@@ -133,7 +133,7 @@ impl Evidence {
                 let stale = cut(&leaf.keys, *part).filter(stale);
                 stale.for_each(|key| behind.add((key.start_pos(), key.pos())));
                 // A bucket that cannot be read may have had a newer one.
-                if leaf.whole && unread == 0 {
+                if leaf.whole && unread == 0 && !self.scanned.cut_off {
                     view.sure.ranges.add(*part);
                 } else {
                     partial.add(*part);

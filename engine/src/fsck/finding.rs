@@ -160,6 +160,15 @@ impl Findings {
             finding.detail.push_str(&format!("; {why}"));
         }
     }
+    /// Adds what is lost by those of one kind on a device.
+    pub fn lose(&mut self, device: &str, kind: Kind, lost: impl Iterator<Item = (Pos, Pos)>) {
+        let of = |finding: &&mut Finding| finding.kind == kind && &*finding.device == device;
+        let Some(finding) = self.kept.iter_mut().find(of) else { return };
+        for range in lost {
+            self.lost.add(range);
+            finding.lost.push(range);
+        }
+    }
     /// Adds to what is said of a device without a superblock.
     pub fn note(&mut self, device: &str, what: &str) {
         let of = |finding: &&mut Finding| {

@@ -102,8 +102,8 @@ kinds! {
         "The superblock asks for features that nobody knows; the rest may mean something else with them."
         "None; use a newer program.";
     SbTooBig "superblock-too-big" Fatal
-        "The superblock speaks of more than the device has: it was cut off, or is a part of another."
-        "None; find the whole device.";
+        "The superblock speaks of more than the device has: it was cut off, or is a part of another. It is checked as far as it goes."
+        "None; find the whole device. `bcache salvage` takes what there is.";
     SbSync "superblock-sync" Lossless
         "The SYNC flag is not set although there is a set on the cache: Linux would start it empty, dirty data or not."
         "The flag is set again.";

@@ -445,6 +445,9 @@ pub(super) fn partial(absent: &[Absent], json: bool, out: &mut dyn Write) -> Res
         }
         let value = match absent {
             Absent::Cache { set, of } => json!({"kind": "absent", "role": "cache", "set": set, "of": &**of}),
+            Absent::Rest { of, bytes, whole } => {
+                json!({"kind": "absent", "role": "rest", "of": &**of, "bytes": bytes, "whole": whole})
+            }
             Absent::Backing { slot, uuid, label, dirty } => {
                 json!({"kind": "absent", "role": "backing", "uuid": uuid, "label": label.to_text(),
                        "slot": slot, "dirty_sectors": dirty})

@@ -31,7 +31,8 @@ const CHUNK: u64 = 1 << 20;
 /// backing device, in an image or, with --to, on the device itself; that of a flash-only volume, or of a slot whose
 /// backing device is gone, over zeros. With the journal gone, what is sure is the state of when its node was last
 /// written: newer writes that only the journal knew are gone. What is in a range of which something is lost is doubtful
-/// and left out unless asked for. Bad sectors are gone around and listed. The cache is not changed. Exit code 1 when
+/// and left out unless asked for. Bad sectors are gone around and listed; a device that was cut off is read as far as it
+/// goes. The cache is not changed. Exit code 1 when
 /// something is lost, doubtful or not known.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("target").required(true).args(["output", "to"])))]
@@ -109,7 +110,8 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let checked = check(devices, Options { data: false, progress: Some(&tell) });
     bar.finish_and_clear();
     // Of a device that was cut off, what is left is worth having.
-    let choice = |finding: &&Finding| finding.kind.is_choice() && finding.kind != Kind::BackingTooShort;
+    let cut_off = |kind: Kind| matches!(kind, Kind::BackingTooShort | Kind::SbTooBig);
+    let choice = |finding: &&Finding| finding.kind.is_choice() && !cut_off(finding.kind);
     if let Some(choice) = checked.findings.iter().find(choice) {
         return Err(BadInput(format!("{}: {}", choice.device, choice.detail)).into());
     }

@@ -153,7 +153,7 @@ impl Checked {
     }
 }
 
-/// A device of the set that was not there to be checked.
+/// A device of the set, or a part of one, that was not there to be checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Absent {
     /// The cache that a backing device is attached to.
@@ -174,6 +174,15 @@ pub enum Absent {
         /// Sectors that are in the cache alone.
         dirty: u64,
     },
+    /// What is behind the end of a cache that was cut off.
+    Rest {
+        /// The cache.
+        of: Arc<str>,
+        /// Bytes it has.
+        bytes: u64,
+        /// Bytes that its superblock speaks of.
+        whole: u64,
+    },
 }
 
 impl fmt::Display for Absent {
@@ -184,6 +193,9 @@ impl fmt::Display for Absent {
                     f,
                     "the cache of set {set}, to which {of} is attached, is not among what could be read"
                 )
+            }
+            Self::Rest { of, bytes, whole } => {
+                write!(f, "{of} ends at byte {bytes}; what was there up to byte {whole} could not be read")
             }
             Self::Backing { uuid, label, dirty, .. } => {
                 let label = label.to_text();
@@ -202,7 +214,7 @@ impl Checked {
     /// Devices without which not everything could be checked.
     #[must_use]
     pub fn absent(&self) -> Vec<Absent> {
-        if self.cache.is_none() {
+        let Some(cache) = &self.cache else {
             // One that was named and cannot be read has findings of its own.
             let is_backing = |name: &Arc<str>| self.backings.iter().any(|backing| backing.name == *name);
             if self.findings.iter().any(|finding| !is_backing(&finding.device)) {
@@ -212,10 +224,13 @@ impl Checked {
             return attached
                 .map(|backing| Absent::Cache { set: backing.sb.set_uuid, of: Arc::clone(&backing.name) })
                 .collect();
-        }
+        };
+        let whole = cache.geometry.bucket_start_byte(BucketNr(cache.geometry.nbuckets));
+        let rest = Absent::Rest { of: Arc::clone(&cache.name), bytes: cache.device.size(), whole };
+        let rest = cache.is_cut_off().then_some(rest);
         let uuids = self.set.as_ref().map(|set| set.uuids.as_slice()).unwrap_or_default();
         let named = |uuid: Uuid| self.backings.iter().any(|backing| backing.sb.uuid == uuid);
-        (0u32..)
+        let backings = (0u32..)
             .zip(uuids)
             .filter(|(_, entry)| !entry.is_free() && !entry.is_detached() && !entry.is_flash_only())
             .filter(|(_, entry)| !named(entry.uuid))
@@ -224,8 +239,8 @@ impl Checked {
                 uuid: entry.uuid,
                 label: entry.label,
                 dirty: self.slots.get(&slot).map_or(0, |used| used.dirty),
-            })
-            .collect()
+            });
+        rest.into_iter().chain(backings).collect()
     }
 }
 
@@ -284,6 +299,7 @@ fn passes(devices: &[Device], options: Options<'_>) -> Checked {
     options.tell(7, 0, 1);
     backings::pass(&mut checked);
     superblocks::doubt(&mut checked);
+    superblocks::behind_end(&mut checked);
     options.tell(7, 1, 1);
     checked
 }

@@ -3,11 +3,12 @@
 use super::super::finding::{Finding, Findings};
 use super::super::kind::Kind;
 use super::super::lost;
+use super::super::ranges::Ranges;
 use super::super::view::{Backing, Cache, Device, Devices, Fault};
 use super::Checked;
 use bcache_format::error::Problem;
 use bcache_format::superblock::{BackingState, DATA_OFFSET_DEFAULT, RawSuperblock, SB_BYTES, SB_OFFSET};
-use bcache_format::{Structure, Superblock};
+use bcache_format::{Bkey, Pos, Structure, Superblock};
 use std::sync::Arc;
 
 pub(super) fn pass(checked: &mut Checked, devices: impl IntoIterator<Item = Device>) {
@@ -15,8 +16,8 @@ pub(super) fn pass(checked: &mut Checked, devices: impl IntoIterator<Item = Devi
     for device in devices {
         let name: Arc<str> = device.name().into();
         match look(&device, &name) {
-            Ok((sb, wrong_csum)) => {
-                if let Some(fault) = wrong_csum {
+            Ok((sb, fault)) => {
+                if let Some(fault) = fault {
                     checked.found(fault.into());
                 }
                 known.push_with(device, sb);
@@ -33,7 +34,10 @@ pub(super) fn pass(checked: &mut Checked, devices: impl IntoIterator<Item = Devi
     }
 }
 
-/// The superblock, if it says what it can say; with a fault when only its checksum is wrong.
+/// Sectors of a cache that is looked at although the device is smaller: what has more is no cache that was cut off.
+const CUT_OFF_MOST: u64 = 1 << 37;
+
+/// The superblock, if it says what it can say; with a fault when only its checksum is wrong, or only the device is cut off.
 fn look(device: &Device, name: &Arc<str>) -> Result<(Superblock, Option<Fault>), Fault> {
     let bytes =
         super::super::view::devices::read(device, name, Structure::Superblock, SB_OFFSET, SB_BYTES as u64)?;
@@ -47,8 +51,33 @@ fn look(device: &Device, name: &Arc<str>) -> Result<(Superblock, Option<Fault>),
         }
         Err(error) => return Err(at(error)),
     };
-    sb.check_device(device.size(), 0).map_err(at)?;
-    Ok((sb, fault))
+    match sb.check_device(device.size(), 0) {
+        Ok(()) => Ok((sb, fault)),
+        Err(error) => {
+            let sectors = sb.cache().map(|cache| cache.nbuckets.saturating_mul(cache.bucket_sectors.into()));
+            let cut_off = fault.is_none() && sectors.is_some_and(|sectors| sectors <= CUT_OFF_MOST);
+            if cut_off { Ok((sb, Some(at(error)))) } else { Err(at(error)) }
+        }
+    }
+}
+
+/// Tells of a cache that was cut off which dirty data was behind its end.
+pub(super) fn behind_end(checked: &mut Checked) {
+    let (Some(cache), Some(view)) = (&checked.cache, &checked.set) else { return };
+    if !cache.is_cut_off() {
+        return;
+    }
+    let mut gone = Ranges::default();
+    let revived =
+        |key: &Bkey| key.ptr().is_some_and(|ptr| checked.revived.contains(&cache.geometry.ptr_bucket(ptr)));
+    let extents = view.trusted_extents(Pos::ZERO, Pos::MAX).flatten();
+    let dirty =
+        extents.filter(|extent| extent.key.dirty() && (extent.live().is_some() || revived(&extent.key)));
+    for (there, key) in dirty.map(|extent| (cache.there(extent.key), extent.key)) {
+        gone.add((there.map_or(key.start_pos(), |there| there.pos()), key.pos()));
+    }
+    let name = Arc::clone(&cache.name);
+    checked.findings.lose(&name, Kind::SbTooBig, gone.iter());
 }
 
 /// Tells superblocks whose checksum is wrong, and of which the rest of the set says otherwise or nothing, from those

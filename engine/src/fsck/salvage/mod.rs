@@ -9,6 +9,7 @@ pub mod scan;
 
 use super::check::{Checked, Options, check};
 use super::kind::Kind;
+use super::ranges::Ranges;
 use super::repair::{Refused, each_extent};
 use super::view::{Backing, Cache, SetView};
 use bcache_format::{Bkey, Pos, SECTOR_SIZE, Sectors};
@@ -69,12 +70,8 @@ impl Salvage {
         // With the journal gone every place may have had a newer state. What the leaves say is the best there is.
         let of_nodes =
             |kind: Kind| !matches!(kind, Kind::JournalEmpty | Kind::JournalMissing | Kind::JournalHole);
-        let doubtful = |key: &Bkey| {
-            let mut findings = checked.findings.iter().filter(|finding| of_nodes(finding.kind));
-            findings.any(|finding| {
-                finding.lost.iter().any(|(from, to)| *from < key.pos() && key.start_pos() < *to)
-            })
-        };
+        let of_nodes = checked.findings.iter().filter(|finding| of_nodes(finding.kind));
+        let unsure: Ranges = of_nodes.flat_map(|finding| finding.lost.iter().copied()).collect();
         let mut slots: BTreeMap<u32, Vec<(Bkey, Belief)>> = BTreeMap::new();
         each_extent(checked, view, &mut |extent| {
             let bucket = extent.key.ptr().map(|ptr| view.cache.geometry.ptr_bucket(ptr));
@@ -83,8 +80,11 @@ impl Salvage {
             // What two extents share, and what cannot be read: a repair leaves it out as well.
             let dropped = checked.dropped.contains(&extent.key.pos());
             if extent.key.dirty() && (extent.live().is_some() || revived) && !metadata && !dropped {
-                let belief = if doubtful(&extent.key) { Belief::Doubtful } else { Belief::Sure };
-                slots.entry(extent.key.inode()).or_default().push((extent.key, belief));
+                // Of a device that was cut off what is behind its end is lost.
+                let Some(key) = view.cache.there(extent.key) else { return };
+                let doubtful = unsure.touch((key.start_pos(), key.pos()));
+                let belief = if doubtful { Belief::Doubtful } else { Belief::Sure };
+                slots.entry(key.inode()).or_default().push((key, belief));
             }
         })?;
         let lost = not_known(checked, view);

@@ -38,6 +38,8 @@ pub struct Scanned {
     /// Buckets whose beginning cannot be read, and that have nothing else of a node: each may have been one, and newer than
     /// what was found.
     pub unread: Vec<BucketNr>,
+    /// The device ends before others that may have been nodes.
+    pub cut_off: bool,
     /// Nodes with something that is not sound, some of them: a flipped bit may be why.
     pub broken: Vec<BucketNr>,
 }
@@ -74,8 +76,11 @@ pub fn scan(cache: &Cache, lost: &Ranges, progress: &mut dyn FnMut(u64, u64)) ->
         }
     };
     (first..first.saturating_add(READS_AHEAD)).for_each(announce);
-    for bucket in (first..geometry.nbuckets).map(BucketNr) {
-        progress(bucket.0, geometry.nbuckets);
+    // Behind the end of a device that was cut off there is nothing to look at, whatever its superblock says.
+    let there = cache.device.size().div_ceil(geometry.bucket_bytes().max(1)).min(geometry.nbuckets);
+    scanned.cut_off = cache.is_cut_off();
+    for bucket in (first..there).map(BucketNr) {
+        progress(bucket.0, there);
         announce(bucket.0.saturating_add(READS_AHEAD));
         let byte = geometry.bucket_start_byte(bucket);
         let Ok(head) = cache.read(Structure::BtreeNode, byte, head_bytes) else {

@@ -5,7 +5,7 @@ use super::read_at::Device;
 use bcache_format::error::Problem;
 use bcache_format::magic::SetMagic;
 use bcache_format::superblock::{BackingFields, SB_BYTES, SB_OFFSET};
-use bcache_format::{Bkey, BucketNr, Geometry, SECTOR_SIZE, Structure, Superblock};
+use bcache_format::{Bkey, BucketNr, Geometry, Pos, SECTOR_SIZE, Sectors, Structure, Superblock};
 use std::sync::Arc;
 
 /// A cache device with its superblock.
@@ -155,10 +155,11 @@ impl Cache {
     ) -> Result<(), Fault> {
         read_into(&self.device, &self.name, structure, byte, len, buffer)
     }
-    /// As [`Self::read`], but a sector that the device cannot read becomes zeros; with the first fault, if any.
+    /// As [`Self::read`], but a sector that the device cannot read becomes zeros; with the first fault, if any. So does
+    /// what is behind its end.
     ///
     /// # Errors
-    /// The bytes are past the end of the device.
+    /// All of it is.
     pub fn read_around(
         &self,
         structure: Structure,
@@ -167,7 +168,7 @@ impl Cache {
     ) -> Result<(Vec<u8>, Option<Fault>), Fault> {
         let fault = match self.read(structure, byte, len) {
             Ok(bytes) => return Ok((bytes, None)),
-            Err(fault) if matches!(fault.what, What::Io { .. }) => fault,
+            Err(fault) if matches!(fault.what, What::Io { .. }) || byte < self.device.size() => fault,
             Err(fault) => return Err(fault),
         };
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
@@ -179,6 +180,19 @@ impl Cache {
     #[must_use]
     pub fn fault(&self, structure: Structure, byte: u64, what: What) -> Fault {
         Fault::new(&self.name, structure, byte, what)
+    }
+    /// Whether the device ends before what its superblock speaks of.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.geometry.bucket_start_byte(BucketNr(self.geometry.nbuckets)) > self.device.size()
+    }
+    /// The part of an extent whose data is before the end of the device.
+    #[must_use]
+    pub fn there(&self, mut key: Bkey) -> Option<Bkey> {
+        let first = key.ptr()?.offset();
+        let sectors = Sectors::from_bytes(self.device.size()).0.saturating_sub(first).min(key.size());
+        let end = Pos::new(key.inode(), key.start().saturating_add(sectors));
+        (sectors == key.size() || sectors > 0 && key.cut_back(end)).then_some(key)
     }
     /// Whether `bucket` is one of the journal's.
     #[must_use]
