@@ -1,9 +1,12 @@
 //! Single bits of every structure of a set: put back byte for byte, or of no meaning.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bcache_engine::fsck::view::Device;
+use bcache_engine::fsck::view::{Device, ReadAt};
 use bcache_engine::fsck::{Checked, Kind, Options, Severity, check};
+use bcache_format::BucketNr;
 use bcache_format::mend::{Sealed, flip, flipped_bit};
 
 use crate::cases::World;
@@ -116,6 +119,52 @@ fn a_flipped_bit_is_put_back() {
         }
     }
     assert!(wrong.is_empty(), "{} of {CHECKED}: {wrong:#?}", wrong.len());
+}
+
+/// A device that counts how often it is read.
+struct Counted(Device, AtomicUsize);
+
+impl ReadAt for Counted {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+    fn read_at(&self, byte: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.read_at(byte, buf)
+    }
+}
+
+#[test]
+fn a_journal_full_of_bad_entries_is_not_tried_without_end() {
+    // Buckets of 64 MiB have 131,072 blocks, and each of them may begin an entry of 32 KiB.
+    let world = World::of("large-bucket-64m");
+    let newest = world.view.journal.newest().unwrap();
+    let geometry = world.view.cache.geometry;
+    let from = newest.byte + newest.bytes;
+    let end = geometry.bucket_start_byte(BucketNr(newest.bucket.0 + 1));
+    let block = geometry.block_bytes();
+    let head = |seq: u64| {
+        let mut head = world.cache.bytes(newest.byte, 256);
+        head[0x10..0x18].copy_from_slice(&seq.to_le_bytes());
+        head[0x1c..0x20].copy_from_slice(&4000u32.to_le_bytes());
+        head
+    };
+    let read = |heads: u64| {
+        let mut cache = world.cache.clone();
+        for (place, byte) in (0..heads).zip((from..end).step_by(block as usize)) {
+            cache.write(byte, &head(newest.jset.seq + 1 + place));
+        }
+        let counted = Arc::new(Counted(cache.device(), AtomicUsize::new(0)));
+        let device: Device = Arc::<Counted>::clone(&counted);
+        let checked = run(&[device]);
+        assert!(!checked.findings.is_empty());
+        counted.1.load(Ordering::Relaxed)
+    };
+    let (few, many) = (read(100), read((end - from) / block));
+    assert!(many < few + 10_000, "{few} reads with 100 of them, {many} with all");
 }
 
 mod long {

@@ -278,6 +278,49 @@ fn undo_refuses_a_set_that_was_used_and_goes_on_after_a_crash() {
 }
 
 #[test]
+fn undo_refuses_another_set() {
+    let dir = paths::scratch().unwrap();
+    let (cache, backing) = set(dir.path());
+    let (whole, undo) = (fs::read(&cache).unwrap(), dir.path().join("undo"));
+    write(&cache, 4096 + 200, &[0xff; 4]);
+    let repair = ["fsck", "-y", "--undo", text(&undo)];
+    assert_eq!(bcache(&repair, &[cache.clone(), backing.clone()]).status.code(), Some(1));
+    let repaired = (fs::read(&cache).unwrap(), fs::read(&backing).unwrap());
+    // Another set of the same shape, with something else repaired; and one with all UUIDs of the first.
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let devices = Set::open("wb-crash").unwrap().copy_to(&other).unwrap();
+    let of = |name: &str| fs::read(devices.iter().find(|path| path.ends_with(name)).unwrap()).unwrap();
+    let remade = (of("cache.img"), of("backing.img"));
+    let with_uuids = |mut bytes: Vec<u8>, from: &[u8]| {
+        bytes[4096 + 0x28..4096 + 0x48].copy_from_slice(&from[4096 + 0x28..4096 + 0x48]);
+        bytes
+    };
+    let twin = (with_uuids(remade.0.clone(), &whole), with_uuids(remade.1.clone(), &repaired.1));
+    let refused = |cache_now: &[u8], backing_now: &[u8], what: &str| {
+        fs::write(&cache, cache_now).unwrap();
+        fs::write(&backing, backing_now).unwrap();
+        // By the names that the file knows, and by names that are given.
+        for devices in [vec![], vec![backing.clone(), cache.clone()]] {
+            let output = bcache(&["undo", text(&undo)], &devices);
+            assert_eq!(output.status.code(), Some(8), "{what}: {output:?}");
+            assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{what}: {output:?}");
+            let now = (fs::read(&cache).unwrap(), fs::read(&backing).unwrap());
+            assert!(now.0 == cache_now && now.1 == backing_now, "{what}: something was written");
+        }
+    };
+    refused(&remade.0, &remade.1, "another set");
+    refused(&remade.0, &repaired.1, "another cache");
+    refused(&repaired.0, &remade.1, "another backing device");
+    refused(&twin.0, &twin.1, "another set with the same UUIDs");
+    refused(&twin.0, &repaired.1, "another cache with the same UUID");
+    fs::write(&cache, &repaired.0).unwrap();
+    fs::write(&backing, &repaired.1).unwrap();
+    let done = bcache(&["undo", text(&undo)], &[]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+}
+
+#[test]
 fn a_superblock_comes_back_from_a_backup() {
     let dir = paths::scratch().unwrap();
     let (cache, backing) = set(dir.path());
