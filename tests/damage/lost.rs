@@ -1,6 +1,11 @@
 //! Superblocks that are gone, and what a repair puts in their place.
 
-use bcache_engine::fsck::view::Device;
+use std::sync::Arc;
+
+use bcache_engine::fsck::made::{Shape, make};
+use bcache_engine::fsck::repair::Refused;
+use bcache_engine::fsck::salvage::Salvage;
+use bcache_engine::fsck::view::{Device, MemDevice};
 use bcache_engine::fsck::{Checked, Kind, Options, check, repair};
 use bcache_format::Superblock;
 use bcache_format::superblock::SB_OFFSET;
@@ -177,5 +182,63 @@ fn a_copy_on_a_larger_device_keeps_its_journal() {
             // Nothing but the superblock had to be written.
             assert!(plan.writes().all(|write| write.byte < 8192), "{at}: {:?}", checked.findings.to_vec());
         }
+    }
+}
+
+#[test]
+fn a_cache_that_was_cut_off_is_not_taken_for_a_smaller_one() {
+    for (set, percents) in [("deep-btree", [5, 30, 60]), ("wb-crash", [5, 20, 50]), ("wb-dirty", [2, 2, 2])] {
+        for percent in percents {
+            let mut world = World::of(set);
+            let at = format!("{set}, {percent} %");
+            let size = bcache_engine::fsck::view::ReadAt::size(&world.cache);
+            world.cache.truncate(size * percent / 100);
+            let whole = run(&world.devices());
+            wipe(&mut world.cache, DAMAGES[0]);
+            let devices = world.devices();
+            let checked = run(&devices);
+            // It is what it was with its superblock: partial, and nothing is written.
+            assert!(
+                checked.has(Kind::SbLost) && checked.has(Kind::SbTooBig),
+                "{at}: {:?}",
+                checked.findings.to_vec()
+            );
+            assert!(matches!(repair::plan(&devices, &checked, &mut || 1), Err(Refused::Fatal(..))), "{at}");
+            let (was, is) = (Salvage::of(&whole).unwrap(), Salvage::of(&checked).unwrap());
+            assert!(was.slots == is.slots && was.lost == is.lost, "{at}: {:?}", checked.findings.counts);
+        }
+    }
+}
+
+#[test]
+fn the_chain_of_prio_sets_tells_how_many_buckets_there_were() {
+    // What is used is behind what the journal could be of, so that it tells nothing.
+    let shape = Shape::of(40_000, 8, 8);
+    let (geometry, size) = (shape.geometry(), shape.bytes());
+    let mut bytes = vec![0; usize::try_from(2 * size).unwrap()];
+    let mut keys = (0..40_000).map(|i| shape.extent(i, 40_000, 8));
+    make(shape, &mut keys, &mut |at, part| {
+        bytes[at as usize..][..part.len()].copy_from_slice(part);
+        Ok(())
+    })
+    .unwrap();
+    let mut backing = vec![0; 400 << 20];
+    shape.backing().write_to(&mut backing[SB_OFFSET as usize..][..4096]).unwrap();
+    bytes[SB_OFFSET as usize..][..4096].fill(0);
+    let devices = |bytes: &[u8]| {
+        let cache = Arc::new(MemDevice::new("cache", bytes.to_vec())) as Device;
+        [cache, Arc::new(MemDevice::new("backing", backing.clone())) as Device]
+    };
+    let sets = geometry.nbuckets.div_ceil(geometry.prios_per_bucket());
+    let most = sets * geometry.prios_per_bucket();
+    for (part, buckets) in [(2 * size, most), (size, geometry.nbuckets), (size / 10, most)] {
+        let checked = run(&devices(&bytes[..part as usize]));
+        assert!(checked.has(Kind::SbLost), "{part}: {:?}", checked.findings.to_vec());
+        let sb = checked.superblock().unwrap().cache().unwrap().clone();
+        assert_eq!(sb.nbuckets, buckets, "{part} of {size} bytes: {:?}", checked.findings.to_vec());
+        assert_eq!(checked.has(Kind::SbTooBig), part < size);
+        let whole = 20_000 * 8;
+        let dirty: u64 = checked.slots.values().map(|used| used.dirty).sum();
+        assert_eq!(dirty, whole, "{part} of {size} bytes: {:?}", checked.findings.to_vec());
     }
 }

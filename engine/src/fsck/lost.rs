@@ -14,7 +14,7 @@ use super::image::{MARK, MARK_AT};
 use super::kind::Kind;
 use super::repair::{Fit, Write, fits, is_likely};
 use super::salvage::scan::scan;
-use super::view::journal::Journal;
+use super::view::journal::{Entry, Journal};
 use super::view::prio::PrioChain;
 use super::view::{Backing, Cache, Device, Devices, SetView};
 use bcache_format::feature::{Features, INCOMPAT_LOG_LARGE_BUCKET_SIZE};
@@ -26,7 +26,8 @@ use bcache_format::superblock::{
     DATA_OFFSET_DEFAULT, NBUCKETS_MIN, RawSuperblock, Role, SB_BYTES, SB_OFFSET, Version,
 };
 use bcache_format::uuid_entry::UuidEntry;
-use bcache_format::{Bkey, BucketNr, Geometry, Pos, SECTOR_SIZE, Sectors, Superblock};
+use bcache_format::{Bkey, BucketNr, Geometry, Pos, SECTOR_SIZE, Sectors, Structure, Superblock};
+use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -42,6 +43,10 @@ const WIPED_SECTORS: u64 = 2048;
 const MEBIBYTE_SECTORS: u64 = 2048;
 /// Sets of which entries stand in one journal that are tried: an image made to be slow has another in each bucket.
 const SETS_TRIED: usize = 4;
+/// Buckets of a cache with as many journal buckets as there can be.
+const JOURNAL_WHOLE: u64 = 256 * 128;
+/// So many times as large a device that was cut off is taken to have been, where nothing says how large it was.
+const CUT_OFF_TIMES: u64 = 64;
 /// Structures stand at pages at least: no bucket is smaller.
 const PAGE: u64 = 4096;
 
@@ -178,9 +183,26 @@ fn most_buckets(journal: u64, all: u64) -> u64 {
 /// How many buckets a cache has, and by what. That is the device's size, unless what is on it says that it was copied from
 /// a smaller one: then its journal is smaller, too, and what would be taken for the rest of it is data.
 fn buckets(device: &Device, set_uuid: Uuid, bucket_sectors: u32) -> Option<(u64, String)> {
-    let all = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
-    let by_size = (all, "the device's size".to_owned());
-    let cache = opened(device, &superblock(set_uuid, bucket_sectors, 1, all)?)?;
+    let mut all = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
+    let mut by_size = (all, "the device's size".to_owned());
+    let mut cache = opened(device, &superblock(set_uuid, bucket_sectors, 1, all)?)?;
+    // A device that was cut off had more journal buckets than one of its size has.
+    let wide = opened(device, &superblock(set_uuid, bucket_sectors, 1, all.max(JOURNAL_WHOLE))?)?;
+    let chain = Journal::read(&wide).newest().and_then(|newest| chain(&wide, newest));
+    match chain {
+        Some(chain) if chain.least > all => {
+            // Where they do not tell how many, rather too many: what is behind the end is not there, but what leads there
+            // is no damage. Nothing is written to such a device.
+            let many = all.saturating_mul(CUT_OFF_TIMES).max(JOURNAL_WHOLE);
+            all = if chain.ends { chain.most } else { chain.most.max(many) };
+            by_size = (all, "its prio sets, its table and its root: the device was cut off".to_owned());
+            cache = opened(device, &superblock(set_uuid, bucket_sectors, 1, all)?)?;
+        }
+        Some(chain) if chain.ends && chain.most < all => {
+            by_size = (chain.most, format!("its {} prio sets: the device was smaller", chain.sets));
+        }
+        _ => {}
+    }
     let (geometry, count) = (cache.geometry, cache.njournal_buckets());
     let first = geometry.first_bucket;
     let place = |index: u64| geometry.bucket_start_byte(BucketNr(first + index));
@@ -189,6 +211,7 @@ fn buckets(device: &Device, set_uuid: Uuid, bucket_sectors: u32) -> Option<(u64,
         (0..count).filter(|index| entry_at(device, place(*index)).is_some_and(|of| of == magic)).collect();
     let journal = Journal::read(&cache);
     let Some(newest) = journal.newest().cloned() else { return Some(by_size) };
+    let upper = by_size.0;
     let view = SetView::read_with(cache, journal, &mut |_| {});
     let bucket = |key: &Bkey| key.ptr().filter(|ptr| ptr.is_device()).map(|ptr| geometry.ptr_bucket(ptr));
     let data = view.extents(Pos::ZERO, Pos::MAX).flatten().filter(|extent| extent.live().is_some());
@@ -215,7 +238,7 @@ fn buckets(device: &Device, set_uuid: Uuid, bucket_sectors: u32) -> Option<(u64,
     let lowest = others.map_or(lowest, |bucket| lowest.min(bucket));
     let fits = |journal: u64| {
         let most = most_buckets(journal, all);
-        (most < all && highest < most && first + journal <= lowest).then_some(most)
+        (most < upper && highest < most && first + journal <= lowest).then_some(most)
     };
     // The journal is a ring: where older entries stand behind the newest, it has been round, and ends with them.
     let ends = begun.last().map(|last| last + 1);
@@ -235,7 +258,44 @@ fn buckets(device: &Device, set_uuid: Uuid, bucket_sectors: u32) -> Option<(u64,
             format!("its journal, which ends before bucket {lowest}, where data is: the device was smaller"),
         ));
     }
-    Some(by_size)
+    // What is used behind that says that the end of the chain was none.
+    Some(if highest < by_size.0 { by_size } else { (all, "the device's size".to_owned()) })
+}
+
+/// How many buckets a chain of prio sets is for.
+struct Chain {
+    sets: u64,
+    least: u64,
+    most: u64,
+    /// A set of an older chain comes behind it, as Linux writes it, or its first, as a repair does: there are no others.
+    ends: bool,
+}
+
+/// The chain that an entry names, as far as it can be followed. Whether a set is of it is told by its number.
+fn chain(cache: &Cache, newest: &Entry) -> Option<Chain> {
+    let geometry = &cache.geometry;
+    let mut next = newest.jset.prio_bucket.first().copied().unwrap_or_default();
+    let (mut seq, mut ends, mut seen) = (None, false, HashSet::new());
+    while geometry.is_usable(next) && !seen.contains(&next) {
+        let byte = geometry.bucket_start_byte(next);
+        let bytes = cache.read(Structure::PrioSet, byte, geometry.meta_bucket_bytes());
+        let Some(set) = bytes.ok().and_then(|bytes| PrioSet::parse(&bytes, cache.magic).ok()) else { break };
+        ends = seq.is_some_and(|seq| set.seq < seq);
+        if *seq.get_or_insert(set.seq) != set.seq {
+            break;
+        }
+        seen.insert(next);
+        next = set.next_bucket;
+    }
+    ends |= seen.contains(&next);
+    let (sets, each) = (seen.len() as u64, geometry.prios_per_bucket().max(1));
+    // What the entry names was there when it was written, before the end of the device or not.
+    let named = [newest.jset.uuid_bucket, newest.jset.btree_root];
+    let named = named.iter().filter_map(|key| key.ptr()).filter(|ptr| ptr.is_device());
+    let named = named.map(|ptr| geometry.ptr_bucket(ptr)).chain([next]).map(|bucket| bucket.0).max();
+    let least = (sets.saturating_sub(1) * each + 1).max(named.map_or(0, |bucket| bucket.saturating_add(1)));
+    let most = least.div_ceil(each).checked_mul(each)?;
+    (least > 1).then_some(Chain { sets, least, most: most.max(sets * each), ends })
 }
 
 /// A UUID of which the first half is known.
@@ -290,7 +350,8 @@ fn found_with(device: &Device, sb: &Superblock, attached: &[&Backing]) -> Option
     if !attached.is_empty() && !view.uuids.is_empty() && !attached.iter().any(known) {
         return None;
     }
-    (prios.broken.is_none() || view.tree.nodes > 0).then_some((entries, view.tree.bytes))
+    let leads = prios.broken.is_none() || view.tree.nodes > 0 || view.cache.is_cut_off();
+    leads.then_some((entries, view.tree.bytes))
 }
 
 fn opened(device: &Device, sb: &Superblock) -> Option<Cache> {
@@ -301,7 +362,8 @@ fn opened(device: &Device, sb: &Superblock) -> Option<Cache> {
 
 /// The set's magic and the size of buckets, by journal entries at the start of journal buckets.
 fn by_journal(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
-    for bucket_sectors in bucket_sizes(device) {
+    // Of a device that was cut off a few may be left.
+    for bucket_sectors in bucket_sizes(device, BUCKETS_LEFT) {
         let first = u64::from(RESERVED_SECTORS / bucket_sectors + 1);
         let all = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
         let count = (all / 128).clamp(2, 256);
@@ -333,9 +395,12 @@ fn by_journal(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
     None
 }
 
-/// Sizes that buckets of a device can have.
-fn bucket_sizes(device: &Device) -> impl Iterator<Item = u32> + use<> {
-    let most = Sectors::from_bytes(device.size()).0 / NBUCKETS_MIN;
+/// Buckets of a device that was cut off without which nothing is looked for.
+const BUCKETS_LEFT: u64 = 4;
+
+/// Sizes that buckets of a device can have of which there are so many at least.
+fn bucket_sizes(device: &Device, least: u64) -> impl Iterator<Item = u32> + use<> {
+    let most = Sectors::from_bytes(device.size()).0 / least;
     (0..u32::BITS)
         .map(|bit| 1 << bit)
         .filter(move |size| *size >= BUCKET_SECTORS_MIN && u64::from(*size) <= most)
@@ -393,7 +458,7 @@ fn prio_set_at(
         return None;
     }
     let magic = SetMagic::of_prio_set(header.magic.get());
-    let mut sizes = bucket_sizes(device).filter(|size| {
+    let mut sizes = bucket_sizes(device, NBUCKETS_MIN).filter(|size| {
         let geometry = Geometry { block_sectors: 1, bucket_sectors: *size, first_bucket: 1, nbuckets: 1 };
         let bytes = geometry.meta_bucket_bytes();
         if !byte.is_multiple_of(geometry.bucket_bytes()) || *left < bytes {
@@ -553,7 +618,7 @@ mod tests {
         let device = counted(bytes);
         assert_eq!(by_journal(&(Arc::clone(&device) as Device)), None);
         // Of each size of buckets the journal that there would be, once and for each set that is tried.
-        let sizes = bucket_sizes(&(Arc::clone(&device) as Device)).count() as u64;
+        let sizes = bucket_sizes(&(Arc::clone(&device) as Device), BUCKETS_LEFT).count() as u64;
         let journal = SIZE / 64;
         let read = device.read.load(Ordering::Relaxed);
         assert!(read <= sizes * (SETS_TRIED as u64 + 1) * journal, "{read}, {sizes} sizes");
