@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
+mod checkers;
 mod make;
 mod make_bytes;
 mod man;

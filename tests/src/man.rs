@@ -1,7 +1,7 @@
-//! The manual pages: generated from the command lines' own descriptions, so that they say the same. Two are written by
-//! hand: [`BY_HAND`] and bcache-format(5).
+//! The manual pages: generated from the command lines' own descriptions, so that they say the same. Three are written by
+//! hand: [`BY_HAND`], bcache-format(5) and bcache.conf(5).
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bcache_engine::set::LEFT_OUT;
 use bcache_engine::settings::{DeviceSettings, SetSettings};
 use clap::{Arg, ArgAction, Command};
@@ -12,7 +12,7 @@ mod sections;
 pub type Page = (String, String);
 
 /// When what the pages say was last looked through as a whole. The day of a build would make each build another.
-pub const DATE: &str = "2026-11-27";
+pub const DATE: &str = "2026-11-28";
 
 /// The page that stands above all the others.
 pub const BY_HAND: &str = "bcache.8";
@@ -29,22 +29,78 @@ pub fn pages() -> Result<Vec<Page>> {
     }
     pages.push(("bcache-findings.7".to_owned(), findings()));
     pages.push(("bcache-settings.7".to_owned(), settings()));
-    // The name under which fsck(8) calls it.
-    pages.push(("fsck.bcache.8".to_owned(), ".so man8/bcache-fsck.8\n".to_owned()));
     pages.retain(|(name, _)| name != BY_HAND);
+    for (_, text) in &mut pages {
+        *text = filled(&titled(text));
+    }
+    // The name under which fsck(8) calls it. A page that only refers to the other could be read where it is installed,
+    // and nowhere else.
+    let fsck = pages.iter().find(|(name, _)| name == "bcache-fsck.8").context("bcache-fsck.8")?;
+    let text = fsck.1.replacen(".TH BCACHE-FSCK ", ".TH FSCK.BCACHE ", 1).replacen(
+        "bcache\\-fsck \\- ",
+        "fsck.bcache, bcache\\-fsck \\- ",
+        1,
+    );
+    pages.push(("fsck.bcache.8".to_owned(), filled(&text)));
     pages.sort();
     Ok(pages)
 }
 
+/// Titles are in capitals, which is what readers of a page's head and foot are used to.
+fn titled(page: &str) -> String {
+    let title = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let (macro_, name, rest) = (words.next()?, words.next()?, words.next()?);
+        (macro_ == ".TH").then(|| format!("{macro_} {} {rest}", name.to_uppercase()))
+    };
+    page.lines().map(|line| title(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+}
+
+/// Breaks lines of text at 80 bytes, as people who edit pages do, but for those that stand as they are.
+fn filled(page: &str) -> String {
+    const WIDTH: usize = 80;
+    let (mut out, mut as_it_is) = (String::new(), false);
+    for line in page.lines() {
+        match line {
+            ".nf" => as_it_is = true,
+            ".fi" => as_it_is = false,
+            _ => {}
+        }
+        if as_it_is || line.starts_with('.') {
+            out += line;
+            out.push('\n');
+            continue;
+        }
+        let mut column = 0;
+        // A space behind a backslash is no place to break a line.
+        for word in line.replace("\\ ", "\\\u{0}").split(' ') {
+            let word = word.replace('\u{0}', " ");
+            let fits = column + 1 + word.len() <= WIDTH;
+            // At the beginning of a line these are commands.
+            if column > 0 && (fits || word.starts_with(['.', '\''])) {
+                out.push(' ');
+                column += 1;
+            } else if column > 0 {
+                out.push('\n');
+                column = 0;
+            }
+            out += &word;
+            column += word.len();
+        }
+        out.push('\n');
+    }
+    out
+}
+
 /// The page of everything that `bcache fsck` can find.
 fn findings() -> String {
-    let mut page = String::from(
-        ".TH bcache-findings 7 \"2026-11-27\" ubcache ubcache\n.SH NAME\nbcache\\-findings \\- what bcache\\-fsck(8) finds, and what it does about it\n\
+    let mut page = format!(".TH bcache-findings 7 {DATE} ubcache ubcache\n");
+    page += "\
+        .SH NAME\nbcache\\-findings \\- what bcache\\-fsck(8) finds, and what it does about it\n\
          .SH DESCRIPTION\nEvery finding has a name that never changes, and a severity: \\fIharmless\\fR is normal after a \
          crash;\n\\fIlossless\\fR can be put right without losing anything; \\fIloss\\fR means that data is lost, or may be;\n\
          \\fIfatal\\fR cannot be repaired. \\-p repairs the first two, \\-y the first three. Whatever its kind, a finding that\n\
-         names lost sectors is a loss.\n.SH FINDINGS\n",
-    );
+         names lost sectors is a loss.\n.SH FINDINGS\n";
     for kind in bcache_engine::fsck::Kind::ALL {
         let text = |text: &str| text.replace('-', "\\-").replace('\'', "\\(aq");
         page += &format!(
@@ -55,18 +111,20 @@ fn findings() -> String {
             text(kind.repair()),
         );
     }
-    page + ".SH SEE ALSO\nbcache-fsck(8)\n"
+    page += ".SH EXAMPLES\n.nf\nbcache fsck \\-\\-explain bset\\-checksum\n\
+        bcache fsck \\-n \\-\\-json /dev/sdb /dev/nvme0n1 | jq \\-r \\(aqselect(.kind == \"finding\").id\\(aq\n.fi\n";
+    page + ".SH \"SEE ALSO\"\nbcache\\-fsck(8), bcache\\-doctor(8), bcache\\-format(5)\n"
 }
 
 /// The page of everything that `bcache set` can change, with defaults, and what of the kernel's names is not there.
 fn settings() -> String {
     let text = |text: &str| text.trim().replace('-', "\\-").replace('\'', "\\(aq");
-    let mut page = String::from(
-        ".TH bcache-settings 7 \"2026-11-27\" ubcache ubcache\n.SH NAME\nbcache\\-settings \\- settings of cache sets and devices, by the \
+    let mut page = format!(".TH bcache-settings 7 {DATE} ubcache ubcache\n");
+    page += "\
+        .SH NAME\nbcache\\-settings \\- settings of cache sets and devices, by the \
          kernel\\(aqs sysfs names\n.SH DESCRIPTION\nThey are changed with bcache\\-set(8), read with bcache\\-get(8), and given \
          to bcache\\-serve(8)\nwith \\-\\-set. Defaults are the kernel\\(aqs. Sizes may end in k, M or G.\nA number \
-         beyond the bounds of its setting, which are the kernel\\(aqs, becomes the bound, and the log says so.\n",
-    );
+         beyond the bounds of its setting, which are the kernel\\(aqs, becomes the bound, and the log says so.\n";
     let (set, device) = (SetSettings::default(), DeviceSettings::default());
     for (title, help, bounds, defaults) in [
         ("SETTINGS OF A SET", SetSettings::HELP, SetSettings::BOUNDS, set.list()),
@@ -84,7 +142,9 @@ fn settings() -> String {
     for (name, why) in LEFT_OUT {
         page += &format!(".TP\n\\fB{}\\fR\n{}\n", text(name), text(why));
     }
-    page + ".SH SEE ALSO\nbcache-set(8), bcache-get(8), bcache-serve(8)\n"
+    page += ".SH EXAMPLES\n.nf\nbcache set cache_mode=writeback\nbcache get \\-\\-device bcache0 cache_mode\n.fi\n\
+        .SH FILES\n.TP\n\\fI/etc/bcache/bcache.conf\\fR\nsettings that last; see bcache.conf(5)\n";
+    page + ".SH \"SEE ALSO\"\nbcache\\-set(8), bcache\\-get(8), bcache\\-serve(8), bcache.conf(5)\n"
 }
 
 /// A page that lists `bcache help` would lead to a page that says nothing.

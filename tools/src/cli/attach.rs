@@ -243,8 +243,14 @@ fn enlarge(path: &Path, out: &mut Out) -> Outcome {
 
 /// Make and remove flash-only volumes: devices that are in the cache alone
 #[derive(Debug, clap::Subcommand)]
+#[command(
+    after_help = "Examples:\n  bcache volume create --label scratch 10G\n  bcache volume remove --yes scratch"
+)]
 pub enum VolumeCommand {
     /// Make a volume
+    #[command(
+        after_help = "Example:\n  bcache volume create --label scratch 10G && mkfs.ext4 /dev/mapper/scratch"
+    )]
     Create {
         /// The set's UUID; not needed where only one is served
         #[arg(long, value_name = "SET")]
@@ -257,6 +263,7 @@ pub enum VolumeCommand {
         size: u64,
     },
     /// Remove a volume and everything in it
+    #[command(after_help = "Example:\n  bcache volume remove --yes scratch")]
     Remove {
         /// Needed, because the data is gone afterwards
         #[arg(long)]

@@ -15,7 +15,12 @@ const RESTART: u8 = 75;
 
 /// Serve one cache set, until it is stopped; bcache-register starts this
 #[derive(Debug, Parser)]
-#[command(name = "bcache-engine", version)]
+#[command(
+    name = "bcache-engine",
+    version,
+    after_help = "Examples:\n  bcache-engine --set 8b4a3f0c-5f0e-4c39-9d7e-0d1f4f2b6a11\n  \
+    systemctl status bcache@8b4a3f0c-5f0e-4c39-9d7e-0d1f4f2b6a11"
+)]
 pub struct Program {
     /// The set's UUID
     #[arg(long, value_name = "UUID")]

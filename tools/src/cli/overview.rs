@@ -129,6 +129,7 @@ pub fn show(more: bool, out: &mut Out) -> Outcome {
 
 /// Show the caches that are in use, and below each the devices that it caches
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache tree")]
 pub struct TreeArgs {}
 
 /// Shows.
@@ -139,6 +140,7 @@ pub fn run_tree(_args: TreeArgs, out: &mut Out) -> Outcome {
 
 /// Print which bcache-tools these commands are like, and the version of this program
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bcache version")]
 pub struct VersionArgs {}
 
 /// Prints.

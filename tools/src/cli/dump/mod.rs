@@ -45,16 +45,22 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     /// The superblock of a cache or backing device
+    #[command(after_help = "Example:\n  bcache dump super /dev/sdb")]
     Super(Of),
     /// Journal buckets and their entries, with sequence numbers
+    #[command(after_help = "Example:\n  bcache dump journal --keys /dev/nvme0n1")]
     Journal(OfJournal),
     /// Btree nodes with their ranges and bsets, parents before children
+    #[command(after_help = "Example:\n  bcache dump btree --json /dev/nvme0n1 | jq 'select(.level == 0)'")]
     Btree(OfBtree),
     /// Extents as a reader sees them: journal replayed, newest wins
+    #[command(after_help = "Example:\n  bcache dump extents --json cache.bcimg | jq 'select(.dirty)'")]
     Extents(Of),
     /// The table of backing devices and flash-only volumes
+    #[command(after_help = "Example:\n  bcache dump uuids /dev/nvme0n1")]
     Uuids(Of),
     /// Priority and generation of buckets
+    #[command(after_help = "Example:\n  bcache dump prios /dev/nvme0n1 | less")]
     Prios(Of),
 }
 
