@@ -1,5 +1,7 @@
 //! What checkers of files that we ship say, each a Debian package: nothing.
 
+mod packages;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;

@@ -4,48 +4,11 @@ mod boot;
 mod service;
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bcache_tests::package::{installing, make};
 use bcache_tests::vm::{self, Machine};
 use bcache_tests::{cmd, paths, sparse};
-
-/// Blocks of commands below a heading of the README.
-fn commands(heading: &str) -> Vec<Vec<String>> {
-    let readme = fs::read_to_string(paths::repository().join("README.md")).unwrap();
-    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let mut blocks = vec![Vec::new()];
-    for line in section.lines() {
-        match line.strip_prefix("    ") {
-            Some(command) => blocks.last_mut().unwrap().push(command.to_owned()),
-            None => blocks.push(Vec::new()),
-        }
-    }
-    blocks.retain(|block| !block.is_empty());
-    blocks
-}
-
-/// The README's three blocks: what builds the package, what installs it, and what uses it.
-fn installing() -> [Vec<String>; 3] {
-    commands("Installing").try_into().unwrap()
-}
-
-/// Makes the package in a directory, by the README's command, of the programs that are built already. Its path.
-pub fn make(dir: &Path) -> PathBuf {
-    let [build, ..] = installing();
-    let command = build.iter().find(|command| command.starts_with("cargo deb")).unwrap();
-    // cargo-deb looks for programs where cargo puts those of a release.
-    let programs = paths::program("bcache").unwrap();
-    let target = dir.join("target");
-    fs::create_dir(&target).unwrap();
-    symlink(programs.parent().unwrap(), target.join("release")).unwrap();
-    let mut cargo = Command::new("sh");
-    cargo.arg("-c").arg(format!("{command} --no-build --fast --strip"));
-    cargo.current_dir(paths::repository()).env("CARGO_TARGET_DIR", &target);
-    PathBuf::from(cmd::done(&mut cargo).unwrap().trim())
-}
 
 /// Names of files, without `.gz`, in a directory of the package.
 fn names(list: &str, dir: &str) -> Vec<String> {
@@ -71,7 +34,7 @@ fn files(dir: &str, end: &str) -> Vec<String> {
 #[ignore = "makes a package, with cargo-deb"]
 fn the_package_has_all_that_there_is() {
     let dir = paths::scratch().unwrap();
-    let package = make(dir.path());
+    let package = make(dir.path()).unwrap();
     let said = cmd::run(Command::new("dpkg-deb").arg("--contents").arg(&package)).unwrap();
     let list = said.stdout;
     let mut programs = files("tools/src/bin", ".rs");
@@ -97,6 +60,10 @@ fn the_package_has_all_that_there_is() {
     );
     for file in [
         "usr/lib/udev/rules.d/69-bcache.rules",
+        "usr/lib/udev/bcache-register",
+        "usr/lib/udev/probe-bcache",
+        "usr/lib/systemd/system/bcache.target",
+        "usr/lib/initcpio/install/bcache",
         "usr/lib/systemd/system/bcache@.service",
         "usr/lib/systemd/system-shutdown/bcache",
         "usr/share/initramfs-tools/hooks/bcache",
@@ -105,7 +72,7 @@ fn the_package_has_all_that_there_is() {
         assert!(list.contains(&format!(" ./{file}\n")), "{file} is missing");
     }
     let said = cmd::run(Command::new("dpkg-deb").arg("--field").arg(&package)).unwrap();
-    for field in ["Conflicts: bcache-tools", "Replaces: bcache-tools", "Provides: bcache-tools"] {
+    for field in ["Conflicts: bcache-tools", "Replaces: bcache-tools", "Provides: bcache-tools (= 1.1)"] {
         assert!(said.stdout.contains(field), "{}", said.stdout);
     }
 }
@@ -125,11 +92,11 @@ fn the_readme_leads_from_a_fresh_debian_to_a_device_that_is_mounted_at_every_sta
     let dir = paths::scratch().unwrap();
     let share = dir.path().join("share");
     fs::create_dir(&share).unwrap();
-    let package = make(dir.path());
+    let package = make(dir.path()).unwrap();
     fs::copy(&package, share.join(package.file_name().unwrap())).unwrap();
     let root = dir.path().join("root");
     sparse::copy(&vm::fresh_debian().unwrap().join("root.ext4"), &root).unwrap();
-    let [_, install, using] = installing();
+    let [_, install, using] = installing().unwrap();
     let scripts = paths::repository().join("tests/kernel/system");
     let script = |name: &str| fs::read_to_string(scripts.join(name)).unwrap();
     let machine = Machine::new("6.12").root_kept(&root).share(&share);

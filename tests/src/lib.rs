@@ -8,6 +8,7 @@ pub mod golden;
 pub mod log_writes;
 pub mod man;
 pub mod nbd;
+pub mod package;
 pub mod paths;
 pub mod sparse;
 pub mod stamp;

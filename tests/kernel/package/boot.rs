@@ -5,10 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use bcache_tests::nbd::Served;
+use bcache_tests::package::make;
 use bcache_tests::vm::{self, Machine};
 use bcache_tests::{cmd, paths, sparse};
-
-use super::make;
 
 fn done(command: &mut Command) {
     cmd::done(command).unwrap();
@@ -33,7 +32,7 @@ fn fill(dir: &Path, image: &Path, mode: &str) {
 #[ignore = "boots a kernel"]
 fn a_root_file_system_is_reached_through_initramfs_tools_and_through_dracut() {
     let dir = paths::scratch().unwrap();
-    let package = make(dir.path());
+    let package = make(dir.path()).unwrap();
     let here = paths::repository().join("tests/kernel/package");
     let (fresh, kernel) = (vm::fresh_debian().unwrap(), vm::kernel("6.12").unwrap());
     done(Command::new(here.join("make_root")).args([&package, &fresh, &kernel]).arg(dir.path()));

@@ -3,17 +3,16 @@
 use std::fs;
 use std::process::Command;
 
+use bcache_tests::package::make;
 use bcache_tests::vm::{self, Machine};
 use bcache_tests::{cmd, paths};
-
-use super::make;
 
 /// Runs a script of `package/` with an argument, in a Debian that has the package, with a cache and a backing device.
 fn run(script: &str, argument: u32, seconds: u32) {
     let dir = paths::scratch().unwrap();
     let here = paths::repository().join("tests/kernel");
     let (package, fresh, kernel) =
-        (make(dir.path()), vm::fresh_debian().unwrap(), vm::kernel("6.12").unwrap());
+        (make(dir.path()).unwrap(), vm::fresh_debian().unwrap(), vm::kernel("6.12").unwrap());
     let mut root = Command::new(here.join("package/make_root"));
     root.args([&package, &fresh, &kernel]).arg(dir.path()).arg("--root-only");
     cmd::done(&mut root).unwrap();

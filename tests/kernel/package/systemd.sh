@@ -9,6 +9,12 @@ property() { systemctl show --value -p "$1" "$unit"; }
 [[ $(property ActiveState) == active && $(property Type) == notify && $(property WatchdogUSec) == 15s ]]
 await eval '[[ $(property StatusText) == "serves label" ]]'
 [[ $(property MainPID) == "$(engine_pid)" ]]
+# Whoever is ordered behind the target finds devices.
+[[ $(systemctl is-active bcache.target) == active ]]
+# What the unit forbids holds for the process.
+pid=$(engine_pid)
+[[ $(property RestrictNamespaces) == mnt && $(property ProtectHome) == yes ]]
+[[ $(readlink /proc/$pid/ns/mnt) != $(readlink /proc/self/ns/mnt) ]]
 mkfs.ext4 -q /dev/mapper/label
 mount /dev/mapper/label /mnt
 write_file /mnt/before 3M
@@ -42,6 +48,11 @@ wait "$load"
 echo 3 > /proc/sys/vm/drop_caches
 check_files
 
+# In use, the package stays, and with it what starts the engine again.
+if dpkg --remove ubcache 2> /tmp/said; then exit 1; fi
+grep 'sets are in use' /tmp/said
+[[ -x /usr/sbin/bcache-engine && -e /dev/mapper/label ]]
+
 # In use, a stop leaves the device waiting, but not for long: udev sees the parts closed, and the next process begins.
 before=$(engine_pid)
 systemctl stop "$unit"
@@ -58,4 +69,16 @@ await gone '/dev/ublkb*'
 stays_stopped
 [[ $(property ActiveState) == inactive ]]
 bcache fsck -n /dev/vda /dev/vdb
+
+# Stopping the target stops engines.
+bcache-register /dev/vda /dev/vdb
+await serves label
+systemctl stop bcache.target
+await gone '/dev/mapper/label'
+stays_stopped
+# Not in use, the package goes with what it serves.
+bcache-register /dev/vda /dev/vdb
+await serves label
+dpkg --remove ubcache
+[[ ! -e /dev/mapper/label && ! -e /usr/sbin/bcache-engine ]]
 no_kernel_complaints

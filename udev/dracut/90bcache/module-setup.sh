@@ -23,6 +23,6 @@ install() {
   [[ ! -e /etc/bcache/bcache.conf ]] || inst_simple /etc/bcache/bcache.conf
   # Where systemd runs in the initramfs, it starts engines. udev would end whatever else its rules start.
   if dracut_module_included systemd; then
-    inst_multiple systemctl /usr/lib/systemd/system/bcache@.service
+    inst_multiple systemctl /usr/lib/systemd/system/bcache@.service /usr/lib/systemd/system/bcache.target
   fi
 }
