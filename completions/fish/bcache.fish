@@ -82,6 +82,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand make" -l force -d 'Overwri
 complete -c bcache -n "__fish_bcache_using_subcommand make" -l dry-run -d 'Decide everything and print it, but write nothing'
 complete -c bcache -n "__fish_bcache_using_subcommand make" -l json -d 'Print one JSON object a line for each device, as `bcache show --json` does'
 complete -c bcache -n "__fish_bcache_using_subcommand make" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c bcache -n "__fish_bcache_using_subcommand metrics" -l http -d 'Answer one HTTP request, which is read from standard input: for bcache-metrics.socket of systemd'
 complete -c bcache -n "__fish_bcache_using_subcommand metrics" -s h -l help -d 'Print help'
 complete -c bcache -n "__fish_bcache_using_subcommand set" -l set -d 'The set\'s UUID; not needed where only one is served' -r
 complete -c bcache -n "__fish_bcache_using_subcommand set" -l device -d 'One device, by name, label, UUID or backing device; otherwise all of the set' -r

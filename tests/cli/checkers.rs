@@ -1,5 +1,6 @@
 //! What checkers of files that we ship say, each a Debian package: nothing.
 
+mod monitoring;
 mod packages;
 
 use std::fs;

@@ -6,4 +6,5 @@ mod checkers;
 mod make;
 mod make_bytes;
 mod man;
+mod metrics;
 mod show;

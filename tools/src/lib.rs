@@ -14,6 +14,7 @@ pub mod identify;
 pub mod in_use;
 pub mod kept;
 pub mod kernel;
+pub mod latency;
 pub mod log;
 pub mod make;
 pub mod module;

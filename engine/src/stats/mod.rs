@@ -24,12 +24,15 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $field:ident),+ $(,)? }) => {
+    ($(#[$outer:meta])* $name:ident { $(#[doc = $doc:literal] $field:ident),+ $(,)? }) => {
         $(#[$outer])*
         #[derive(Debug, Default)]
-        pub struct $name { $($(#[$doc])* pub $field: Counter),+ }
+        pub struct $name { $(#[doc = $doc] pub $field: Counter),+ }
 
         impl $name {
+            /// What each counts, by its name.
+            pub const HELP: &'static [(&'static str, &'static str)] = &[$((stringify!($field), $doc)),+];
+
             /// Names and values, in order.
             pub fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($field), self.$field.get())),+]

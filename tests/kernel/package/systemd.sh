@@ -15,6 +15,19 @@ await eval '[[ $(property StatusText) == "serves label" ]]'
 pid=$(engine_pid)
 [[ $(property RestrictNamespaces) == mnt && $(property ProtectHome) == yes ]]
 [[ $(readlink /proc/$pid/ns/mnt) != $(readlink /proc/self/ns/mnt) ]]
+# Prometheus asks over HTTP.
+systemctl start bcache-metrics.socket
+exec 3<> /dev/tcp/127.0.0.1/9926
+printf 'GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n' >&3
+cat <&3 > /tmp/figures
+exec 3>&-
+grep $'^HTTP/1.1 200 OK\r$' /tmp/figures
+# The body is as long as its head says.
+body=$(sed $'1,/^\r$/d' /tmp/figures | wc -c)
+grep "^Content-Length: $body"$'\r$' /tmp/figures
+grep '^bcache_device_bytes{.*device="label"}' /tmp/figures
+grep '^bcache_device_request_duration_seconds_count{.*operation="read"} [1-9]' /tmp/figures
+grep '^node_bcache_cache_misses_total{.*backing_device="bdev0"}' /tmp/figures
 mkfs.ext4 -q /dev/mapper/label
 mount /dev/mapper/label /mnt
 write_file /mnt/before 3M

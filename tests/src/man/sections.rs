@@ -103,6 +103,11 @@ const FILES: &[(&[&str], &str, &str)] = &[
     (&["bcache-show", "bcache-tree"], "/run/bcache", "sockets of the running engines"),
     (&["bcache-version"], "/usr/sbin/bcache", "the program"),
     (
+        &["bcache-metrics"],
+        "/usr/share/ubcache/alerts.yml, /usr/share/ubcache/board.json",
+        "alerts for Prometheus and a board for Grafana",
+    ),
+    (
         &["bcache-completions"],
         "/usr/share/bash-completion/completions, /usr/share/zsh/vendor-completions, /usr/share/fish/vendor_completions.d",
         "where the package puts these scripts",
@@ -126,6 +131,7 @@ const MORE: &[(&str, &str)] = &[
     ("bcache-image", "bcache-restore(8)"),
     ("bcache-backup", "bcache-restore(8)"),
     ("bcache-restore", "bcache-backup(8), bcache-image(8)"),
+    ("bcache-metrics", "bcache-status(8)"),
     ("bcache-set", "bcache-get(8), bcache-settings(7), bcache.conf(5)"),
     ("bcache-get", "bcache-set(8), bcache-settings(7)"),
     ("bcache-reload", "bcache.conf(5), bcache-set(8)"),

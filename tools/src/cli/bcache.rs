@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Out, Outcome, attach, backup, completions, doctor, dump, export, flush, fsck, image, make, map, overview,
-    register, salvage, serve, settings, show, status, stop, undo, upgrade,
+    Out, Outcome, attach, backup, completions, doctor, dump, export, flush, fsck, image, make, map, metrics,
+    overview, register, salvage, serve, settings, show, status, stop, undo, upgrade,
 };
 
 /// Format, inspect and read bcache devices, without the kernel's bcache
@@ -21,7 +21,7 @@ enum Command {
     Detach(attach::DetachArgs),
     Get(settings::GetArgs),
     Make(make::Args),
-    Metrics(status::MetricsArgs),
+    Metrics(metrics::Args),
     Set(settings::SetArgs),
     SetCachemode(attach::SetCachemodeArgs),
     SetLabel(attach::SetLabelArgs),
@@ -60,7 +60,7 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Attach(args) => attach::run_attach(args, out),
         Command::Detach(args) => attach::run_detach(args, out),
         Command::Get(args) => settings::run_get(args, out),
-        Command::Metrics(args) => status::run_metrics(args, out),
+        Command::Metrics(args) => metrics::run(args, out),
         Command::Set(args) => settings::run_set(args, out),
         Command::SetCachemode(args) => attach::run_set_cachemode(args, out),
         Command::SetLabel(args) => attach::run_set_label(args, out),

@@ -25,6 +25,7 @@ pub mod image;
 pub mod make;
 pub mod map;
 mod memory;
+pub mod metrics;
 mod output;
 pub mod overview;
 pub mod register;

@@ -88,11 +88,11 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     }
 }
 
-fn word<'a>(value: &'a Value, name: &str) -> &'a str {
+pub(super) fn word<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn number(value: &Value, name: &str) -> Option<u64> {
+pub(super) fn number(value: &Value, name: &str) -> Option<u64> {
     let value = value.get(name)?;
     value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()))
 }
@@ -223,68 +223,6 @@ fn text_of(status: &Value) -> String {
     text
 }
 
-/// Print figures of all running sets as Prometheus reads them
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  bcache metrics > /var/lib/prometheus/node-exporter/bcache.prom")]
-pub struct MetricsArgs {}
-
-/// Prints.
-pub fn run_metrics(_args: MetricsArgs, out: &mut Out) -> Outcome {
-    write!(out, "{}", metrics(&all()?))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// The exposition format: all samples of a metric follow its type.
-fn metrics(all: &[Value]) -> String {
-    let mut samples: std::collections::BTreeMap<(String, &str), Vec<(String, u64)>> =
-        std::collections::BTreeMap::new();
-    for status in all {
-        let set = format!("set=\"{}\"", escaped(word(status, "set")));
-        let mut add = |name: &str, kind, labels: &str, value| {
-            samples.entry((name.to_owned(), kind)).or_default().push((labels.to_owned(), value));
-        };
-        for (name, value) in status.get("stats").and_then(Value::as_object).into_iter().flatten() {
-            if let Some(value) = value.as_u64() {
-                add(&format!("bcache_set_{name}_total"), "counter", &set, value);
-            }
-        }
-        if let Some(cache) = status.get("cache") {
-            for name in ["in_use_percent", "free_buckets", "btree_nodes_in_memory", "btree_bytes_in_memory"] {
-                if let Some(value) = number(cache, name) {
-                    add(&format!("bcache_cache_{name}"), "gauge", &set, value);
-                }
-            }
-            let failed = u64::from(status.get("failure").is_some_and(Value::is_string));
-            add("bcache_set_failed", "gauge", &set, failed);
-        }
-        for device in status.get("devices").and_then(Value::as_array).into_iter().flatten() {
-            let labels = format!("{set},device=\"{}\"", escaped(word(device, "name")));
-            for name in ["bytes", "dirty_bytes"] {
-                if let Some(value) = number(device, name) {
-                    add(&format!("bcache_device_{name}"), "gauge", &labels, value);
-                }
-            }
-            for (name, value) in device.get("stats").and_then(Value::as_object).into_iter().flatten() {
-                if let Some(value) = value.as_u64().or_else(|| value.as_str()?.parse().ok()) {
-                    add(&format!("bcache_device_{name}_total"), "counter", &labels, value);
-                }
-            }
-        }
-    }
-    let mut text = String::new();
-    for ((name, kind), samples) in samples {
-        let _ = writeln!(text, "# TYPE {name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(text, "{name}{{{labels}}} {value}");
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,12 +256,5 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
-    }
-
-    #[test]
-    fn metrics_are_escaped_and_typed_once() {
-        let text = metrics(&[example(), example()]);
-        assert!(text.contains("bcache_device_cache_hits_total{set=\"s\",device=\"a\\\"b\"} 3\n"), "{text}");
-        assert_eq!(text.matches("# TYPE bcache_set_journal_writes_total counter").count(), 1);
     }
 }

@@ -248,6 +248,7 @@ impl Engine {
             "dirty_bytes": dirty * 512,
             "front": format!("/dev/{}", one.front.kernel_name()),
             "front_stats": one.front.stats(),
+            "latency": one.switch.latency.json(),
             "settings": map(shown(device.settings.list())),
             "attributes": self.set.borrow().as_ref().map(|set| map(attributes(set.device_attributes(device)))),
             "stats": map(counters(device.stats.list())),

@@ -18,6 +18,8 @@ use bcache_engine::sync::WaitQueue;
 use bcache_engine::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use uuid::Uuid;
 
+use crate::latency::{Histogram, Latency};
+
 /// Bytes before the data, and behind it.
 pub const LEAD: u64 = 1 << 20;
 
@@ -55,6 +57,8 @@ pub struct Switch {
     /// Who holds new requests back, because the volume is being changed.
     held: Cell<u32>,
     changed: WaitQueue,
+    /// How long requests took, waits for their volume included.
+    pub latency: Latency,
 }
 
 fn end_of(env: &Env, patience: Duration) -> u64 {
@@ -117,6 +121,7 @@ impl Switch {
             rescue: OnceCell::new(),
             held: Cell::new(0),
             changed: WaitQueue::new(),
+            latency: Latency::default(),
         })
     }
 
@@ -145,6 +150,14 @@ impl Switch {
     pub fn rescue_with(&self, rescue: Rescue) {
         // Whoever asked first goes on asking.
         let _ = self.rescue.set(rescue);
+    }
+
+    /// Carries a request out, and counts how long that took.
+    async fn timed<T>(&self, histogram: &Histogram, request: impl Future<Output = T>) -> T {
+        let start = self.env.now();
+        let done = request.await;
+        histogram.add(self.env.now().saturating_sub(start));
+        done
     }
 
     /// Carries a request out, again if it failed and another volume may do better.
@@ -234,7 +247,9 @@ impl Volume for Switch {
     fn read(&self, at: u64, len: u32) -> VolumeFuture<'_, Vec<Shared>> {
         Box::pin(async move {
             match self.place(at, len.into()) {
-                Ok(Some(at)) => self.ask(async |volume| volume.read(at, len).await).await,
+                Ok(Some(at)) => {
+                    self.timed(&self.latency.read, self.ask(async |volume| volume.read(at, len).await)).await
+                }
                 Ok(None) => Ok(vec![Buf::zeroed(len as usize).freeze()]),
                 Err(_) => self.read_across(at, len).await,
             }
@@ -243,22 +258,26 @@ impl Volume for Switch {
     fn write(&self, at: u64, data: Shared, fua: bool) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place_of_change(at, data.len() as u64)?;
-            self.ask(async |volume| volume.write(at, data.clone(), fua).await).await
+            let write = self.ask(async |volume| volume.write(at, data.clone(), fua).await);
+            self.timed(&self.latency.write, write).await
         })
     }
     fn flush(&self) -> VolumeFuture<'_, ()> {
-        Box::pin(async move { self.ask(async |volume| volume.flush().await).await })
+        Box::pin(async move {
+            self.timed(&self.latency.flush, self.ask(async |volume| volume.flush().await)).await
+        })
     }
     fn discard(&self, at: u64, len: u64) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place_of_change(at, len)?;
-            self.ask(async |volume| volume.discard(at, len).await).await
+            self.timed(&self.latency.discard, self.ask(async |volume| volume.discard(at, len).await)).await
         })
     }
     fn write_zeroes(&self, at: u64, len: u64, fua: bool, no_hole: bool) -> VolumeFuture<'_, ()> {
         Box::pin(async move {
             let at = self.place_of_change(at, len)?;
-            self.ask(async |volume| volume.write_zeroes(at, len, fua, no_hole).await).await
+            let write = self.ask(async |volume| volume.write_zeroes(at, len, fua, no_hole).await);
+            self.timed(&self.latency.write, write).await
         })
     }
 }
@@ -362,10 +381,13 @@ mod tests {
                 assert!(led.discard(at, 4096).await.is_err(), "{at}");
                 assert!(led.write_zeroes(at, 4096, false, false).await.is_err(), "{at}");
             }
+            // Nobody waited for what was refused, and zeroes cost nothing.
+            assert_eq!([led.latency.read.count(), led.latency.write.count()], [0, 0]);
             for (at, byte) in [(LEAD, 1), (LEAD + BYTES - 4096, 2)] {
                 let read = led.read(at, 4096).await.expect("data");
                 assert!(read.iter().flat_map(|piece| piece.iter()).all(|seen| *seen == byte), "{at}");
             }
+            assert_eq!(led.latency.read.count(), 2);
             // Across each border, and over all.
             for at in [LEAD - 4096, LEAD + BYTES - 4096] {
                 let read = led.read(at, 8192).await.expect("half of it is data");
