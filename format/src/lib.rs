@@ -3,6 +3,28 @@
 //! No I/O, no unsafe code, and no panic on any bytes: every parser answers a value or an [`Error`] that names the
 //! structure, the byte and what is wrong there.
 //!
+//! ```
+//! use bcache_format::Superblock;
+//! use bcache_format::superblock::{CacheFields, Role, SB_BYTES, Version};
+//! # use uuid::Uuid;
+//!
+//! # let fields = CacheFields { nbuckets: 1000, bucket_sectors: 1024, nr_in_set: 1, nr_this_dev: 0, first_bucket: 1,
+//! #     njournal_buckets: 0 };
+//! # let new = Superblock::new(Version::Cache, Uuid::from_u128(1), Uuid::from_u128(2), 8, Role::Cache(fields));
+//! # let mut bytes = vec![0; SB_BYTES];
+//! # new.write_to(&mut bytes)?;
+//! // `bytes` are those of a device from byte 4096 (`SB_OFFSET`) on.
+//! let superblock = Superblock::parse(&bytes)?;
+//! let geometry = superblock.geometry().expect("a cache has one");
+//! assert_eq!((geometry.nbuckets, geometry.bucket_bytes()), (1000, 512 << 10));
+//!
+//! // A flipped bit is an error that says where.
+//! bytes[0x40] ^= 1;
+//! let error = Superblock::parse(&bytes).expect_err("the checksum is wrong");
+//! assert!(error.to_string().starts_with("superblock at byte"), "{error}");
+//! # Ok::<(), bcache_format::Error>(())
+//! ```
+//!
 //! # The disk
 //!
 //! A **cache device** is cut into buckets of `bucket_sectors` (a power of two, at least 4 KiB). All numbers are

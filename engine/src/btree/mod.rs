@@ -29,7 +29,7 @@
 //!    `btree_io_a_dirty_leaf_is_noted_and_written_when_somebody_says_so`.
 //! 4. **What a node blocks lives in its pending write.** [`PendingWrite::prio_blocked`](node::PendingWrite) counts the
 //!    freed nodes whose markers that write carries; their new generations reach no prio set before the write is durable,
-//!    which is where [`CacheSet::write_done`] gives them free. The set only has the sum.
+//!    which is when they are given free. The set only has the sum.
 //!    `arranged::btree_io_a_freed_nodes_generation_waits_for_the_parents_write` (`FreeWithoutBlock`).
 //! 5. **GC blocks prio writes from its start to its end** ([`CacheSet::gc_pass`]), because it raises generations that
 //!    count only when it is through. `arranged::btree_io_gc_blocks_prio_writes_from_its_start_to_its_end`.

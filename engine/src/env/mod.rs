@@ -1,7 +1,7 @@
 //! The only door to time, chance and concurrency.
 //!
 //! Engine code takes an [`Env`] and asks it for the clock, random numbers, timers, new tasks and helper threads.
-//! The production [`Runtime`](crate::env::Runtime) answers with the real ones; the simulator's answers follow
+//! The production [`Runtime`] answers with the real ones; the simulator's answers follow
 //! from its seed alone.
 
 mod core;

@@ -1,7 +1,7 @@
 //! Garbage collection: finds out what is in every bucket.
 //!
 //! Insertions do not keep count of what they leave behind. GC walks the whole btree and marks the buckets that live keys
-//! point to; the others may be reused. It runs beside requests in slices of [`SLICE`]: what is allocated meanwhile is
+//! point to; the others may be reused. It runs beside requests in slices of `SLICE`: what is allocated meanwhile is
 //! marked when it is allocated, what is inserted meanwhile is pinned until it is in the tree, so a bucket is never
 //! unmarked that anybody needs.
 //!

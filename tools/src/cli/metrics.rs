@@ -170,7 +170,7 @@ fn label(name: &str, value: &str) -> String {
     format!("{name}=\"{}\"", escaped(value))
 }
 
-/// Figures of sets, in what [`all`] tells of them.
+/// Figures of sets, in what `bcache status --json` tells of them.
 #[must_use]
 pub fn text(all: &[Value]) -> String {
     let mut metrics = Metrics::default();
