@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use bcache_engine::fsck::repair::{Plan, undo};
+use bcache_engine::fsck::view::node::NodeView;
 use bcache_engine::fsck::view::overlay::Layer;
 use bcache_engine::fsck::view::{Device, SetView};
 use bcache_engine::fsck::{Checked, Kind, Options, Severity, check, repair};
+use bcache_format::prio::PrioSet;
 use bcache_format::uuid_entry::ENTRY_BYTES;
 use bcache_format::{Bkey, BucketNr, Pos, Ptr};
 use bcache_tests::golden::Set;
@@ -409,5 +411,99 @@ fn a_full_cache_is_repaired_by_giving_up_clean_data() {
             assert_eq!(*last.findings, [], "after {stop} writes");
             assert_eq!(dirty(last.set.as_ref().unwrap()), before, "after {stop} writes");
         }
+    }
+}
+
+/// Writes the newest entry anew with `older` among its keys, and behind it one that is not whole, with `keys` in the sector
+/// of its head and `behind` in those that follow.
+fn with_broken_entry(
+    world: &mut World,
+    older: &[Bkey],
+    keys: &[Bkey],
+    behind: &[Bkey],
+    prios: Option<BucketNr>,
+) {
+    let (magic, block) = (world.view.cache.magic, world.view.cache.geometry.block_bytes());
+    let newest = world.view.journal.newest().unwrap().clone();
+    let mut jset = newest.jset.clone();
+    jset.keys.extend_from_slice(older);
+    let bytes = jset.write(magic, block).unwrap();
+    world.cache.write(newest.byte, &bytes);
+    let at = newest.byte + bytes.len() as u64;
+    (jset.seq, jset.keys) = (jset.seq + 1, keys.to_vec());
+    jset.prio_bucket[0] = prios.unwrap_or(jset.prio_bucket[0]);
+    // The first sector has room for 34 words; these keys without a pointer have two.
+    let words: usize = keys.iter().map(Bkey::u64s).sum();
+    jset.keys.extend(std::iter::repeat_n(Bkey::new(0, 1 << 30, 0), (34 - words) / 2));
+    jset.keys.extend_from_slice(behind);
+    let mut bytes = jset.write(magic, block).unwrap();
+    bytes.resize(bytes.len().max(1024), 0);
+    *bytes.last_mut().unwrap() ^= 0x55;
+    bytes[0] ^= 0x55;
+    bytes[7] ^= 0x55;
+    world.cache.write(at, &bytes);
+}
+
+#[test]
+fn an_entry_whose_keys_leaves_have_was_not_torn() {
+    let world = World::of("wb-crash");
+    let view = &world.view;
+    let nodes = view.leaves.iter().flat_map(|at| NodeView::read(&view.cache, *at).unwrap().keys);
+    let unknown = |key: &Bkey| {
+        key.dirty() && !view.sure.journal.from(key.start_pos()).any(|other| other.start_pos() < key.pos())
+    };
+    let in_leaves: Vec<Bkey> = nodes.filter(unknown).take(20).collect();
+    let (first, rest) = in_leaves.split_at(4);
+    let elsewhere = |key: &Bkey| {
+        let mut key = *key;
+        key.set_ptrs(&[in_leaves[19].ptr().unwrap()]);
+        key
+    };
+    let before = dirty(view);
+    let judge = |older: &[Bkey], keys: &[Bkey], behind: &[Bkey]| {
+        let mut world = World::of("wb-crash");
+        with_broken_entry(&mut world, older, keys, behind, None);
+        let devices = world.devices();
+        let checked = run(&devices);
+        let rot = checked.has(Kind::JournalMissing);
+        let what = format!("{:?}", checked.findings.to_vec());
+        assert!(rot != checked.has(Kind::JournalTailTorn), "{what}");
+        let after = run(&plan(&devices, &checked).unwrap().simulate(&devices, usize::MAX).unwrap());
+        assert_eq!(*after.findings, [], "{what}");
+        (rot, dirty(after.set.as_ref().unwrap()) == before)
+    };
+    assert_eq!(judge(&[], first, &[]), (true, true), "leaves have its keys");
+    // What an older entry says of the same place does not come back over what leaves have.
+    let older: Vec<Bkey> = first.iter().map(elsewhere).collect();
+    assert_eq!(judge(&older, first, &[]), (true, true), "an older entry says otherwise");
+    // A crash leaves the head of a new entry before what is left of an old one.
+    let new: Vec<Bkey> = first.iter().map(elsewhere).collect();
+    assert_eq!(judge(&[], &new, rest), (false, true), "only what stands behind is in leaves");
+    assert_eq!(judge(&[], &[], rest), (false, true), "only what stands behind is in leaves");
+}
+
+#[test]
+fn an_entry_that_newer_prio_sets_followed_was_not_torn() {
+    let world = World::of("wb-crash");
+    let view = &world.view;
+    let (geometry, magic) = (view.cache.geometry, view.cache.magic);
+    let (bucket, named) = (BucketNr(geometry.nbuckets - 1), view.prios.buckets[0].1);
+    assert_eq!(geometry.prio_buckets(), 1);
+    // Sets are written before the entry that names them, and the next ones only after it.
+    for (ahead, rot) in [(0, false), (1, false), (2, true), (9, true)] {
+        let mut world = World::of("wb-crash");
+        let set = PrioSet {
+            seq: named + ahead,
+            version: 0,
+            next_bucket: bucket,
+            entries: view.prios.entries.clone(),
+        };
+        world
+            .cache
+            .write(geometry.bucket_start_byte(bucket), &set.write(magic, geometry.meta_bucket_bytes()));
+        with_broken_entry(&mut world, &[], &[], &[], Some(bucket));
+        let checked = run(&world.devices());
+        assert_eq!(checked.has(Kind::JournalMissing), rot, "{ahead}: {:?}", checked.findings.to_vec());
+        assert_eq!(checked.has(Kind::JournalTailTorn), !rot, "{ahead}: {:?}", checked.findings.to_vec());
     }
 }

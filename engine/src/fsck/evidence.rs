@@ -223,7 +223,7 @@ fn unsaid<'k>(of: &'k [Bkey], by: &'k [Bkey]) -> impl Iterator<Item = (Pos, Pos)
 }
 
 /// Whether two extents that overlap have the same data there.
-fn is_same(one: &Bkey, other: &Bkey) -> bool {
+pub(super) fn is_same(one: &Bkey, other: &Bkey) -> bool {
     let line = |key: &Bkey| key.ptr().map(|ptr| (ptr.offset().wrapping_sub(key.start()), ptr.generation()));
     let overlap = one.start_pos() < other.pos() && other.start_pos() < one.pos();
     overlap && line(one).is_some() && line(one) == line(other)

@@ -1,17 +1,19 @@
 //! The journal, and the set it leads to.
 
-use super::super::evidence::Evidence;
+use super::super::evidence::{Evidence, is_same};
 use super::super::finding::{Finding, narrowed};
 use super::super::kind::Kind;
 use super::super::ranges::Ranges;
 use super::super::view::journal::{Journal, Scan, Stop};
 use super::super::view::node::NodeView;
+use super::super::view::prio::PrioChain;
 use super::super::view::{Cache, Fault, SetView, What};
 use super::{Checked, Options};
-use bcache_format::jset::JsetHeader;
+use bcache_format::bset::Keys;
+use bcache_format::jset::{HEADER_BYTES, JsetHeader};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::UuidEntry;
-use bcache_format::{BucketNr, Pos, Sectors, Structure};
+use bcache_format::{Bkey, BucketNr, Pos, SECTOR_SIZE, Sectors, Structure};
 use std::sync::Arc;
 
 /// Reads the journal and everything its newest entry names. False when there is no set to look at.
@@ -51,14 +53,7 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     } else if let Some(what) = journal.missing(cache.sb.discard()) {
         checked.found(cache.fault(Structure::Jset, newest.byte, what).into());
     }
-    if let (Some(last), Some(torn)) = (rotted, torn) {
-        let (from, to) = (newest.jset.seq.saturating_add(1), last.seq.get());
-        let detail = format!("entries {from}..={to} are damaged: more than a crash can leave");
-        checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
-    } else if let Some(torn) = torn {
-        let detail = format!("entry {} is not whole", newest.jset.seq.saturating_add(1));
-        checked.found(Finding::new(Kind::JournalTailTorn, &name, torn.end, detail));
-    }
+    let next = newest.jset.seq.saturating_add(1);
     let reached = kernel_finds(&journal);
     if let Some(found) = journal.newest().filter(|found| Some(found.jset.seq) != reached) {
         let detail = match reached {
@@ -69,7 +64,30 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     }
     let newest_table = newest.jset.uuid_bucket.ptr();
     let mut faults = Vec::new();
-    let mut view = SetView::above_leaves(cache, full, &mut |fault| faults.push(fault));
+    let mut view = SetView::above_leaves(cache.clone(), full.clone(), &mut |fault| faults.push(fault));
+    match (rotted, torn) {
+        (_, None) => {}
+        (Some(last), Some(torn)) => {
+            let detail =
+                format!("entries {next}..={} are damaged: more than a crash can leave", last.seq.get());
+            checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
+        }
+        (None, Some(torn)) => match whole_before(&cache, &view, torn) {
+            None => {
+                let detail = format!("entry {next} is not whole");
+                checked.found(Finding::new(Kind::JournalTailTorn, &name, torn.end, detail));
+            }
+            Some(whole) => {
+                let detail = format!("entry {next} is damaged, and was whole before: {}", whole.by);
+                checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
+                // What leaves have of it would be hidden by what older entries say.
+                full.forget_before(whole.last_seq);
+                full.replay_also(&whole.keys);
+                faults.clear();
+                view = SetView::above_leaves(cache, full, &mut |fault| faults.push(fault));
+            }
+        },
+    }
     checked.reserved.extend(&view.garbage);
     let table_lost = view.uuids.iter().all(UuidEntry::is_free) && has_keys(&view);
     let lost: Vec<_> = faults.iter().filter_map(lost_nodes).collect();
@@ -98,6 +116,52 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     }
     checked.set = Some(view);
     true
+}
+
+/// What shows that an entry had been whole that looks torn.
+struct Whole {
+    by: String,
+    /// Keys of it that leaves have.
+    keys: Vec<Bkey>,
+    last_seq: u64,
+}
+
+/// What followed from an entry that is not whole: then no crash tore it. Leaves have its keys, or there is a chain of prio
+/// sets that is two after the one that is named, and written only once an entry names the one between. Of the entry only the
+/// sector of its head counts: behind that, where it was torn, an older one may stand, of which leaves have the keys.
+fn whole_before(cache: &Cache, view: &SetView, torn: &Scan) -> Option<Whole> {
+    let bytes = cache.read(Structure::Jset, torn.end, SECTOR_SIZE).ok()?;
+    let header = JsetHeader::read(&bytes)?;
+    let words = usize::try_from(header.keys.get()).ok()?.saturating_mul(8);
+    let keys = bytes.get(HEADER_BYTES..)?;
+    let keys = Keys::new(keys.get(..words.min(keys.len()))?, HEADER_BYTES as u64, Structure::Jset);
+    let sound = |key: &Bkey| {
+        key.size() > 0 && key.size() <= key.offset() && cache.geometry.ptr_problem(key).is_none()
+    };
+    // Older entries have it, too, where it was written to the cache before, and only then moved or made clean.
+    let known = |key: &Bkey| {
+        view.sure
+            .journal
+            .from(key.start_pos())
+            .take_while(|other| other.start_pos() < key.pos())
+            .any(|other| is_same(&other, key))
+    };
+    let in_leaf = |key: &Bkey| {
+        view.tree_extents(key.start_pos(), key.pos()).flatten().any(|other| is_same(&other, key))
+    };
+    let keys: Vec<Bkey> =
+        keys.map_while(Result::ok).filter(sound).filter(|key| !known(key) && in_leaf(key)).collect();
+    let last_seq = header.last_seq.get().min(header.seq.get());
+    if !keys.is_empty() {
+        let by = format!("leaves have {} of its keys", keys.len());
+        return Some(Whole { by, keys, last_seq });
+    }
+    let (_, named) = view.prios.buckets.first()?;
+    let number = cache.sb.cache().map_or(0, |cache| usize::from(cache.nr_this_dev));
+    let bucket = BucketNr(header.prio_bucket.get(number)?.get());
+    let newer = PrioChain::read(cache, bucket, torn.end).buckets.first().map(|(_, seq)| *seq)?;
+    let by = format!("prio sets {newer} are there, and an entry must have named those before them");
+    (newer > named.saturating_add(1)).then_some(Whole { by, keys, last_seq })
 }
 
 /// The newest head of an entry that is newer than the torn one, of which nothing is valid.

@@ -8,7 +8,7 @@ use super::fault::{Fault, What};
 use bcache_format::geometry::JSET_MAX_BYTES;
 use bcache_format::jset::{Jset, JsetHeader};
 use bcache_format::superblock::SB_OFFSET;
-use bcache_format::{BucketNr, Error, Problem, Structure};
+use bcache_format::{Bkey, BucketNr, Error, Problem, Structure};
 use std::collections::BTreeMap;
 
 /// Bytes read at a time; at least four entries of the largest size.
@@ -116,6 +116,12 @@ impl Journal {
     /// be replayed, for the btree has them or what is newer.
     pub fn forget_before(&mut self, last_seq: u64) {
         self.entries.range_mut(..last_seq).for_each(|(_, entry)| entry.jset.keys.clear());
+    }
+    /// Adds keys to those of the newest entry: a newer one, of which no more than that can be believed, said so.
+    pub fn replay_also(&mut self, keys: &[Bkey]) {
+        if let Some((_, newest)) = self.entries.iter_mut().next_back() {
+            newest.jset.keys.extend_from_slice(keys);
+        }
     }
     /// The entry with the highest sequence number.
     #[must_use]
