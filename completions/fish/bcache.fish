@@ -55,7 +55,7 @@ complete -c bcache -n "__fish_bcache_needs_command" -f -a "resize" -d 'Let a cac
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "restore" -d 'Bring a lost superblock back from a file that `bcache backup` made, or all metadata from one of `bcache image`'
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "salvage" -d 'Save the dirty data of a damaged cache'
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "serve" -d 'Serve a cache set to NBD clients on a Unix socket, in the foreground, until a signal'
-complete -c bcache -n "__fish_bcache_needs_command" -f -a "stop" -d 'Stop a set: its devices vanish, everything is durable, its process ends'
+complete -c bcache -n "__fish_bcache_needs_command" -f -a "stop" -d 'Stop a set: remove its devices, make all data durable, end its process'
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "tree" -d 'Show the caches that are in use, and below each the devices that it caches'
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "undo" -d 'Put back, byte for byte, what a repair overwrote'
 complete -c bcache -n "__fish_bcache_needs_command" -f -a "version" -d 'Print which bcache-tools these commands are like, and the version of this program'
@@ -163,7 +163,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l explain -d 'Say w
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s n -d 'Check only: nothing is opened for writing'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s p -s a -d 'Repair what can be repaired without losing anything: no sector of any device reads otherwise than before'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s y -d 'Repair all that can be repaired; what is lost by it is told'
-complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s f -d 'Check although the set was stopped cleanly. It is always checked; fsck(8) has the option'
+complete -c bcache -n "__fish_bcache_using_subcommand fsck" -s f -d 'Accepted for fsck(8) and ignored: a set is always checked in full'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l dry-run -d 'With -p or -y: list the writes of the repair and do none of them'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l json -d 'One JSON object a line: each finding, each device of the set that was not named, a summary, each write of a dry run, the undo file of a repair'
 complete -c bcache -n "__fish_bcache_using_subcommand fsck" -l data -d 'Read all cached data as well, and compare clean data with the backing device'
@@ -178,7 +178,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand register" -l engine -d 'Wh
 kernel\t'The kernel\'s bcache'"
 complete -c bcache -n "__fish_bcache_using_subcommand register" -l without-cache -d 'Run a backing device alone from now on: what the cache has of it is never used again'
 complete -c bcache -n "__fish_bcache_using_subcommand register" -l lose-dirty-data -d 'With --without-cache: even if the newest data is in the cache, which is lost for good'
-complete -c bcache -n "__fish_bcache_using_subcommand register" -l unless-stopped -d 'Not if the set was stopped: for udev, to which a device looks changed when whoever wrote to it closes it'
+complete -c bcache -n "__fish_bcache_using_subcommand register" -l unless-stopped -d 'Do nothing if somebody stopped the set. For udev rules: a device that is closed after a write looks changed to udev'
 complete -c bcache -n "__fish_bcache_using_subcommand register" -s w -l wait -d 'Wait until the devices are in use, or wait for others, or cannot be used'
 complete -c bcache -n "__fish_bcache_using_subcommand register" -s q -l quiet -d 'Print nothing when all is well'
 complete -c bcache -n "__fish_bcache_using_subcommand register" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -197,7 +197,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand salvage" -l doubtful -d 'W
 complete -c bcache -n "__fish_bcache_using_subcommand salvage" -l json -d 'Report one JSON object a line'
 complete -c bcache -n "__fish_bcache_using_subcommand salvage" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bcache -n "__fish_bcache_using_subcommand serve" -l nbd -d 'Listen on this Unix socket' -r -F
-complete -c bcache -n "__fish_bcache_using_subcommand serve" -l set -d 'Change a setting, by its name in the kernel\'s sysfs; may be given again' -r
+complete -c bcache -n "__fish_bcache_using_subcommand serve" -l set -d 'Change a setting, by its name in the kernel\'s sysfs; can be repeated' -r
 complete -c bcache -n "__fish_bcache_using_subcommand serve" -l stats-json -d 'Write statistics to this file at the end' -r -F
 complete -c bcache -n "__fish_bcache_using_subcommand serve" -l backing-delay -d 'Make each read and write of the backing devices take this many milliseconds longer, for trying things out' -r
 complete -c bcache -n "__fish_bcache_using_subcommand serve" -l read-only -d 'Write nothing at all to any device; the journal is replayed in memory'
@@ -237,7 +237,7 @@ complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_
 complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "restore" -d 'Bring a lost superblock back from a file that `bcache backup` made, or all metadata from one of `bcache image`'
 complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "salvage" -d 'Save the dirty data of a damaged cache'
 complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "serve" -d 'Serve a cache set to NBD clients on a Unix socket, in the foreground, until a signal'
-complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "stop" -d 'Stop a set: its devices vanish, everything is durable, its process ends'
+complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "stop" -d 'Stop a set: remove its devices, make all data durable, end its process'
 complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "tree" -d 'Show the caches that are in use, and below each the devices that it caches'
 complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "undo" -d 'Put back, byte for byte, what a repair overwrote'
 complete -c bcache -n "__fish_bcache_using_subcommand help; and not __fish_seen_subcommand_from attach detach get make metrics set set-cachemode set-label status unregister upgrade forget volume show backup doctor dump export flush fsck image map register reload resize restore salvage serve stop tree undo version completions help" -f -a "version" -d 'Print which bcache-tools these commands are like, and the version of this program'

@@ -218,7 +218,7 @@ settings! {
         gc_always_rewrite: bool = false;
         /// Write back at full speed while nothing else is asked for.
         idle_max_writeback_rate: bool = true;
-        /// Per cent of the cache in use beyond which nothing is written dirty.
+        /// When more than this per cent of the cache is in use, writeback mode writes through.
         cutoff_writeback_sync: u64 = 70, 0 to 90;
         /// Bytes of btree nodes kept in memory.
         btree_cache_bytes: usize = 1 << 30;
@@ -241,7 +241,7 @@ settings! {
         writeback_delay: u64 = 30, 0 to U32;
         /// Sectors a second, at present.
         writeback_rate: u64 = 1024, 1 to I32;
-        /// The least of it.
+        /// Lowest writeback rate, in sectors a second.
         writeback_rate_minimum: u64 = 8, 1 to U32;
         /// Seconds between changes of the rate.
         writeback_rate_update_seconds: u64 = 5, 1 to 60;
@@ -251,11 +251,11 @@ settings! {
         writeback_rate_i_term_inverse: u64 = 10000, 1 to U32;
         /// Write back faster when little dirty data holds many buckets.
         writeback_consider_fragment: bool = true;
-        /// How much faster, above 50 per cent of the cache in use.
+        /// Factor on the writeback rate when more than 50 per cent of the buckets are in use (with `writeback_consider_fragment`).
         writeback_rate_fp_term_low: u64 = 1, 1 to U32;
-        /// How much faster, above 57 per cent.
+        /// The same above 57 per cent.
         writeback_rate_fp_term_mid: u64 = 10, 1 to U32;
-        /// How much faster, above 64 per cent.
+        /// The same above 64 per cent.
         writeback_rate_fp_term_high: u64 = 1000, 1 to U32;
         /// Errors of the backing device after which it is not used any more until they are cleared; 0: never.
         io_error_limit: u64 = 64, 0 to I32;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test says what went wrong by failing
 
 mod checkers;
+mod help;
 mod make;
 mod make_bytes;
 mod man;

@@ -73,7 +73,7 @@ pub fn create(
             bail!("/dev/mapper/{} has the UUID {uuid} already", device.name);
         }
     }
-    bail!("{MOST} devices have all the names")
+    bail!("all {MOST} names are in use: bcache0 and so on")
 }
 
 /// Gives a device that nobody uses another name, with no partitions under the old one. Whether it has it.

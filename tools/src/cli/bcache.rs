@@ -1,5 +1,7 @@
 //! The `bcache` program: a subcommand for everything.
 
+use std::fmt::Write as _;
+
 use clap::{Parser, Subcommand};
 
 use super::{
@@ -7,9 +9,76 @@ use super::{
     overview, register, salvage, serve, settings, show, status, stop, undo, upgrade,
 };
 
-/// Format, inspect and read bcache devices, without the kernel's bcache
+/// Commands as help lists them, in the groups of bcache(8).
+pub const GROUPS: [(&str, &[&str]); 4] = [
+    (
+        "To make and use sets",
+        &[
+            "make",
+            "register",
+            "status",
+            "metrics",
+            "set",
+            "get",
+            "reload",
+            "attach",
+            "detach",
+            "set-cachemode",
+            "set-label",
+            "tree",
+            "version",
+            "volume",
+            "resize",
+            "upgrade",
+            "stop",
+            "unregister",
+            "forget",
+            "serve",
+        ],
+    ),
+    ("To look into sets that do not run", &["doctor", "show", "dump", "map", "export", "image"]),
+    ("To check and repair", &["fsck", "undo", "flush", "salvage", "backup", "restore"]),
+    ("For shells", &["completions"]),
+];
+/// Width of help. Who calls it knows the terminal's, and this text stands before that.
+const WIDTH: usize = 90;
+
+/// What `bcache --help` says: clap lists commands in one group only.
+fn help() -> String {
+    let header = clap::builder::Styles::styled().get_header().to_owned();
+    let mut text = "{about-with-newline}\n{usage-heading} {usage}\n".to_owned();
+    let commands = Command::augment_subcommands(clap::Command::new("bcache"));
+    // Writing to a string does not fail.
+    for (title, names) in GROUPS {
+        let _ = writeln!(text, "\n{header}{title}:{header:#}");
+        for name in names {
+            let about = commands.find_subcommand(name).and_then(clap::Command::get_about);
+            let about = about.map(ToString::to_string).unwrap_or_default();
+            let mut line = format!("  {name:<13} ");
+            for word in about.split(' ') {
+                if line.len() + word.len() > WIDTH {
+                    let _ = writeln!(text, "{}", line.trim_end());
+                    line = format!("  {:<13} ", "");
+                }
+                line += word;
+                line.push(' ');
+            }
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
+    }
+    let _ = write!(text, "\n{header}Options:{header:#}\n{{options}}{{after-help}}");
+    text
+}
+
+/// Make, run, check, repair and rescue bcache devices, without the kernel's bcache
 #[derive(Debug, Parser)]
-#[command(name = "bcache", version, arg_required_else_help = true)]
+#[command(
+    name = "bcache",
+    version,
+    arg_required_else_help = true,
+    help_template = help(),
+    after_help = "`bcache COMMAND --help` has examples; bcache(8) has the whole picture."
+)]
 pub struct Bcache {
     #[command(subcommand)]
     command: Command,

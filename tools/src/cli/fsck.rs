@@ -58,7 +58,7 @@ pub struct Args {
     /// Repair all that can be repaired; what is lost by it is told
     #[arg(short = 'y', group = "mode")]
     yes: bool,
-    /// Check although the set was stopped cleanly. It is always checked; fsck(8) has the option
+    /// Accepted for fsck(8) and ignored: a set is always checked in full
     #[arg(short = 'f')]
     force: bool,
     /// With -p or -y: list the writes of the repair and do none of them

@@ -18,7 +18,7 @@ const UNPACKED_MAX: u64 = 4 << 30;
 
 /// Save the metadata of a device to a small file, for a bug report
 ///
-/// The file has what a check reads of the device, compressed, and nothing of the cached data; `bcache fsck -n` and
+/// The file has all metadata that a check reads, compressed, and nothing of the cached data; `bcache fsck -n` and
 /// `bcache dump` take it in place of the device. Labels and UUIDs are in it. With --restore the file becomes a sparse
 /// image of the device's size again, which says of itself that it has no data, so that none is taken from it.
 #[derive(Debug, clap::Args)]

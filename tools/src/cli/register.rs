@@ -37,7 +37,7 @@ pub struct Args {
     /// With --without-cache: even if the newest data is in the cache, which is lost for good
     #[arg(long, requires = "without_cache")]
     lose_dirty_data: bool,
-    /// Not if the set was stopped: for udev, to which a device looks changed when whoever wrote to it closes it
+    /// Do nothing if somebody stopped the set. For udev rules: a device that is closed after a write looks changed to udev
     #[arg(long, conflicts_with_all = ["engine", "without_cache"])]
     unless_stopped: bool,
     /// Wait until the devices are in use, or wait for others, or cannot be used
@@ -51,9 +51,13 @@ pub struct Args {
     devices: Vec<PathBuf>,
 }
 
-/// The program of its own.
+/// `bcache-register`.
 #[derive(Debug, Parser)]
-#[command(name = "bcache-register", version)]
+#[command(
+    name = "bcache-register",
+    version,
+    about = "Make devices known: a set starts when its cache is there"
+)]
 pub struct Program {
     #[command(flatten)]
     args: Args,

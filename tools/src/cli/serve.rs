@@ -35,7 +35,7 @@ pub struct Args {
     /// Listen on this Unix socket
     #[arg(long, value_name = "SOCKET")]
     nbd: PathBuf,
-    /// Change a setting, by its name in the kernel's sysfs; may be given again
+    /// Change a setting, by its name in the kernel's sysfs; can be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<Assignment>,
     /// Write nothing at all to any device; the journal is replayed in memory

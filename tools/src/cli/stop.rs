@@ -14,7 +14,7 @@ use crate::control::{Request, paths};
 use crate::dm;
 use crate::identify::{Role, identify};
 
-/// Stop a set: its devices vanish, everything is durable, its process ends
+/// Stop a set: remove its devices, make all data durable, end its process
 ///
 /// Refused while a device is in use: then it goes on as before. With --all every other set is stopped all the same, and
 /// the exit code is 1. Dirty data stays in the cache. A device that runs without cache can be named, too.

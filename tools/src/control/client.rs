@@ -183,7 +183,7 @@ pub fn find_device(wanted: &str) -> Result<(Uuid, Value)> {
     match found.len() {
         1 => found.pop().context("it was there"),
         0 if is_alone(wanted) => bail!("{wanted}: has no cache, so there is nothing to change"),
-        0 => bail!("{wanted}: no set that is served has such a device (bcache status lists them)"),
+        0 => bail!("{wanted}: no running set has a device with this name; bcache status lists them"),
         _ => bail!("{wanted}: several devices are called so; name one by its UUID"),
     }
 }

@@ -204,8 +204,8 @@ impl Engine {
         let place = |exposed: &[Exposed]| exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
         let (name, claim) = {
             let mut exposed = self.exposed.borrow_mut();
-            let index = place(&exposed).context("it left meanwhile")?;
-            let one = exposed.get_mut(index).context("it left meanwhile")?;
+            let index = place(&exposed).context("the device was removed in the meantime")?;
+            let one = exposed.get_mut(index).context("the device was removed in the meantime")?;
             (one.name.clone(), one.claim.take())
         };
         // The new table claims the backing device, so ours ends here.
@@ -324,7 +324,7 @@ impl Engine {
         let one = {
             let mut exposed = self.exposed.borrow_mut();
             let index = exposed.iter().position(|one| Rc::ptr_eq(&one.device, &device));
-            exposed.remove(index.context("it left meanwhile")?)
+            exposed.remove(index.context("the device was removed in the meantime")?)
         };
         let name = one.name.clone();
         if let Err((back, error)) = one.remove(&self.env).await {

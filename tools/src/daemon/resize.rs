@@ -47,7 +47,7 @@ impl Engine {
         let name = {
             let exposed = self.exposed.borrow();
             let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
-            one.map(|one| one.name.clone()).context("it left meanwhile")?
+            one.map(|one| one.name.clone()).context("the device was removed in the meantime")?
         };
         let check = move || if bytes < before { refuse_in_use(uuid) } else { Ok(()) };
         self.swap_front(&device, &name, switch, check).await?;
