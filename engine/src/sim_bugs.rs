@@ -89,6 +89,8 @@ mistakes! {
     TailWithoutNotes,
     TailWithGaps,
     TailForgotten,
+    TailAfterFailedFlush,
+    TailOfAnOlderCopy,
 }
 
 thread_local!(static BUG: Cell<Option<Bug>> = const { Cell::new(None) });

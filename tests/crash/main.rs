@@ -71,7 +71,10 @@ fn a_recovery_that_undoes_is_found() {
 
 #[test]
 fn a_request_that_never_ends_is_found() {
-    assert!(found::<Passthrough<6>>().what.contains("deadlock"));
+    let failure = found::<Passthrough<6>>();
+    // Others go on meanwhile, until that is too long, or too much.
+    let told = ["deadlock", "never rests"].iter().any(|what| failure.what.contains(what));
+    assert!(told, "{failure}");
 }
 
 #[test]

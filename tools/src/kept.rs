@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use bcache_engine::fsck::view::journal::Journal;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice};
-use bcache_engine::journal::{EntryId, Left, TAIL_BYTES_MAX, TAIL_SLOTS, TailPlace, TailStore};
+use bcache_engine::journal::{EntryId, Left, TAIL_BYTES_MAX, TAIL_SLOTS, TailFault, TailPlace, TailStore};
 use bcache_format::jset::{HEADER_BYTES, JsetHeader};
 use uuid::Uuid;
 
 use crate::control::paths;
+use crate::raw::Pinned;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -36,7 +37,21 @@ fn boot() -> io::Result<Uuid> {
 
 struct Keys {
     path: PathBuf,
-    file: RefCell<Option<File>>,
+    file: RefCell<Option<Kept>>,
+}
+
+/// The file, open. If the system swapped it out, to a device that is served here, a write of a key would wait for itself: it
+/// is mapped, and what this process maps is locked.
+struct Kept {
+    file: File,
+    _pinned: Pinned,
+}
+
+impl Kept {
+    fn new(file: File, len: usize) -> io::Result<Self> {
+        let pinned = Pinned::new(&file, len)?;
+        Ok(Self { file, _pinned: pinned })
+    }
 }
 
 impl Keys {
@@ -65,10 +80,12 @@ impl TailStore for Keys {
             Err(_) => read(&self.path, OpenOptions::new().read(true))?.map(|(_, bytes)| (None, bytes)),
             Ok(found) => found.map(|(file, bytes)| (Some(file), bytes)),
         };
-        Ok(found.map(|(file, bytes)| {
-            *self.file.borrow_mut() = file;
-            bytes
-        }))
+        let Some((file, bytes)) = found else { return Ok(None) };
+        *self.file.borrow_mut() = match file.filter(|_| !bytes.is_empty()) {
+            Some(file) => Some(Kept::new(file, bytes.len())?),
+            None => None,
+        };
+        Ok(Some(bytes))
     }
     fn create(&self, bytes: &[u8]) -> io::Result<()> {
         let fresh = self.beside(".new");
@@ -80,13 +97,13 @@ impl TailStore for Keys {
             let _ = std::fs::remove_file(&fresh);
         }
         made?;
-        *self.file.borrow_mut() = Some(file);
+        *self.file.borrow_mut() = Some(Kept::new(file, bytes.len())?);
         Ok(())
     }
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let file = self.file.borrow();
         let file = file.as_ref().ok_or(io::ErrorKind::ReadOnlyFilesystem)?;
-        file.write_all_at(bytes, at)
+        file.file.write_all_at(bytes, at)
     }
     fn remove(&self) -> io::Result<()> {
         self.file.take();
@@ -109,31 +126,50 @@ impl TailStore for Keys {
 pub fn refuse_if_ahead(device: &Device) -> Result<()> {
     let Ok(devices) = Devices::open([Arc::clone(device)]) else { return Ok(()) };
     let Some(cache) = devices.caches.first() else { return Ok(()) };
-    let path = paths::keys(cache.sb.set_uuid);
-    // Who may not read it may not write the device either.
-    let Ok(Some((_, bytes))) = read(&path, OpenOptions::new().read(true)) else { return Ok(()) };
+    let (set, path) = (cache.sb.set_uuid, paths::keys(cache.sb.set_uuid));
+    let bytes = match read(&path, OpenOptions::new().read(true)) {
+        Ok(None) => return Ok(()),
+        Ok(Some((_, bytes))) => bytes,
+        // No engine has a file of somebody who is not root.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_block_device(device.name()) => {
+            return Ok(());
+        }
+        Err(error) => {
+            let why = "whether writes are acknowledged that are not on the disk yet cannot be told";
+            bail!("{}: {why}: {}: {error}", device.name(), path.display());
+        }
+    };
+    // What is kept by one that is alive is of the disk that it serves; this one is a copy.
+    if paths::has_engine(set) {
+        return Ok(());
+    }
     let boot = boot().context(BOOT_ID)?;
-    let Ok(left) = Left::parse(&bytes, boot, cache.sb.set_uuid) else { return Ok(()) };
+    let Ok(left) = Left::parse(&bytes, boot, set) else { return Ok(()) };
     let journal = Journal::read(cache);
     let Some(newest) = journal.newest() else { return Ok(()) };
     let mut header = [0; HEADER_BYTES];
     let Some(header) = device.read_at(newest.byte, &mut header).ok().and(JsetHeader::read(&header)) else {
         return Ok(());
     };
-    // It continues another copy of this set, or one that others have used since.
-    let Ok(behind) = left.behind(EntryId { seq: newest.jset.seq, csum: header.csum.get() }) else {
-        return Ok(());
+    let keys = match left.behind(EntryId { seq: newest.jset.seq, csum: header.csum.get() }) {
+        Ok(behind) => behind.keys.len() as u64 + behind.damaged,
+        Err(TailFault::Doubtful { keys }) => keys,
+        // It continues another copy of this set, or one that others have used since.
+        Err(_) => 0,
     };
-    if behind.keys.is_empty() && behind.damaged == 0 {
+    if keys == 0 {
         return Ok(());
     }
     bail!(
-        "{}: {} writes that were acknowledged are not in the journal yet, but in {}, which the set's engine left when it \
-         died; `bcache register {0}` starts it again. Removing that file gives them up",
+        "{}: {keys} writes that were acknowledged are not in the journal yet, but in {}, which the set's engine left when it \
+         died; `bcache register {0}` starts it again. Moving that file away gives them up",
         device.name(),
-        behind.keys.len() as u64 + behind.damaged,
         path.display()
     )
+}
+
+fn is_block_device(path: &str) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }
 
 /// The same of a device that is not open yet.

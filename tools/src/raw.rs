@@ -26,6 +26,34 @@ pub fn dm_ioctl(control: &File, nr: u8, buf: &mut [u8]) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Keeps the pages of a file in memory where they are: they are not swapped out. For files in memory, of processes that lock
+/// theirs.
+#[derive(Debug)]
+pub struct Pinned {
+    at: *mut libc::c_void,
+    len: usize,
+}
+
+impl Pinned {
+    /// The first `len` bytes of `file`.
+    ///
+    /// # Errors
+    /// As `mmap(2)`.
+    pub fn new(file: &File, len: usize) -> io::Result<Pinned> {
+        let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED | libc::MAP_POPULATE);
+        // SAFETY: a new mapping at a place that the kernel chooses; nothing is ever read through it.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, file.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Pinned { at, len }) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's own, whole, and nobody has a pointer into it.
+        unsafe { libc::munmap(self.at, self.len) };
+    }
+}
+
 /// A System V semaphore, for udev cookies.
 #[derive(Debug)]
 pub struct Semaphore(libc::c_int);

@@ -18,6 +18,7 @@ use crate::control::client::{Client, status};
 use crate::control::{Request, paths};
 use crate::expose;
 use crate::identify::{Part, Role, identify};
+use crate::kept;
 use crate::module;
 
 /// How long a process that was started is waited for until it listens, so that one that cannot start is told.
@@ -217,6 +218,7 @@ pub fn register_with_kernel(path: &Path) -> Result<Outcome> {
     if served || crate::dm::find(&uuid).ok().flatten().is_some() {
         bail!("{}: served by bcache-engine; stop it first (bcache stop {})", path.display(), part.set);
     }
+    kept::refuse_path_if_ahead(&path)?;
     module::load("bcache", REGISTER);
     std::fs::write(REGISTER, path.as_os_str().as_encoded_bytes())
         .with_context(|| format!("{}: the kernel refuses it; dmesg says why", path.display()))?;

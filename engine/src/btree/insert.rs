@@ -70,18 +70,7 @@ impl CacheSet {
     /// written anew for them needs a bucket, buckets need room in the journal, and the journal may be full of what is being
     /// replayed.
     pub(crate) async fn insert_replayed(self: &Rc<Self>, extents: &[Extent], seq: u64) -> Result<()> {
-        let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
-        let mut all = ExtentMap::new();
-        for extent in extents {
-            // A clean key says that both devices have the same. The journal is durable before the backing device is
-            // flushed, so after a crash that may not be so: read from below again. What was dirty and whose bucket has moved
-            // on was written back, or written anew, before the crash.
-            let clean = !self.counts_as_dirty(extent);
-            let extent =
-                if clean { Extent::hole(extent.inode(), extent.end(), extent.size()) } else { *extent };
-            all.overlay(extent, true, bucket_sectors, |_| ());
-        }
-        let mut rest: VecDeque<Extent> = all.iter().copied().collect();
+        let mut rest: VecDeque<Extent> = self.laid_over_each_other(extents).iter().copied().collect();
         while let Some(first) = rest.front() {
             let at = first.start_pos();
             self.with_leaf(at, true, &mut |leaf| self.replay_in_leaf(leaf, &mut rest, seq)).await?;
@@ -90,17 +79,36 @@ impl CacheSet {
     }
 
     /// Inserts keys that a process before this one added to the journal, in that order, and did not write: into entries of
-    /// its own.
+    /// its own. What it needs comes first, as for keys that are replayed.
     pub(crate) async fn insert_behind(self: &Rc<Self>, extents: &[Extent]) -> Result<()> {
-        for extent in extents {
+        let mut rest: VecDeque<Extent> = self.laid_over_each_other(extents).iter().copied().collect();
+        while let Some(first) = rest.front() {
+            let at = first.start_pos();
             self.journal_admission().await?;
-            // As of keys that are replayed: what is clean is read from below again.
+            let mut apply = |leaf: &Rc<Node>| {
+                let Some(extent) = rest.pop_front() else { return };
+                let (now, behind) = cut_at(extent, leaf.max);
+                self.insert_in_leaf(leaf, now, Durability::Journal);
+                behind.into_iter().for_each(|behind| rest.push_front(behind));
+            };
+            self.with_leaf(at, true, &mut apply).await?;
+        }
+        Ok(())
+    }
+
+    /// What keys of the journal say together. A clean key says that both devices have the same. The journal is durable before
+    /// the backing device is flushed, so after a crash that may not be so: read from below again. What was dirty and whose
+    /// bucket has moved on was written back, or written anew, before the crash.
+    fn laid_over_each_other(&self, extents: &[Extent]) -> ExtentMap {
+        let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
+        let mut all = ExtentMap::new();
+        for extent in extents {
             let clean = !self.counts_as_dirty(extent);
             let extent =
                 if clean { Extent::hole(extent.inode(), extent.end(), extent.size()) } else { *extent };
-            self.insert(extent, Durability::Journal).await?;
+            all.overlay(extent, true, bucket_sectors, |_| ());
         }
-        Ok(())
+        all
     }
 
     /// As many of `rest` as belong to `leaf` and as it may take at once.

@@ -162,10 +162,10 @@ impl Journal {
             tail.adopted();
         }
     }
-    /// The set has failed: what is kept is for whoever starts it next.
-    pub(crate) fn leave_tail(&self) {
+    /// The set has failed: what is kept is for whoever starts it next; `doubtful` if a flush of the cache has failed.
+    pub(crate) fn leave_tail(&self, doubtful: bool) {
         if let Some(tail) = self.tail.get() {
-            tail.leave();
+            tail.leave(doubtful);
         }
     }
     /// Everything that was added is durable, and nothing more will be added.

@@ -17,7 +17,8 @@
 //! | 48 | number of slots |
 //! | 56 | index of the first record that counts |
 //! | 64 | how many records from there on are in no entry of the journal, whatever it has: [`Tail::carry`] |
-//! | 72 | checksum of the 72 bytes before |
+//! | 72 | not 0: a flush of the cache failed, so that what these records name may never have got there |
+//! | 80 | checksum of the 80 bytes before |
 //! | 512, 1024 | the entries last noted, those of even and of odd number: number, checksum of the entry, checksum of both |
 //! | 4096 | the slots, of [`SLOT`] bytes: index of the record, number of the entry, words of the key, the key, checksum |
 //!
@@ -39,8 +40,10 @@ const SLOTS_AT: u64 = 4096;
 const SLOT: u64 = 64;
 /// Bytes of a slot that its checksum is of.
 const SUMMED: usize = SLOT as usize - 8;
+/// Bytes of a note.
+const NOTE: usize = 24;
 /// Bytes of the header that its checksum is of.
-const HEADER_SUMMED: usize = 72;
+const HEADER_SUMMED: usize = 80;
 /// Words of the longest key that there is room for: one pointer more than keys of extents have.
 const KEY_WORDS: usize = 4;
 /// Slots of a tail that nobody wanted otherwise: more than keys are added in `journal_delay_ms`.
@@ -138,12 +141,22 @@ pub enum TailFault {
         /// Keys that no entry had when the tail was written last.
         keys: u64,
     },
+    /// What its keys name may be lost.
+    #[error(
+        "a flush of the cache failed while only memory had the keys of {keys} writes that were acknowledged: the cache may \
+         have lost their data"
+    )]
+    Doubtful {
+        /// How many keys.
+        keys: u64,
+    },
 }
 
 /// What was found of a tail.
 pub struct Left {
     first: u64,
     carried: u64,
+    doubtful: bool,
     notes: [Option<EntryId>; 2],
     /// By index: number of the entry, and key.
     records: BTreeMap<u64, (u64, Bkey)>,
@@ -186,11 +199,11 @@ fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-fn header(place: &TailPlace, set: Uuid, first: u64, carried: u64) -> Vec<u8> {
+fn header(place: &TailPlace, set: Uuid, first: u64, carried: u64, doubtful: bool) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(place.boot.as_bytes());
     bytes.extend(set.as_bytes());
-    bytes.extend([place.slots, first, carried].into_iter().flat_map(u64::to_le_bytes));
+    bytes.extend([place.slots, first, carried, doubtful.into()].into_iter().flat_map(u64::to_le_bytes));
     sealed(bytes)
 }
 
@@ -240,7 +253,7 @@ impl Left {
         if of != set {
             return Err(TailFault::OtherSet(of));
         }
-        let (slots, first, carried) = (field(48)?, field(56)?, field(64)?);
+        let (slots, first, carried, doubtful) = (field(48)?, field(56)?, field(64)?, field(72)? != 0);
         if slots == 0 || slots > SLOTS_MAX || carried > slots || first > INDEX_MAX {
             return Err(TailFault::Header);
         }
@@ -266,7 +279,7 @@ impl Left {
                 records.insert(*index, (*seq, key));
             }
         }
-        Ok(Self { first, carried, notes, records, slots })
+        Ok(Self { first, carried, doubtful, notes, records, slots })
     }
 
     /// The keys that a journal whose newest entry is `newest` does not have.
@@ -278,7 +291,12 @@ impl Left {
             let older = self.notes.iter().flatten().map(|note| note.seq).min().unwrap_or(0);
             return Err(TailFault::NotContinued { seq: newest.seq, keys: self.count_behind(older) });
         }
-        Ok(self.keys_behind(newest.seq))
+        let behind = self.keys_behind(newest.seq);
+        let keys = behind.keys.len() as u64 + behind.damaged;
+        if self.doubtful && keys > 0 && !seeded_bug!(TailAfterFailedFlush) {
+            return Err(TailFault::Doubtful { keys });
+        }
+        Ok(behind)
     }
 
     /// How many keys a journal does not have whose newest entry has the number `seq`.
@@ -316,6 +334,8 @@ impl Left {
 pub struct Tail {
     place: TailPlace,
     set: Uuid,
+    /// Index of the first record that counts.
+    first: Cell<u64>,
     /// Index of the next record.
     next: Cell<u64>,
     /// Index of the oldest one that the journal does not have yet.
@@ -326,13 +346,13 @@ pub struct Tail {
     durable: Cell<u64>,
     /// The newest entry that has keys that are not here.
     missing: Cell<u64>,
+    /// The first of the keys of a process before this one, while they are being taken over: none are added to them.
+    carried: Cell<Option<u64>>,
     phase: Cell<Phase>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Keys of the process before are being taken over: none are added to them.
-    Carrying,
     /// Keys are written here.
     Live,
     /// They are not, and never will be again; the journal does not have all that are there yet.
@@ -353,7 +373,7 @@ impl Tail {
                 to.copy_from_slice(part);
             }
         };
-        put(0, &header(&place, set, 0, 0));
+        put(0, &header(&place, set, 0, 0, false));
         put(note_at(newest.seq) as usize, &note(newest));
         place.store.create(&bytes)?;
         Ok(Self::new(place, set, newest.seq, Phase::Live, 0))
@@ -367,40 +387,49 @@ impl Tail {
     pub fn carry(place: TailPlace, set: Uuid, newest: EntryId, behind: &Behind) -> io::Result<Self> {
         let carried = behind.to - behind.from;
         let place = TailPlace { slots: behind.slots, ..place };
-        place.store.write_at(0, &header(&place, set, behind.from, carried))?;
-        Ok(Self::new(place, set, newest.seq, Phase::Carrying, behind.to))
+        place.store.write_at(0, &header(&place, set, behind.from, carried, false))?;
+        let tail = Self::new(place, set, newest.seq, Phase::Live, behind.to);
+        tail.carried.set(Some(behind.from));
+        Ok(tail)
     }
 
     fn new(place: TailPlace, set: Uuid, durable: u64, phase: Phase, next: u64) -> Self {
         Self {
             place,
             set,
+            first: Cell::new(next),
             next: Cell::new(next),
             oldest: Cell::new(next),
             entries: RefCell::default(),
             durable: Cell::new(durable),
             missing: Cell::new(0),
+            carried: Cell::new(None),
             phase: Cell::new(phase),
         }
     }
 
     /// All keys that were carried are in durable entries: from here on it is as one that is new.
     pub(super) fn adopted(&self) {
-        if seeded_bug!(TailReplayedTwice) {
-            self.phase.set(Phase::Live);
+        if self.carried.take().is_none() || self.phase.get() == Phase::Gone || seeded_bug!(TailReplayedTwice)
+        {
             return;
         }
-        let header = header(&self.place, self.set, self.next.get(), 0);
-        match self.place.store.write_at(0, &header) {
-            Ok(()) => self.phase.set(Phase::Live),
-            Err(error) => self.give_up(&error),
+        if let Err(error) = self.write_header(self.next.get(), 0, false) {
+            self.give_up(&error);
         }
+        if self.phase.get() == Phase::Broken {
+            self.retire();
+        }
+    }
+
+    fn write_header(&self, first: u64, carried: u64, doubtful: bool) -> io::Result<()> {
+        self.place.store.write_at(0, &header(&self.place, self.set, first, carried, doubtful))
     }
 
     /// Whether every key that was added so far is in a durable entry or here.
     pub(super) fn holds_all(&self) -> bool {
-        let holds = self.phase.get() == Phase::Live && self.missing.get() <= self.durable.get();
-        holds || seeded_bug!(TailWithGaps)
+        let whole = self.missing.get() <= self.durable.get() && self.carried.get().is_none();
+        (self.phase.get() == Phase::Live && whole) || seeded_bug!(TailWithGaps)
     }
 
     /// Whether the journal should be written soon, to make room.
@@ -414,7 +443,7 @@ impl Tail {
         let index = self.next.get();
         let full = index - self.oldest.get() >= self.place.slots;
         let gap = self.missing.get() > self.durable.get() && !seeded_bug!(TailWithGaps);
-        if self.phase.get() != Phase::Live || full || gap {
+        if self.phase.get() != Phase::Live || self.carried.get().is_some() || full || gap {
             self.missing.set(seq);
             return;
         }
@@ -441,40 +470,71 @@ impl Tail {
     }
 
     /// Takes down what entry is about to be written.
-    pub(super) fn note(&self, entry: EntryId) {
+    ///
+    /// # Errors
+    /// It cannot be, and something else than that entry is only here: it must not be written then, for nobody would believe
+    /// what is here any more.
+    pub(super) fn note(&self, entry: EntryId) -> io::Result<()> {
         if self.phase.get() == Phase::Gone || seeded_bug!(TailWithoutNotes) {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.place.store.write_at(note_at(entry.seq), &note(entry)) {
-            self.give_up(&error);
-        }
+        let Err(error) = self.place.store.write_at(note_at(entry.seq), &note(entry)) else { return Ok(()) };
+        self.give_up(&error);
+        let later = self.entries.borrow().back().is_some_and(|(seq, _)| *seq > entry.seq);
+        if later || self.carried.get().is_some() { Err(error) } else { Ok(()) }
     }
 
     /// Entry `seq`, and all before it, are durable.
     pub(super) fn durable(&self, seq: u64) {
         self.durable.set(seq);
-        let mut entries = self.entries.borrow_mut();
-        while let Some((_, end)) = entries.front().copied().filter(|(entry, _)| *entry <= seq) {
-            self.oldest.set(end.max(self.oldest.get()));
-            entries.pop_front();
+        if self.phase.get() == Phase::Gone {
+            return;
         }
-        if entries.is_empty() && self.phase.get() == Phase::Broken {
+        {
+            let mut entries = self.entries.borrow_mut();
+            while let Some((_, end)) = entries.front().copied().filter(|(entry, _)| *entry <= seq) {
+                self.oldest.set(end.max(self.oldest.get()));
+                entries.pop_front();
+            }
+        }
+        // A journal that ends before this entry is a copy that somebody made earlier.
+        if !seeded_bug!(TailOfAnOlderCopy)
+            && let Err(error) = self.place.store.write_at(note_at(seq + 1), &[0; NOTE])
+        {
+            self.give_up(&error);
+        }
+        if self.entries.borrow().is_empty()
+            && self.carried.get().is_none()
+            && self.phase.get() == Phase::Broken
+        {
             self.retire();
         }
     }
 
     /// The journal has everything, and nobody adds to it any more.
     pub(super) fn retire(&self) {
-        if self.phase.replace(Phase::Gone) != Phase::Gone
-            && let Err(error) = self.place.store.remove()
-        {
+        if self.phase.replace(Phase::Gone) == Phase::Gone {
+            return;
+        }
+        // Where it cannot be taken away, it is no tail any more.
+        let _ = self.place.store.write_at(0, &[0; MAGIC.len()]);
+        if let Err(error) = self.place.store.remove() {
             tracing::warn!(%error, "the journal's tail in memory is left behind");
         }
     }
 
-    /// What is there is left as it is: for whoever starts the set after it has failed.
-    pub(super) fn leave(&self) {
-        self.phase.set(Phase::Gone);
+    /// The set has failed. What is there is left for whoever starts it next, `doubtful` if a flush of the cache has failed.
+    pub(super) fn leave(&self, doubtful: bool) {
+        if self.phase.replace(Phase::Gone) == Phase::Gone || !doubtful {
+            return;
+        }
+        let (first, carried) = match self.carried.get() {
+            Some(first) => (first, self.next.get() - first),
+            None => (self.first.get(), 0),
+        };
+        if let Err(error) = self.write_header(first, carried, true) {
+            tracing::warn!(%error, "that a flush failed cannot be said in the journal's tail in memory");
+        }
     }
 
     /// What is there stays until the journal has it: some of it may be all there is of what was acknowledged.

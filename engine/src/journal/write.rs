@@ -100,7 +100,12 @@ impl CacheSet {
         }
         self.check()?;
         if let (Some(tail), Some(header)) = (journal.tail.get(), JsetHeader::read(&image)) {
-            tail.note(EntryId { seq, csum: header.csum.get() });
+            tail.note(EntryId { seq, csum: header.csum.get() }).map_err(|error| {
+                let what = format!(
+                    "the journal's tail in memory cannot be written ({error}), and must be before the journal"
+                );
+                self.cache.untrusted(what)
+            })?;
         }
         self.metadata(self.cache.write_fua(at, Buf::copied(&image).freeze()).await)?;
         journal.durable.set(seq);

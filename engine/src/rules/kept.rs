@@ -8,7 +8,7 @@ use crate::journal::TailPlace;
 use crate::request::DeviceVolume;
 use crate::set::CacheSet;
 use crate::settings::SetSettings;
-use crate::sim::Image;
+use crate::sim::{Fault, FaultOn, Image};
 use crate::volume::Volume;
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use uuid::Uuid;
 
 scenes! {
     keys_that_continue_another_state_of_the_journal_are_not_taken_over: TailOfAnotherJournal;
+    nor_those_that_continue_the_entry_before: TailOfAnOlderCopy;
+    what_a_failed_flush_may_have_lost_is_not_taken_over: TailAfterFailedFlush;
     what_cannot_be_used_is_set_aside_and_another_is_begun;
     what_is_taken_over_outlasts_a_second_death;
     without_memory_writes_wait_for_the_journal;
@@ -57,16 +59,25 @@ async fn holds(volume: &DeviceVolume, sector: u64, byte: u8) {
     assert!(bytes.iter().all(|found| *found == byte), "sector {sector} holds {} for {byte}", bytes[0]);
 }
 
-/// Somebody puts a copy back that was made earlier, while the engine is dead.
 fn keys_that_continue_another_state_of_the_journal_are_not_taken_over() {
+    a_copy_is_put_back(&[64, 128, 192]);
+}
+
+fn nor_those_that_continue_the_entry_before() {
+    a_copy_is_put_back(&[64]);
+}
+
+/// Somebody puts a copy back that was made earlier, while the engine is dead. Since then there was an entry for each of
+/// `sectors`.
+fn a_copy_is_put_back(sectors: &[u64]) {
     let (rig, kept) = new_set();
     let earlier = rig.runtime.block_on(async {
         let (_, volume) = started(&rig, &kept).await;
         put(&*volume, 0, 8, 1).await.expect("a write");
         volume.flush().await.expect("a flush");
         let earlier = left(&rig);
-        for sector in [64, 128, 192] {
-            put(&*volume, sector, 8, 2).await.expect("a write");
+        for sector in sectors {
+            put(&*volume, *sector, 8, 2).await.expect("a write");
             volume.flush().await.expect("a flush");
         }
         put(&*volume, 0, 8, 3).await.expect("a write");
@@ -79,6 +90,33 @@ fn keys_that_continue_another_state_of_the_journal_are_not_taken_over() {
         holds(&volume, 0, 1).await;
         holds(&volume, 64, 0).await;
         set.stop().await.expect("it stops");
+    });
+}
+
+/// The cache may have dropped what it had not written yet: a flush of the next process would say nothing about it.
+fn what_a_failed_flush_may_have_lost_is_not_taken_over() {
+    let (rig, kept) = new_set();
+    rig.runtime.block_on(async {
+        let (set, volume) = started(&rig, &kept).await;
+        put(&*volume, 0, 8, 1).await.expect("a write");
+        volume.flush().await.expect("a flush");
+        put(&*volume, 0, 8, 2).await.expect("a write");
+        rig.cache.inject(Fault::eio(FaultOn::Flush, 0..u64::MAX));
+        volume.flush().await.expect_err("the cache fails");
+        assert!(set.failure().is_some());
+    });
+    let again = Rig::with(&USUAL, left(&rig));
+    again.runtime.block_on(async {
+        let (env, cache) = (again.runtime.env(), again.cache.dev());
+        let started = CacheSet::start_outliving(env, cache, SetSettings::default(), place(&kept)).await;
+        let refused = started.err().expect("it may be lost").to_string();
+        assert!(refused.contains("1 writes"), "{refused}");
+    });
+    assert!(!kept.is_empty(), "whoever wants the set without them takes them away");
+    kept.put(None);
+    again.runtime.block_on(async {
+        let (_, volume) = started(&again, &kept).await;
+        holds(&volume, 0, 1).await;
     });
 }
 

@@ -207,7 +207,7 @@ impl CacheSet {
     /// Ends all writing, and all waiting for it, if nothing did before.
     pub(crate) fn give_up(&self, why: &str) {
         self.failure.borrow_mut().get_or_insert_with(|| why.into());
-        self.journal.leave_tail();
+        self.journal.leave_tail(self.cache.failures() > 0);
         self.journal.close();
         self.alloc.close();
         self.gc.close();

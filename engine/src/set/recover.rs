@@ -288,7 +288,10 @@ impl CacheSet {
         let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, newest.seq, first);
         journal.note_roots(&newest.btree_root, &newest.uuid_bucket);
         let newest_id = EntryId { seq: newest.seq, csum };
-        let behind = place.map(|place| take_over(&journal, &cache, place, newest_id)).unwrap_or_default();
+        let behind = match place {
+            Some(place) => take_over(&journal, &cache, place, newest_id)?,
+            None => Vec::new(),
+        };
         // To whoever asks what the journal names, they are one entry more.
         replay.push((newest.seq + 1, behind));
         let entries = read_uuids(&cache, &newest.uuid_bucket, newest.version).await?;

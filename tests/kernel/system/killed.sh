@@ -45,6 +45,7 @@ for command in 'fsck -n' 'export -o /tmp/export'; do
   # shellcheck disable=SC2086
   refused 'in the journal yet' bcache $command /dev/vda /dev/vdb
 done
+refused 'in the journal yet' bcache-register --engine kernel /dev/vda
 bcache-register /dev/vdb
 echo 1 > /proc/sys/vm/drop_caches
 sha256sum -c --quiet /tmp/late

@@ -212,6 +212,14 @@ pub fn lock_engine(set: Uuid) -> io::Result<Option<Flock<File>>> {
     }
 }
 
+/// Whether an engine of the set is alive. Its lock is not tried: one that begins would be kept out.
+#[must_use]
+pub fn has_engine(set: Uuid) -> bool {
+    let pid = std::fs::read_to_string(path(set, "pid")).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    let name = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+    name.is_some_and(|name| name.trim_end() == "bcache-engine")
+}
+
 /// Removes what an engine leaves behind that was stopped; it still has its lock.
 pub fn clear_engine(set: Uuid) {
     for extension in ["devices", "pid"] {

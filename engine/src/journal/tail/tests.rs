@@ -61,7 +61,7 @@ fn what_the_journal_does_not_have_is_behind_it() {
     let left = left_in(&memory).expect("a tail");
     assert_eq!(numbers(&left.behind(id(10)).expect("it continues")), [0, 1, 2, 3, 4, 5, 6]);
     // The next entry is being written: it is on the disk, or not.
-    tail.note(id(11));
+    tail.note(id(11)).expect("it is noted");
     let left = left_in(&memory).expect("a tail");
     assert_eq!(numbers(&left.behind(id(10)).expect("it continues")), [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(numbers(&left.behind(id(11)).expect("it continues")), [3, 4, 5, 6]);
@@ -77,7 +77,7 @@ fn slots_are_used_again_once_the_journal_has_their_keys_and_no_sooner() {
     assert!(tail.holds_all() && tail.is_crowded());
     tail.add(13, &key(8));
     assert!(!tail.holds_all(), "there is no room");
-    tail.note(id(11));
+    tail.note(id(11)).expect("it is noted");
     tail.durable(11);
     // There is room again, but what is missing would be missed between the others.
     tail.add(13, &key(9));
@@ -85,7 +85,7 @@ fn slots_are_used_again_once_the_journal_has_their_keys_and_no_sooner() {
     tail.durable(13);
     assert!(tail.holds_all());
     (20..25).for_each(|i| tail.add(14, &key(i)));
-    tail.note(id(13));
+    tail.note(id(13)).expect("it is noted");
     let left = left_in(&memory).expect("a tail");
     assert_eq!(numbers(&left.behind(id(13)).expect("it continues")), [20, 21, 22, 23, 24]);
 }
@@ -94,14 +94,14 @@ fn slots_are_used_again_once_the_journal_has_their_keys_and_no_sooner() {
 fn what_is_carried_counts_until_it_is_adopted_and_never_again() {
     let (memory, tail) = tail_of(16, 7);
     // Another program would make one of another size.
-    tail.note(id(11));
+    tail.note(id(11)).expect("it is noted");
     let behind = left_in(&memory).and_then(|left| left.behind(id(11))).expect("keys");
     let place = TailPlace { store: Rc::clone(&memory) as _, boot: BOOT, slots: 64 };
     let next = Tail::carry(place, SET, id(11), &behind).expect("it is carried");
     // Some of them are in an entry of the new process, which ends, too.
     next.add(12, &key(3));
     assert!(!next.holds_all());
-    next.note(id(12));
+    next.note(id(12)).expect("it is noted");
     let again = left_in(&memory).and_then(|left| left.behind(id(12))).expect("keys");
     assert_eq!(numbers(&again), numbers(&behind));
     next.durable(12);
@@ -154,13 +154,37 @@ fn numbers_that_nobody_writes_are_no_harm() {
     let mut bytes = memory.0.borrow().clone();
     let place = TailPlace { store: Rc::clone(&memory) as _, boot: BOOT, slots: 16 };
     let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
-    put(0, &header(&place, SET, u64::MAX, 16));
+    put(0, &header(&place, SET, u64::MAX, 16, false));
     assert_eq!(Left::parse(&bytes, BOOT, SET).err(), Some(TailFault::Header));
     let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
-    put(0, &header(&place, SET, 0, 0));
+    put(0, &header(&place, SET, 0, 0, false));
     put((SLOTS_AT + 15 * SLOT) as usize, &record(u64::MAX, u64::MAX, &key(1)).expect("a record"));
     let behind = Left::parse(&bytes, BOOT, SET).and_then(|left| left.behind(id(10))).expect("keys");
     assert_eq!((behind.keys.len(), behind.damaged), (7, 0));
+}
+
+#[test]
+fn a_failed_flush_makes_what_is_left_doubtful() {
+    let (memory, tail) = tail_of(16, 7);
+    tail.leave(true);
+    tail.add(14, &key(20));
+    let left = left_in(&memory).expect("a tail");
+    assert_eq!(left.behind(id(10)).err(), Some(TailFault::Doubtful { keys: 7 }));
+    let (memory, tail) = tail_of(16, 7);
+    tail.note(id(13)).expect("it is noted");
+    tail.leave(true);
+    // The journal has them all: nothing is in doubt.
+    assert!(left_in(&memory).and_then(|left| left.behind(id(13))).is_ok_and(|behind| behind.keys.is_empty()));
+}
+
+#[test]
+fn a_journal_that_ends_before_a_durable_entry_is_not_continued() {
+    let (memory, tail) = tail_of(16, 7);
+    tail.note(id(11)).expect("it is noted");
+    tail.durable(11);
+    let left = left_in(&memory).expect("a tail");
+    assert!(left.behind(id(10)).is_err());
+    assert_eq!(numbers(&left.behind(id(11)).expect("it continues")), [3, 4, 5, 6]);
 }
 
 proptest! {
