@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bcache_engine::fsck::repair::{Plan, undo};
+use bcache_engine::fsck::salvage::{Belief, Salvage};
 use bcache_engine::fsck::view::node::NodeView;
 use bcache_engine::fsck::view::overlay::Layer;
 use bcache_engine::fsck::view::{Device, SetView};
@@ -506,4 +507,39 @@ fn an_entry_that_newer_prio_sets_followed_was_not_torn() {
         assert_eq!(checked.has(Kind::JournalMissing), rot, "{ahead}: {:?}", checked.findings.to_vec());
         assert_eq!(checked.has(Kind::JournalTailTorn), !rot, "{ahead}: {:?}", checked.findings.to_vec());
     }
+}
+
+#[test]
+fn keys_out_of_order_are_told_by_their_sectors() {
+    let mut world = World::of("deep-btree");
+    let leaf = world.view.leaves[1];
+    let node = NodeView::read(&world.view.cache, leaf).unwrap();
+    let at = node.byte + node.sets[0].offset;
+    let mut bytes = world.cache.bytes(at, node.sets[0].bytes);
+    // The fourth and the fifth change places.
+    let place = |index: usize| 32 + 24 * index..56 + 24 * index;
+    let keys: Vec<Bkey> = (2..7).map(|index| Bkey::from_bytes(&bytes[place(index)]).unwrap()).collect();
+    let (fourth, fifth) = (bytes[place(3)].to_vec(), bytes[place(4)].to_vec());
+    bytes[place(3)].copy_from_slice(&fifth);
+    bytes[place(4)].copy_from_slice(&fourth);
+    let ptr = leaf.key.ptr().unwrap();
+    let csum = bcache_format::csum::crc64(ptr.0, &bytes[8..]);
+    bytes[..8].copy_from_slice(&csum.to_le_bytes());
+    world.cache.write(at, &bytes);
+    let checked = run(&world.devices());
+    assert_eq!(ids(&checked), ["key-order"]);
+    let lost = checked.lost();
+    assert!(
+        is_lost(&lost, keys[1].inode(), keys[1].start())
+            && is_lost(&lost, keys[2].inode(), keys[2].offset() - 1)
+    );
+    // Between their neighbours, and nowhere else.
+    assert!(!is_lost(&lost, keys[0].inode(), keys[0].offset() - 1), "{lost:?}");
+    assert!(!is_lost(&lost, keys[3].inode(), keys[3].start()), "{lost:?}");
+    // What cannot be trusted is not called sure.
+    let doubtful = Salvage::of(&checked).unwrap().slots.into_values().flatten();
+    let doubtful: Vec<Bkey> =
+        doubtful.filter(|(_, belief)| *belief == Belief::Doubtful).map(|(key, _)| key).collect();
+    let between = |key: &Bkey| key.start_pos() >= keys[0].pos() && key.pos() <= keys[3].start_pos();
+    assert!(!doubtful.is_empty() && doubtful.iter().all(between), "{doubtful:?}");
 }

@@ -98,6 +98,17 @@ fn devices_that_were_not_named_are() {
         }
     }
     assert!(rescued >= 2, "{rescued}");
+    // A cache that was named and cannot be read is none of those that could be.
+    let dir = paths::scratch().unwrap();
+    let wiped = dir.path().join("wiped");
+    sparse::copy(&cache[0], &wiped).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&wiped).unwrap().set_len(5000).unwrap();
+    let output = fsck(&["-n", "--json"], &[wiped, backings[0].clone()]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let absent: Vec<&Value> = lines.iter().filter(|line| line["kind"] == "absent").collect();
+    assert!(absent.len() == 1 && absent[0]["role"] == "cache", "{text}");
+    assert_eq!(lines.last().unwrap()["partial"], true, "{text}");
     // What was detached is of no set any more.
     let set = Set::open("detached-fifo").unwrap();
     let cache: Vec<PathBuf> = set.paths().into_iter().filter(|path| path.ends_with("cache.img")).collect();

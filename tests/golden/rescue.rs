@@ -206,6 +206,7 @@ fn an_export_of_a_damaged_set_is_what_a_repair_would_leave() {
         let export = bcache(&["export", "-o", text(&direct)], &devices);
         let said = String::from_utf8_lossy(&export.stderr).into_owned();
         let lost = said.contains("lost, or not in its newest state");
+        assert!(!said.contains("partial:"), "{damage}: {said}");
         // Whatever the journal alone knew is gone, wherever it was.
         let code = i32::from(lost || damage == "journal");
         assert_eq!(export.status.code(), Some(code), "{damage}: {said}");
@@ -563,4 +564,28 @@ fn no_superblock_is_put_over_what_a_device_was_given_to() {
     let repair = bcache(&["fsck", "-y"], &[cache.clone(), backing]);
     assert_eq!(repair.status.code(), Some(8), "{repair:?}");
     assert!(fs::read(&cache).unwrap() == before, "{repair:?}");
+}
+
+#[test]
+fn an_export_of_a_damaged_set_names_devices_that_were_not_there() {
+    let dir = paths::scratch().unwrap();
+    let devices = Set::open("two-backing-flash").unwrap().copy_to(dir.path()).unwrap();
+    let (caches, backings): (Vec<_>, Vec<_>) =
+        devices.into_iter().partition(|path| path.ends_with("cache.img"));
+    let byte = fs::read(&caches[0]).unwrap()[4096 + 200];
+    write(&caches[0], 4096 + 200, &[byte ^ 4]);
+    let uuid = |path: &Path| {
+        let shown = bcache(&["show", "--json"], &[path.to_owned()]);
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        shown.to_string()
+    };
+    let output = dir.path().join("out");
+    for (here, gone) in [(0, 1), (1, 0)] {
+        let export = bcache(&["export", "-o", text(&output)], &[caches[0].clone(), backings[here].clone()]);
+        let said = String::from_utf8_lossy(&export.stderr).into_owned();
+        let partial: Vec<&str> = said.lines().filter(|line| line.starts_with("partial: ")).collect();
+        assert_eq!(partial.len(), 1, "{said}");
+        let named = partial[0].split_whitespace().find(|word| word.len() >= 36).unwrap().trim_matches(',');
+        assert!(uuid(&backings[gone]).contains(named) && !uuid(&backings[here]).contains(named), "{said}");
+    }
 }

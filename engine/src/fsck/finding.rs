@@ -194,7 +194,11 @@ impl Findings {
 impl From<Fault> for Finding {
     fn from(fault: Fault) -> Self {
         let kind = kind_of(fault.structure, &fault.what);
-        let lost = fault.range.map(|range| *range).filter(|(from, to)| from < to).into_iter().collect();
+        let hidden = fault.range.map(|range| *range).filter(|(from, to)| from < to);
+        let lost = match &fault.what {
+            What::KeyOrder { places, .. } => hidden.into_iter().chain(places.iter().copied()).collect(),
+            _ => hidden.into_iter().collect(),
+        };
         let (device, byte, detail) = (fault.device, fault.byte, fault.what.to_string());
         Self { kind, device, byte, bucket: None, detail, lost, guess: false }
     }

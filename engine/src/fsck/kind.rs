@@ -229,7 +229,7 @@ kinds! {
         "What the node's other bsets, the journal, and nodes found by searching the whole cache have dirty in its range is kept; clean data in it is dropped from the cache.";
     KeyOrder "key-order" Loss
         "Keys of a bset are out of order, as nobody writes them: some may not have the place that they were written with. Linux would serve wrong content and say nothing."
-        "They are sorted.";
+        "They are sorted, and told by the sectors that they may have belonged to.";
     KeyRange "key-range" Loss
         "A key is outside the range of its node."
         "The key is left out.";

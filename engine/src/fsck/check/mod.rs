@@ -215,11 +215,6 @@ impl Checked {
     #[must_use]
     pub fn absent(&self) -> Vec<Absent> {
         let Some(cache) = &self.cache else {
-            // One that was named and cannot be read has findings of its own.
-            let is_backing = |name: &Arc<str>| self.backings.iter().any(|backing| backing.name == *name);
-            if self.findings.iter().any(|finding| !is_backing(&finding.device)) {
-                return Vec::new();
-            }
             let attached = self.backings.iter().filter(|backing| backing.sb.state() != BackingState::None);
             return attached
                 .map(|backing| Absent::Cache { set: backing.sb.set_uuid, of: Arc::clone(&backing.name) })

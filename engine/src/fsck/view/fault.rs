@@ -77,6 +77,8 @@ pub enum What {
     /// Keys of a bset are not in their order, so that lookups in it go wrong.
     #[error("{key} comes after {before}: keys out of order")]
     KeyOrder {
+        /// Where they and those beside them may belong.
+        places: Vec<(Pos, Pos)>,
         /// The key.
         key: String,
         /// The one before it.

@@ -1,5 +1,6 @@
 //! One btree node, read and merged.
 
+use super::super::ranges::Ranges;
 use super::devices::Cache;
 use super::extent_map::ExtentMap;
 use super::fault::{Fault, What};
@@ -7,6 +8,9 @@ use super::overlay::{merge, merge_all};
 use bcache_format::bset::Bset;
 use bcache_format::node::{Broken, Node, parse};
 use bcache_format::{Bkey, Pos, Ptr, SECTOR_SIZE, Structure};
+
+/// Places of a node that keys out of order are told by; where there are more, they are told as one.
+const PLACES_MAX: usize = 256;
 
 /// Where a node is, and what its parent says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,12 +151,35 @@ impl NodeView {
         self.faults.push(fault.hiding(self.at.lower, self.at.key.pos()));
     }
 
+    /// Where keys of a leaf that are out of order may belong, and where they stand: of each two one is wrong, and which of
+    /// them nobody knows. It was between its neighbours.
+    fn in_doubt(&self, keys: &[Bkey]) -> Vec<(Pos, Pos)> {
+        let (lower, upper) = (self.at.lower, self.at.key.pos());
+        let mut places = Ranges::default();
+        for (index, pair) in keys.windows(2).enumerate() {
+            let [before, key] = pair else { continue };
+            if key.start_pos() < before.pos() {
+                let left = index.checked_sub(1).and_then(|index| keys.get(index)).map_or(lower, Bkey::pos);
+                let right = keys.get(index + 2).map_or(upper, Bkey::start_pos);
+                for (from, to) in
+                    [(left, right), (key.start_pos(), key.pos()), (before.start_pos(), before.pos())]
+                {
+                    places.add((from, to));
+                }
+            }
+        }
+        match (places.len() <= PLACES_MAX, places.iter().next(), places.iter().last()) {
+            (false, Some((from, _)), Some((_, to))) => vec![(from, to)],
+            _ => places.iter().collect(),
+        }
+    }
+
     /// The keys of one bset that can be used.
     fn take_set(&mut self, cache: &Cache, offset: u64, set: &Bset<'_>) -> Vec<Bkey> {
         self.seq = set.seq();
         let mut keys = Vec::with_capacity(set.key_bytes().len() / 24);
         let mut summary = SetSummary { offset, bytes: set.header().bytes(), keys: 0 };
-        let (mut before, mut in_order) = (Bkey::ZERO, true);
+        let (mut before, mut in_order, mut disorder) = (Bkey::ZERO, true, None);
         // Keys whose place is not known yet: faults from this one on.
         let mut unplaced = self.faults.len();
         let mut walk = set.keys();
@@ -185,13 +212,17 @@ impl NodeView {
             let start = if self.at.level == 0 { key.start_pos() } else { key.pos() };
             if start < before.pos() && in_order {
                 in_order = false;
-                let what = What::KeyOrder { key: key.to_string(), before: before.to_string() };
-                self.faults.push(cache.fault(Structure::Bkey, byte, what));
+                disorder = Some((byte, key, before));
             }
             before = key;
             keys.push(key);
         }
         self.sets.push(summary);
+        if let Some((byte, key, before)) = disorder {
+            let (key, before) = (key.to_string(), before.to_string());
+            let places = if self.at.level == 0 { self.in_doubt(&keys) } else { Vec::new() };
+            self.faults.push(cache.fault(Structure::Bkey, byte, What::KeyOrder { key, before, places }));
+        }
         if !in_order && self.at.level == 0 {
             let mut map = ExtentMap::default();
             keys.into_iter().for_each(|key| map.insert(key));
