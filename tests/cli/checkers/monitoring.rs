@@ -75,6 +75,21 @@ fn alerts_are_about_figures_that_there_are() {
 }
 
 #[test]
+#[ignore = "python3"]
+fn pictures_are_what_their_script_draws() {
+    cmd::done(Command::new(paths::repository().join("doc/draw")).arg("--check")).unwrap();
+    for page in ["README.md", "ARCHITECTURE.md"] {
+        let text = fs::read_to_string(paths::repository().join(page)).unwrap();
+        let pictures: Vec<&str> =
+            text.split("](doc/").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+        assert!(!pictures.is_empty(), "{page}");
+        for picture in pictures {
+            assert!(paths::repository().join("doc").join(picture).is_file(), "{page}: {picture}");
+        }
+    }
+}
+
+#[test]
 #[ignore = "promtool, python3"]
 fn the_board_is_what_its_script_writes_and_asks_for_figures_that_there_are() {
     cmd::done(Command::new(monitoring("make_board")).arg("--check")).unwrap();
