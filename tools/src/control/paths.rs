@@ -216,8 +216,10 @@ pub fn lock_engine(set: Uuid) -> io::Result<Option<Flock<File>>> {
 #[must_use]
 pub fn has_engine(set: Uuid) -> bool {
     let pid = std::fs::read_to_string(path(set, "pid")).ok().and_then(|text| text.trim().parse::<u32>().ok());
-    let name = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok());
-    name.is_some_and(|name| name.trim_end() == "bcache-engine")
+    let Some(pid) = pid else { return false };
+    let read = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
+    // One that has ended, and whom nobody has waited for yet, has no command line.
+    read("comm").trim_end() == "bcache-engine" && !read("cmdline").is_empty()
 }
 
 /// Removes what an engine leaves behind that was stopped; it still has its lock.
