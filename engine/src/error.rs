@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 /// A failure of the engine.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A device failed.
     #[error(transparent)]

@@ -39,6 +39,7 @@ impl fmt::Display for Structure {
 
 /// What is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
 pub enum Problem {
     /// The bytes end before the structure does.
     #[error("needs {need} bytes, has {have}")]

@@ -52,6 +52,7 @@
 //! it reads a structure, the function that applies it (named at the rule).
 
 #![forbid(unsafe_code)]
+#![warn(unreachable_pub)]
 #![cfg_attr(
     not(test),
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, clippy::expect_used)

@@ -38,6 +38,7 @@ macro_rules! kinds {
     ($($variant:ident $id:literal $severity:ident $means:literal $repair:literal;)*) => {
         /// The kinds of findings.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
         pub enum Kind {
             $(#[doc = $means] $variant,)*
         }

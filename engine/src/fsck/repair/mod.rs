@@ -41,6 +41,7 @@ use thiserror::Error;
 
 /// Why nothing is repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Refused {
     /// A finding that nothing can be done about.
     #[error("{0} cannot be repaired: {1}")]

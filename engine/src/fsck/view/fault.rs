@@ -23,6 +23,7 @@ pub struct Fault {
 
 /// What is wrong at a place.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
 pub enum What {
     /// The device could not be read there.
     #[error("cannot be read: {message}")]

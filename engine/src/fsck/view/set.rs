@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 /// Why a set is not read.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
 pub enum Refusal {
     /// Something in it cannot be.
     #[error(transparent)]
