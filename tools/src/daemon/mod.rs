@@ -65,6 +65,9 @@ pub enum End {
 /// Another process has the set, or the system lacks something.
 pub fn run(settings: &Settings, succeed: bool) -> Result<End> {
     paths::prepare().context(paths::DIR)?;
+    // This program and its configuration may be on a device of the set: while nobody serves that, nothing of them can be read.
+    start::prepare();
+    let config = config::read(Path::new(config::PATH));
     if succeed {
         succession::take_turn(settings.set)?;
     }
@@ -80,14 +83,11 @@ pub fn run(settings: &Settings, succeed: bool) -> Result<End> {
         return Ok(End::Done);
     }
     paths::clear_stopped(settings.set).context(paths::DIR)?;
-    start::prepare();
     let mut settings = settings.clone();
     if initramfs::is_one() {
         settings.missing_cache = settings.missing_cache.map(|patience| patience.min(initramfs::PATIENCE));
     }
     let settings = &settings;
-    // An initramfs has one of its own, which is gone soon.
-    let config = config::read(Path::new(config::PATH));
     for fault in &config.faults {
         tracing::error!("{}: {fault}", config::PATH);
     }
