@@ -379,7 +379,7 @@ impl Tail {
         Ok(Self::new(place, set, newest.seq, Phase::Live, 0))
     }
 
-    /// The one that is there, whose keys `behind` are about to be added to the journal anew. Until [`Self::adopted`] they
+    /// The one that is there, whose keys `behind` are about to be added to the journal anew. Until they are called adopted they
     /// count as in no entry of it, whatever it has: if this process dies, too, the next one adds them all again.
     ///
     /// # Errors

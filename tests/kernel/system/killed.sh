@@ -41,7 +41,8 @@ done
 sha256sum /mnt/x/late > /tmp/late
 kill_engine
 ls /run/bcache/*.keys
-for command in 'fsck -n' 'export -o /tmp/export'; do
+bcache fsck -n /dev/vda /dev/vdb 2>&1 | grep 'in the journal yet'
+for command in 'fsck -y' 'export -o /tmp/export' 'flush'; do
   # shellcheck disable=SC2086
   refused 'in the journal yet' bcache $command /dev/vda /dev/vdb
 done

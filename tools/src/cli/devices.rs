@@ -1,7 +1,7 @@
 //! Opening the devices a command line names: for reading, or for writing where that is asked for.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -28,8 +28,11 @@ use crate::queue::Queue;
 pub enum InUse {
     /// What is read may change while it is read; good enough to look at.
     Allow,
-    /// Refused: the content would be of no single moment.
+    /// Refused: the content would be of no single moment. So is a cache whose set has acknowledged more than is on it.
     Refuse,
+    /// Refused, but of what the set has acknowledged and the cache does not have is only told: who looks at a set that
+    /// cannot be started, or rescues what it has, must be able to.
+    Tell,
 }
 
 /// What a device is opened for.
@@ -151,17 +154,17 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     }
     let mut options = OpenOptions::new();
     options.read(true).write(access == Access::Write);
-    if kind.is_block_device() && in_use == InUse::Refuse {
+    if kind.is_block_device() && in_use != InUse::Allow {
         options.custom_flags(OFlag::O_EXCL.bits());
     }
-    if in_use == InUse::Refuse
+    if in_use != InUse::Allow
         && let Some(device) = loop_of(&meta)
     {
         return Err(bad(format!("{name}: in use, {} shows it", device.display())));
     }
     let take = || {
         let file = options.open(path)?;
-        if in_use == InUse::Refuse {
+        if in_use != InUse::Allow {
             // The engine locks what it works on, too. The lock goes with the last copy of the descriptor.
             lock(&file, access == Access::Write)?;
         }
@@ -189,8 +192,11 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
     let mut mark = [0; MARK.len()];
     let marked = device.read_at(MARK_AT, &mut mark).is_ok() && mark == MARK;
     let device: Device = Arc::new(Sparse { device, holes, marked });
-    if in_use == InUse::Refuse {
-        refuse_if_ahead(&device).map_err(|error| bad(error.to_string()))?;
+    let told = |error: &anyhow::Error| drop(writeln!(io::stderr(), "warning: {error}"));
+    match in_use {
+        InUse::Allow => {}
+        InUse::Refuse => refuse_if_ahead(&device).map_err(|error| bad(error.to_string()))?,
+        InUse::Tell => refuse_if_ahead(&device).err().iter().for_each(told),
     }
     Ok((device, writable))
 }

@@ -132,8 +132,9 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     each_once(&args.devices)?;
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
     for path in &args.devices {
-        let access = if writes { Access::Write } else { Access::Read };
-        let (device, write) = open_for(path, InUse::Refuse, access)?;
+        let (in_use, access) =
+            if writes { (InUse::Refuse, Access::Write) } else { (InUse::Tell, Access::Read) };
+        let (device, write) = open_for(path, in_use, access)?;
         devices.push(device);
         writable.extend(write);
     }

@@ -61,7 +61,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     // Of a device that is written to, what is read is of no single moment.
-    let device = open(&args.device, InUse::Refuse)?;
+    let device = open(&args.device, InUse::Tell)?;
     let output = Output::create(&args.output, reads, readers, out)?;
     let image = take(&device);
     let packed =

@@ -93,11 +93,11 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     each_once(args.devices.iter().chain(&args.to))?;
     let mut devices = Vec::new();
     for path in &args.devices {
-        devices.push(open_for(path, InUse::Refuse, Access::Read)?.0);
+        devices.push(open_for(path, InUse::Tell, Access::Read)?.0);
     }
     let mut writable = None;
     if let Some(path) = &args.to {
-        let (device, writes) = open_for(path, InUse::Refuse, Access::Write)?;
+        let (device, writes) = open_for(path, InUse::Tell, Access::Write)?;
         devices.push(device);
         writable = writes;
     }
