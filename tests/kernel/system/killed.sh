@@ -33,6 +33,8 @@ wait "$passes"
 wait "$stamps"
 # While the engine is dead, what it acknowledged is partly in memory only. Nobody else takes the disk for all there is.
 bcache set journal_delay_ms=60000
+# Whoever waits still waits as long as before.
+sleep 3
 sync
 dd if=/dev/urandom of=/mnt/x/late bs=64k count=4 oflag=direct conv=notrunc status=none
 for ((i = 0; i < 50; i++)); do
