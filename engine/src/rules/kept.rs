@@ -59,6 +59,17 @@ async fn holds(volume: &DeviceVolume, sector: u64, byte: u8) {
     assert!(bytes.iter().all(|found| *found == byte), "sector {sector} holds {} for {byte}", bytes[0]);
 }
 
+/// The process of `rig` ends, and whoever starts the set next finds each byte in the eight sectors from there on.
+fn successor_holds(rig: &Rig, kept: &Rc<Kept>, sectors: &[(u64, u8)]) {
+    let next = Rig::with(&USUAL, left(rig));
+    next.runtime.block_on(async {
+        let (_, volume) = started(&next, kept).await;
+        for (sector, byte) in sectors {
+            holds(&volume, *sector, *byte).await;
+        }
+    });
+}
+
 fn keys_that_continue_another_state_of_the_journal_are_not_taken_over() {
     a_copy_is_put_back(&[64, 128, 192]);
 }
@@ -156,12 +167,7 @@ fn what_cannot_be_used_is_set_aside_and_another_is_begun() {
             holds(&volume, 0, 1).await;
             put(&*volume, 16, 8, 4).await.expect("a write");
         });
-        let next = Rig::with(&USUAL, left(&again));
-        next.runtime.block_on(async {
-            let (_, volume) = started(&next, &kept).await;
-            holds(&volume, 0, 1).await;
-            holds(&volume, 16, 4).await;
-        });
+        successor_holds(&again, &kept, &[(0, 1), (16, 4)]);
     }
 }
 
@@ -228,12 +234,7 @@ fn writes_wait_for_the_journal(from_the_start: bool) {
         assert!(kept.is_empty());
         put(&*volume, 8, 8, 2).await.expect("a write");
     });
-    let again = Rig::with(&USUAL, left(&rig));
-    again.runtime.block_on(async {
-        let (_, volume) = started(&again, &kept).await;
-        holds(&volume, 0, 1).await;
-        holds(&volume, 8, 2).await;
-    });
+    successor_holds(&rig, &kept, &[(0, 1), (8, 2)]);
 }
 
 fn no_write_waits_for_the_journal_while_its_key_is_kept() {

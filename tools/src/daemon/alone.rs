@@ -12,7 +12,7 @@ use bcache_engine::volume::Volume;
 use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
-use super::engine::{Engine, Standing};
+use super::engine::{Engine, REMOVED, Standing};
 use super::exposed::{self, Alone, Exposed, Kept};
 use super::switch::Switch;
 use crate::expose::{self, Claim};
@@ -68,7 +68,7 @@ impl Engine {
         let uuid = part.uuid;
         let (switch, on) = {
             let kept = self.kept.borrow();
-            let kept = kept.get(&uuid).context("the device was removed in the meantime")?;
+            let kept = kept.get(&uuid).context(REMOVED)?;
             (Rc::clone(&kept.switch), kept.alone.as_ref().map(|alone| alone.number))
         };
         match on {
@@ -87,7 +87,7 @@ impl Engine {
         let Ok(_held) = held else { bail!("{}: requests under way hang", part.path.display()) };
         switch.put(Rc::clone(&volume) as Rc<dyn Volume>);
         let mut kept = self.kept.borrow_mut();
-        let kept = kept.get_mut(&uuid).context("the device was removed in the meantime")?;
+        let kept = kept.get_mut(&uuid).context(REMOVED)?;
         (kept.claim, kept.alone) = (Some(claim), Some(Alone { volume, number: part.device }));
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Engine {
         let part = self.identify_soon(path).await?;
         let (name, claim) = {
             let mut kept = self.kept.borrow_mut();
-            let kept = kept.get_mut(&uuid).context("the device was removed in the meantime")?;
+            let kept = kept.get_mut(&uuid).context(REMOVED)?;
             let alone = kept.alone.as_ref().context("nothing is known of its disk")?;
             if alone.number != part.device {
                 bail!("{} is another disk now", path.display());
@@ -254,8 +254,7 @@ impl Engine {
         let number = expose::number_of(path).unwrap_or_default();
         let (mut exposed, mut kept) = (self.exposed.borrow_mut(), self.kept.borrow_mut());
         let place = exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
-        let Exposed { name, front, switch, claim, .. } =
-            exposed.remove(place.context("the device was removed in the meantime")?);
+        let Exposed { name, front, switch, claim, .. } = exposed.remove(place.context(REMOVED)?);
         switch.put(Rc::clone(&volume) as Rc<dyn Volume>);
         let alone = Some(Alone { volume, number });
         kept.insert(

@@ -13,7 +13,7 @@ use bcache_format::uuid_entry::UuidEntry;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::engine::{Engine, Standing, WRITING};
+use super::engine::{Engine, REMOVED, Standing, WRITING};
 use super::exposed::{self, Exposed};
 use crate::expose::{self, Claim};
 use crate::hold;
@@ -204,8 +204,8 @@ impl Engine {
         let place = |exposed: &[Exposed]| exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
         let (name, claim) = {
             let mut exposed = self.exposed.borrow_mut();
-            let index = place(&exposed).context("the device was removed in the meantime")?;
-            let one = exposed.get_mut(index).context("the device was removed in the meantime")?;
+            let index = place(&exposed).context(REMOVED)?;
+            let one = exposed.get_mut(index).context(REMOVED)?;
             (one.name.clone(), one.claim.take())
         };
         // The new table claims the backing device, so ours ends here.
@@ -324,7 +324,7 @@ impl Engine {
         let one = {
             let mut exposed = self.exposed.borrow_mut();
             let index = exposed.iter().position(|one| Rc::ptr_eq(&one.device, &device));
-            exposed.remove(index.context("the device was removed in the meantime")?)
+            exposed.remove(index.context(REMOVED)?)
         };
         let name = one.name.clone();
         if let Err((back, error)) = one.remove(&self.env).await {

@@ -32,6 +32,8 @@ use crate::serve::told;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The claim is held apart from what is open, so that it can be given up while requests go on.
 pub(super) const WRITING: OpenMode = OpenMode { write: true, exclusive: false };
+/// What is said of a device that is not there any more when its turn comes.
+pub(super) const REMOVED: &str = "the device was removed in the meantime";
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 

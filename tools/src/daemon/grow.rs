@@ -12,7 +12,7 @@ use bcache_engine::set::Device;
 use bcache_engine::volume::Volume;
 use uuid::Uuid;
 
-use super::engine::Engine;
+use super::engine::{Engine, REMOVED};
 use super::exposed::Exposed;
 use super::switch::Switch;
 use crate::hold;
@@ -31,7 +31,7 @@ impl Engine {
             let one = exposed.iter().find(|one| one.device.uuid == uuid);
             one.map(|one| (Rc::clone(&one.device), one.name.clone(), one.switch.shape()))
         };
-        let (device, name, before) = found.context("the device was removed in the meantime")?;
+        let (device, name, before) = found.context(REMOVED)?;
         measure(&device)?;
         let label = device.label.get().to_text();
         let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), label));
@@ -82,7 +82,7 @@ impl Engine {
         let old = {
             let mut exposed = self.exposed.borrow_mut();
             let one = exposed.iter_mut().find(|one| Rc::ptr_eq(&one.device, device));
-            let one = one.context("the device was removed in the meantime")?;
+            let one = one.context(REMOVED)?;
             one.switch = switch;
             let old = std::mem::replace(&mut one.front, front);
             self.rescue_from_failure(one);

@@ -7,7 +7,7 @@ use bcache_engine::request::DeviceVolume;
 use uuid::Uuid;
 
 use super::attach::MOST;
-use super::engine::Engine;
+use super::engine::{Engine, REMOVED};
 use super::switch::Switch;
 use crate::dm;
 use crate::serve::told;
@@ -47,7 +47,7 @@ impl Engine {
         let name = {
             let exposed = self.exposed.borrow();
             let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
-            one.map(|one| one.name.clone()).context("the device was removed in the meantime")?
+            one.map(|one| one.name.clone()).context(REMOVED)?
         };
         let check = move || if bytes < before { refuse_in_use(uuid) } else { Ok(()) };
         self.swap_front(&device, &name, switch, check).await?;
