@@ -1,6 +1,7 @@
-//! Sets to measure checks and flushes on; `tests/bench/fsck` does.
+//! Sets to measure checks, starts and flushes on; `tests/bench/run` does.
 //!
-//!     fsck_speed make FILE EXTENTS     a cache with so many extents in a sparse file, as scattered as can be
+//!     fsck_speed make FILE EXTENTS     a cache with so many extents in a sparse file, as scattered as can be, and its
+//!                                      backing device, FILE.backing
 //!     fsck_speed dirty DIR MIB         a cache and a backing device with so much contiguous dirty data
 //!     fsck_speed check FILE            checks it: seconds, bytes of metadata a second, memory
 //!     fsck_speed read FILE             reads what a check reads with O_DIRECT, as many reads at a time
@@ -40,7 +41,19 @@ fn make_scattered(path: &Path, extents: u64) -> io::Result<()> {
     let mut keys = (0..extents).map(|i| shape.extent(i, extents, EXTENT));
     let bytes = make(shape, &mut keys, &mut |at, bytes| file.write_all_at(bytes, at))?;
     println!("made: {extents} extents, {bytes} bytes of metadata");
-    file.sync_all()
+    file.sync_all()?;
+    let mut backing = path.as_os_str().to_owned();
+    backing.push(".backing");
+    make_backing(Path::new(&backing), shape, (DATA_OFFSET + (extents + 1) * 2 * EXTENT) * 512)?;
+    Ok(())
+}
+
+fn make_backing(path: &Path, shape: Shape, bytes: u64) -> io::Result<File> {
+    let backing = create(path, bytes)?;
+    let mut block = vec![0; SB_BYTES];
+    shape.backing().write_to(&mut block).map_err(io::Error::other)?;
+    backing.write_all_at(&block, SB_OFFSET)?;
+    Ok(backing)
 }
 
 /// Extents of a whole bucket, one after the other on both devices.
@@ -59,10 +72,7 @@ fn make_dirty(dir: &Path, mib: u64) -> io::Result<()> {
     for i in 0..mib {
         cache.write_all_at(&data, first * 512 + (i << 20))?;
     }
-    let backing = create(&dir.join("backing"), (mib << 20) + (1 << 20))?;
-    let mut block = vec![0; SB_BYTES];
-    shape.backing().write_to(&mut block).map_err(io::Error::other)?;
-    backing.write_all_at(&block, SB_OFFSET)?;
+    let backing = make_backing(&dir.join("backing"), shape, (mib << 20) + (1 << 20))?;
     // Space that is allocated already is written at the same speed by everyone.
     for i in 0..mib {
         backing.write_all_at(&data, DATA_OFFSET * 512 + (i << 20))?;
