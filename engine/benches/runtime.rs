@@ -7,25 +7,25 @@ use std::rc::Rc;
 
 use bcache_engine::dev::{Buf, Io};
 use bcache_engine::env::Runtime;
-use bcache_engine::sync::{Mutex, RwLock, Semaphore};
+use bcache_engine::sync::{Mutex, Semaphore};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn locks(c: &mut Criterion) {
-    let lock = Rc::new(RwLock::new(1u64));
-    c.bench_function("RwLock::try_read", |b| b.iter(|| *black_box(&lock).try_read().expect("free")));
-    c.bench_function("RwLock::try_read_owned", |b| {
-        b.iter(|| *black_box(&lock).try_read_owned().expect("free"))
+    let lock = Mutex::new(1u64);
+    c.bench_function("Mutex::try_lock", |b| b.iter(|| *black_box(&lock).try_lock().expect("free") += 1));
+    let permits = Rc::new(Semaphore::new(10));
+    c.bench_function("Semaphore::try_acquire_owned", |b| {
+        b.iter(|| black_box(&permits).try_acquire_owned(1).expect("free"))
     });
-    c.bench_function("RwLock::try_write", |b| b.iter(|| *black_box(&lock).try_write().expect("free") += 1));
     let runtime = Runtime::new().expect("a runtime");
     let mutex = Mutex::new(1u64);
     let semaphore = Semaphore::new(10);
-    c.bench_function("1000 x RwLock::read, Mutex::lock, Semaphore::acquire", |b| {
+    c.bench_function("1000 x Mutex::lock, Semaphore::acquire", |b| {
         b.iter(|| {
             runtime.block_on(async {
                 for _ in 0..1000 {
                     let _permit = semaphore.acquire(1).await;
-                    *mutex.lock().await += *lock.read().await;
+                    *mutex.lock().await += 1;
                 }
             })
         });

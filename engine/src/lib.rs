@@ -90,6 +90,8 @@
 //! assert_eq!(left, [1; 512]);
 //! ```
 
+#![warn(unreachable_pub)]
+
 /// Whether a mistake of `sim_bugs` is switched on; never, where they are not compiled in.
 macro_rules! seeded_bug {
     ($bug:ident) => {{

@@ -7,6 +7,7 @@
 mod abandoned;
 mod arranged;
 #[allow(dead_code, unused_imports)]
+#[allow(unreachable_pub)] // the tests' crate, too, has it
 #[path = "../../tests/src/crash/mod.rs"]
 mod crash;
 mod kept;

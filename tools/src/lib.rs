@@ -1,6 +1,8 @@
 //! The programs' code. Each file in `bin/` only calls into [`cli`], where one module a program or subcommand has its
 //! arguments and prints its answer.
 
+#![warn(unreachable_pub)]
+
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -20,8 +20,6 @@ use crate::names;
 use crate::signature;
 use crate::target::{self, Target};
 
-/// Bytes of a bucket when nobody asks for another size.
-pub const BUCKET_DEFAULT: u64 = 512 << 10;
 /// The last sector that the superblock's block covers: a cache's first bucket comes after it.
 const RESERVED_SECTORS: u32 = 23;
 

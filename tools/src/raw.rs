@@ -12,7 +12,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// As `ioctl(2)`; `EINVAL` when the buffer says it is longer than it is.
-pub fn dm_ioctl(control: &File, nr: u8, buf: &mut [u8]) -> io::Result<()> {
+pub(crate) fn dm_ioctl(control: &File, nr: u8, buf: &mut [u8]) -> io::Result<()> {
     /// `_IOWR(0xfd, nr, struct dm_ioctl)`; the structure has 312 bytes.
     const REQUEST: libc::Ioctl = (3 << 30) | (312 << 16) | (0xfd << 8);
     let said = buf.get(12..16).and_then(|bytes| bytes.first_chunk().copied()).map(u32::from_ne_bytes);
@@ -29,7 +29,7 @@ pub fn dm_ioctl(control: &File, nr: u8, buf: &mut [u8]) -> io::Result<()> {
 /// Keeps the pages of a file in memory where they are: they are not swapped out. For files in memory, of processes that lock
 /// theirs.
 #[derive(Debug)]
-pub struct Pinned {
+pub(crate) struct Pinned {
     at: *mut libc::c_void,
     len: usize,
 }
@@ -39,7 +39,7 @@ impl Pinned {
     ///
     /// # Errors
     /// As `mmap(2)`.
-    pub fn new(file: &File, len: usize) -> io::Result<Pinned> {
+    pub(crate) fn new(file: &File, len: usize) -> io::Result<Pinned> {
         let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED | libc::MAP_POPULATE);
         // SAFETY: a new mapping at a place that the kernel chooses; nothing is ever read through it.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, file.as_raw_fd(), 0) };
@@ -56,14 +56,14 @@ impl Drop for Pinned {
 
 /// A System V semaphore, for udev cookies.
 #[derive(Debug)]
-pub struct Semaphore(libc::c_int);
+pub(crate) struct Semaphore(libc::c_int);
 
 impl Semaphore {
     /// Makes the semaphore `key`, with a count of one. `AlreadyExists` if there is one.
     ///
     /// # Errors
     /// As `semget(2)`.
-    pub fn create(key: u32) -> io::Result<Semaphore> {
+    pub(crate) fn create(key: u32) -> io::Result<Semaphore> {
         let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
         // SAFETY: no memory is involved.
         let id = unsafe { libc::semget(key as libc::key_t, 1, flags) };
@@ -93,7 +93,7 @@ impl Semaphore {
     ///
     /// # Errors
     /// As `semop(2)`.
-    pub fn add(&self, count: i16) -> io::Result<()> {
+    pub(crate) fn add(&self, count: i16) -> io::Result<()> {
         self.operate(count, 0, None)
     }
 
@@ -101,7 +101,7 @@ impl Semaphore {
     ///
     /// # Errors
     /// As `semop(2)`.
-    pub fn take(&self) -> io::Result<()> {
+    pub(crate) fn take(&self) -> io::Result<()> {
         self.operate(-1, libc::IPC_NOWAIT as libc::c_short, None)
     }
 
@@ -109,7 +109,7 @@ impl Semaphore {
     ///
     /// # Errors
     /// As `semtimedop(2)`.
-    pub fn wait_zero(&self, limit: Duration) -> io::Result<()> {
+    pub(crate) fn wait_zero(&self, limit: Duration) -> io::Result<()> {
         loop {
             match self.operate(0, 0, Some(limit)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -119,7 +119,7 @@ impl Semaphore {
     }
 
     /// Removes it.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         // SAFETY: no memory is involved in this command.
         unsafe { libc::semctl(self.0, 0, libc::IPC_RMID) };
     }
@@ -142,7 +142,7 @@ static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
 
 /// Whether standard output was open when this process began. What is written to a closed one goes nowhere, without an error.
 #[must_use]
-pub fn stdout_was_open() -> bool {
+pub(crate) fn stdout_was_open() -> bool {
     STDOUT.load(Ordering::Relaxed)
 }
 
@@ -150,7 +150,7 @@ pub fn stdout_was_open() -> bool {
 ///
 /// # Errors
 /// As `close_range(2)`.
-pub fn close_inherited() -> io::Result<()> {
+pub(crate) fn close_inherited() -> io::Result<()> {
     const FIRST: libc::c_uint = 3;
     // SAFETY: called before this process has opened anything, so that no descriptor it knows of is closed.
     let result = unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0u32) };
@@ -161,7 +161,7 @@ pub fn close_inherited() -> io::Result<()> {
 ///
 /// # Errors
 /// As `prctl(2)`.
-pub fn set_io_flusher() -> io::Result<()> {
+pub(crate) fn set_io_flusher() -> io::Result<()> {
     /// From the kernel's `include/uapi/linux/prctl.h`.
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     let (yes, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
@@ -175,7 +175,7 @@ pub fn set_io_flusher() -> io::Result<()> {
 ///
 /// # Errors
 /// There is none of this number.
-pub fn descriptor(number: u16) -> io::Result<File> {
+pub(crate) fn descriptor(number: u16) -> io::Result<File> {
     let lowest: libc::c_int = 3;
     // SAFETY: no memory is involved; a number that is not open is an error.
     let copy = unsafe { libc::fcntl(number.into(), libc::F_DUPFD_CLOEXEC, lowest) };

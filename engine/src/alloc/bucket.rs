@@ -7,13 +7,13 @@ use std::ops::Range;
 
 /// Distance between a bucket's generation and the oldest pointer to it at which it may not be reused before GC has
 /// looked for such pointers (`BUCKET_GC_GEN_MAX`).
-pub const GC_GEN_MAX: u8 = 96;
+pub(super) const GC_GEN_MAX: u8 = 96;
 
 /// Buckets that are looked at in one go; others run in between.
 const BUCKETS_AT_ONCE: u64 = 8192;
 
 /// The numbers of all buckets that may be allocated, so many at once.
-pub fn bucket_ranges(geometry: &Geometry) -> impl Iterator<Item = Range<u64>> + use<> {
+pub(crate) fn bucket_ranges(geometry: &Geometry) -> impl Iterator<Item = Range<u64>> + use<> {
     let (first, end) = (geometry.first_bucket, geometry.nbuckets);
     let starts = (first..end).step_by(BUCKETS_AT_ONCE as usize);
     starts.map(move |from| from..(from + BUCKETS_AT_ONCE).min(end))

@@ -87,10 +87,6 @@ impl OpenBuckets {
         self.list.push(OpenBucket { ptr, sectors_free: sectors, last: Pos::MAX, write_point, flash_only });
         evicted
     }
-    /// Closes all; their pins are the caller's to drop.
-    pub fn close_all(&mut self) -> Vec<Ptr> {
-        self.list.drain(..).map(|open| open.ptr).collect()
-    }
 }
 
 #[cfg(test)]

@@ -229,14 +229,14 @@ impl Body {
 
 /// The key of a node in its parent.
 #[must_use]
-pub fn child_key(max: Pos, ptr: Ptr, geometry: &Geometry) -> Bkey {
+pub(super) fn child_key(max: Pos, ptr: Ptr, geometry: &Geometry) -> Bkey {
     let sectors = geometry.btree_node_bytes() / bcache_format::SECTOR_SIZE;
     Bkey::extent(max.inode, max.offset, sectors, ptr, false)
 }
 
 /// The key that says that the node at `ptr` is freed: its bucket has the generation of the key's pointer.
 #[must_use]
-pub fn freeing_marker(ptr: Ptr, generation: u8, geometry: &Geometry) -> Bkey {
+pub(super) fn freeing_marker(ptr: Ptr, generation: u8, geometry: &Geometry) -> Bkey {
     let sectors = geometry.btree_node_bytes() / bcache_format::SECTOR_SIZE;
     Bkey::extent(0, 0, sectors, Ptr::new(ptr.dev(), ptr.offset(), generation), false)
 }

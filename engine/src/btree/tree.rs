@@ -76,11 +76,6 @@ impl Tree {
     pub fn root(&self) -> Rc<Node> {
         Rc::clone(self.root.borrow().as_ref().expect("recovery sets a root first"))
     }
-    /// Whether there is a root yet.
-    #[must_use]
-    pub fn has_root(&self) -> bool {
-        self.root.borrow().is_some()
-    }
     /// Makes `node` the root. Each journal entry names the root there is when it is written.
     pub fn set_root(&self, node: &Rc<Node>) {
         *self.root.borrow_mut() = Some(Rc::clone(node));

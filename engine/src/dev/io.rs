@@ -50,11 +50,6 @@ impl<T> Completer<T> {
             waker.wake();
         }
     }
-
-    /// Whether the [`Io`] was dropped, so that nobody will see the outcome.
-    pub fn is_abandoned(&self) -> bool {
-        Rc::strong_count(&self.0) == 1
-    }
 }
 
 impl<T> Unpin for Io<T> {}

@@ -52,7 +52,7 @@ const PAGE: u64 = 4096;
 
 /// What was found of superblocks that are gone.
 #[derive(Default)]
-pub struct Found {
+pub(super) struct Found {
     /// The superblock of the first device of which enough is left.
     pub fix: Option<Fix>,
     /// What is missing to put others together, by their devices.
@@ -60,7 +60,7 @@ pub struct Found {
 }
 
 /// Looks for what the superblocks said of those of `devices` that have none.
-pub fn find(checked: &Checked, devices: &[Device]) -> Found {
+pub(super) fn find(checked: &Checked, devices: &[Device]) -> Found {
     let damaged = |device: &&Device| {
         let of = |kind: Kind| matches!(kind, Kind::SbMagic | Kind::SbField);
         checked.findings.iter().any(|finding| of(finding.kind) && *finding.device == *device.name())

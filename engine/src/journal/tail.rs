@@ -33,7 +33,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 /// What a tail begins with. The last byte is the version.
-pub const MAGIC: [u8; 16] = *b"bcache tail\0\0\0\0\x01";
+pub(super) const MAGIC: [u8; 16] = *b"bcache tail\0\0\0\0\x01";
 /// Where the slots begin.
 const SLOTS_AT: u64 = 4096;
 /// Bytes of a slot.

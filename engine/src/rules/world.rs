@@ -73,7 +73,7 @@ pub(super) fn parse(image: &Image) -> Superblock {
 }
 
 impl World {
-    pub fn new(geo: Geo) -> World {
+    pub(super) fn new(geo: Geo) -> World {
         let fields = CacheFields {
             nbuckets: geo.nbuckets,
             bucket_sectors: geo.bucket_sectors,
@@ -90,7 +90,7 @@ impl World {
         let images = std::iter::once(cache).chain((0..geo.count).map(backing)).collect();
         World::with(geo, images)
     }
-    pub fn with(geo: Geo, images: Vec<Image>) -> World {
+    pub(super) fn with(geo: Geo, images: Vec<Image>) -> World {
         let runtime = Runtime::new(geo.seed);
         let power = Power::new();
         let mut images = images.into_iter();
@@ -107,11 +107,11 @@ impl World {
             .collect();
         World { runtime, cache, backings }
     }
-    pub async fn start(&self) -> Result<Rc<CacheSet>, String> {
+    pub(super) async fn start(&self) -> Result<Rc<CacheSet>, String> {
         let started = CacheSet::start(self.runtime.env(), self.cache.dev(), SetSettings::default()).await;
         started.map_err(|error| error.to_string())
     }
-    pub async fn attach(
+    pub(super) async fn attach(
         &self,
         set: &Rc<CacheSet>,
         i: usize,
@@ -121,7 +121,7 @@ impl World {
         device.settings.sequential_cutoff.set(0);
         Ok((Rc::clone(&device), volume(set, &device)))
     }
-    pub fn images(&self) -> Vec<Image> {
+    pub(super) fn images(&self) -> Vec<Image> {
         std::iter::once(self.cache.durable()).chain(self.backings.iter().map(Disk::durable)).collect()
     }
 }

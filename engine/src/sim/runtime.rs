@@ -110,11 +110,6 @@ impl Runtime {
         self.world.seed
     }
 
-    /// A generator for the test's own choices, itself part of the run.
-    pub fn fork_rng(&self) -> Rng {
-        self.world.rng(Rng::fork)
-    }
-
     /// A hash over everything that happened so far: equal for equal runs.
     pub fn trace_hash(&self) -> u64 {
         self.world.trace.get()

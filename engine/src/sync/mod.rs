@@ -6,12 +6,10 @@
 mod fifo;
 mod mutex;
 mod notify;
-mod rwlock;
 mod semaphore;
 #[cfg(test)]
 mod tests;
 
 pub use mutex::{Mutex, MutexGuard};
 pub use notify::{Notify, WaitQueue, Waiting};
-pub use rwlock::{OwnedReadGuard, OwnedWriteGuard, ReadGuard, RwLock, WriteGuard};
 pub use semaphore::{OwnedPermit, Permit, Semaphore};

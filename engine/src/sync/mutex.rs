@@ -1,30 +1,38 @@
 //! A fair lock for one.
 
+use super::{Permit, Semaphore};
+use std::cell::{RefCell, RefMut};
 use std::ops::{Deref, DerefMut};
 
-use super::{RwLock, WriteGuard};
-
 /// One holder at a time, in the order of asking.
-#[derive(Debug)]
-pub struct Mutex<T>(RwLock<T>);
+pub struct Mutex<T> {
+    turn: Semaphore,
+    value: RefCell<T>,
+}
 
 /// Sole access to a [`Mutex`]'s value, until dropped.
-pub struct MutexGuard<'a, T>(WriteGuard<'a, T>);
+pub struct MutexGuard<'a, T> {
+    // Before the turn, for fields are dropped in this order.
+    value: RefMut<'a, T>,
+    _turn: Permit<'a>,
+}
 
 impl<T> Mutex<T> {
     /// An unlocked mutex around `value`.
-    pub fn new(value: T) -> Self {
-        Mutex(RwLock::new(value))
+    pub const fn new(value: T) -> Self {
+        Mutex { turn: Semaphore::new(1), value: RefCell::new(value) }
     }
 
     /// Waits for the lock.
     pub async fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard(self.0.write().await)
+        let turn = self.turn.acquire(1).await;
+        MutexGuard { value: self.value.borrow_mut(), _turn: turn }
     }
 
     /// The lock if nobody holds or awaits it.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.0.try_write().map(MutexGuard)
+        let turn = self.turn.try_acquire(1)?;
+        Some(MutexGuard { value: self.value.borrow_mut(), _turn: turn })
     }
 }
 
@@ -32,12 +40,12 @@ impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.0
+        &self.value
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.0
+        &mut self.value
     }
 }

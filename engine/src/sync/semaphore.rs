@@ -12,7 +12,7 @@ pub struct Semaphore {
 
 impl Semaphore {
     /// A semaphore with `permits` permits.
-    pub fn new(permits: u64) -> Self {
+    pub const fn new(permits: u64) -> Self {
         Semaphore { fifo: Fifo::new(permits) }
     }
 

@@ -8,31 +8,33 @@ use super::*;
 use crate::sim::Runtime;
 
 #[test]
-fn readers_share_and_a_writer_is_alone() {
+fn a_holder_of_all_permits_is_alone() {
+    const ALL: u64 = 1 << 40;
     for seed in 0..50 {
         let runtime = Runtime::new(seed);
         let env = runtime.env();
-        let lock = Rc::new(RwLock::new(0u64));
-        let readers = Rc::new(Cell::new(0));
+        let lock = Rc::new(Semaphore::new(ALL));
+        let (value, sharers) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         runtime.block_on(async {
             let mut tasks = Vec::new();
             for task in 0..6 {
-                let (inner, lock, readers) = (env.clone(), Rc::clone(&lock), Rc::clone(&readers));
+                let (inner, lock) = (env.clone(), Rc::clone(&lock));
+                let (value, sharers) = (Rc::clone(&value), Rc::clone(&sharers));
                 tasks.push(env.spawn(async move {
                     for _ in 0..20 {
                         if task % 2 == 0 {
-                            let mut value = Rc::clone(&lock).write_owned().await;
-                            assert_eq!(readers.get(), 0);
-                            let before = *value;
+                            let _all = Rc::clone(&lock).acquire_owned(ALL).await;
+                            assert_eq!(sharers.get(), 0);
+                            let before = value.get();
                             inner.yield_now().await;
-                            *value = before + 1;
+                            value.set(before + 1);
                         } else {
-                            let value = lock.read().await;
-                            readers.set(readers.get() + 1);
-                            let before = *value;
+                            let _one = lock.acquire(1).await;
+                            sharers.set(sharers.get() + 1);
+                            let before = value.get();
                             inner.yield_now().await;
-                            assert_eq!(*value, before);
-                            readers.set(readers.get() - 1);
+                            assert_eq!(value.get(), before);
+                            sharers.set(sharers.get() - 1);
                         }
                     }
                 }));
@@ -41,51 +43,57 @@ fn readers_share_and_a_writer_is_alone() {
                 task.await;
             }
         });
-        assert!(!lock.is_locked());
-        assert_eq!(*lock.try_read().expect("unlocked"), 60);
+        assert_eq!((lock.available(), value.get()), (ALL, 60));
     }
 }
 
 #[test]
-fn a_waiting_writer_holds_later_readers_back() {
-    let runtime = Runtime::new(1);
-    let env = runtime.env();
-    let lock = Rc::new(RwLock::new(()));
-    runtime.block_on(async {
-        let reader = lock.read().await;
-        let writer = env.spawn(Rc::clone(&lock).write_owned());
-        while lock.try_read().is_some() {
-            env.yield_now().await;
-        }
-        assert!(!writer.is_finished());
-        drop(reader);
-        let writer = writer.await;
-        assert!(lock.try_read().is_none());
-        let reader = writer.downgrade();
-        assert!(lock.try_read().is_some() && lock.try_write().is_none());
-        drop(reader);
-        assert!(lock.try_write().is_some());
-    });
+fn a_mutex_is_held_by_one() {
+    for seed in 0..50 {
+        let runtime = Runtime::new(seed);
+        let env = runtime.env();
+        let mutex = Rc::new(Mutex::new(0));
+        runtime.block_on(async {
+            let tasks: Vec<_> = (0..4)
+                .map(|_| {
+                    let (inner, mutex) = (env.clone(), Rc::clone(&mutex));
+                    env.spawn(async move {
+                        for _ in 0..20 {
+                            let mut value = mutex.lock().await;
+                            let before = *value;
+                            inner.yield_now().await;
+                            assert!(mutex.try_lock().is_none());
+                            *value = before + 1;
+                        }
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+        });
+        assert_eq!(*mutex.try_lock().expect("nobody holds it"), 80);
+    }
 }
 
 #[test]
 fn giving_up_waiting_lets_the_others_through() {
     let runtime = Runtime::new(1);
     let env = runtime.env();
-    let lock = Rc::new(RwLock::new(()));
+    let lock = Semaphore::new(9);
     runtime.block_on(async {
-        let reader = lock.read().await;
-        assert!(env.timeout(Duration::from_millis(1), lock.write()).await.is_err());
-        assert!(lock.try_read().is_some(), "the writer that gave up is out of the way");
-        drop(reader);
-        // One that was granted the lock and never polled again must hand it on.
-        let held = lock.try_write().expect("free");
-        let mut waiting = Box::pin(lock.write());
+        let one = lock.acquire(1).await;
+        assert!(env.timeout(Duration::from_millis(1), lock.acquire(9)).await.is_err());
+        assert!(lock.try_acquire(1).is_some(), "the one who gave up is out of the way");
+        drop(one);
+        // One who was granted all and never polled again must hand them on.
+        let held = lock.try_acquire(9).expect("free");
+        let mut waiting = Box::pin(lock.acquire(9));
         assert!(env.timeout(Duration::from_millis(1), waiting.as_mut()).await.is_err());
         drop(held);
-        assert!(lock.is_locked());
+        assert_eq!(lock.available(), 0);
         drop(waiting);
-        assert!(!lock.is_locked());
+        assert_eq!(lock.available(), 9);
     });
 }
 

@@ -22,7 +22,7 @@ const KEEPS_UP: u64 = 1_000_000;
 
 /// The controller's memory.
 #[derive(Default)]
-pub struct Controller {
+pub(crate) struct Controller {
     integral: Cell<i64>,
     /// When the next write is due, by the rate.
     next: Cell<u64>,

@@ -10,12 +10,12 @@ use nix::sys::signal::{SigSet, Signal};
 static BUSY: Mutex<()> = Mutex::new(());
 
 /// SIGINT and SIGTERM end the process.
-pub struct Canceled(());
+pub(super) struct Canceled(());
 
 impl Canceled {
     /// From now on these signals end the process with `code`. Has to come before any thread is started: a thread takes
     /// over what is blocked from the one that starts it.
-    pub fn exits(code: u8) -> Self {
+    pub(super) fn exits(code: u8) -> Self {
         let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
         // Where one of these steps fails, signals do what they always do.
         if signals.thread_block().is_ok() {
@@ -33,7 +33,7 @@ impl Canceled {
         Self(())
     }
     /// From now on they do nothing.
-    pub fn not_any_more(self) {
+    pub(super) fn not_any_more(self) {
         std::mem::forget(BUSY.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use bytesize::ByteSize;
 
 /// Refuses what would take `bytes` of memory that are not there. Where nobody can tell how much there is, it is tried.
-pub fn suffices(bytes: u64) -> Result<()> {
+pub(super) fn suffices(bytes: u64) -> Result<()> {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     match available(&info) {
         Some(free) if bytes > free => {

@@ -20,7 +20,7 @@ use nix::unistd::linkat;
 use super::Out;
 
 /// What an output is.
-pub enum Output<'o, 'a> {
+pub(super) enum Output<'o, 'a> {
     /// A file that is made whole.
     File(Partial),
     /// A pipe, a terminal or the like: it takes bytes from front to back.
@@ -30,7 +30,7 @@ pub enum Output<'o, 'a> {
 }
 
 /// A file that takes its name when it is whole.
-pub struct Partial {
+pub(super) struct Partial {
     file: File,
     /// Its name until then, if it has one.
     partial: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub struct Partial {
 
 /// Who may read what is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readers {
+pub(super) enum Readers {
     /// Whoever the umask lets.
     All,
     /// Its owner.
@@ -48,7 +48,12 @@ pub enum Readers {
 
 impl<'o, 'a> Output<'o, 'a> {
     /// Opens what `path` names; `reads` are the files and devices that are read.
-    pub fn create(path: &Path, reads: &[PathBuf], readers: Readers, out: &'o mut Out<'a>) -> Result<Self> {
+    pub(super) fn create(
+        path: &Path,
+        reads: &[PathBuf],
+        readers: Readers,
+        out: &'o mut Out<'a>,
+    ) -> Result<Self> {
         if path == Path::new("-") {
             if out.get_ref().is_terminal() {
                 bail!("standard output is a terminal; name a file");
@@ -83,7 +88,7 @@ impl<'o, 'a> Output<'o, 'a> {
     }
 
     /// Writes all of `bytes`, as all of the output.
-    pub fn write_whole(self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write_whole(self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::File(partial) => {
                 partial.file.write_all_at(bytes, 0)?;
@@ -99,7 +104,7 @@ impl<'o, 'a> Output<'o, 'a> {
 }
 
 /// Sees to it that all that was written to standard output has arrived.
-pub fn finish_standard(out: &mut Out<'_>) -> io::Result<()> {
+pub(super) fn finish_standard(out: &mut Out<'_>) -> io::Result<()> {
     out.flush()?;
     if out.get_ref().is_gone() {
         Err(io::Error::other("its reader went away before the end"))
@@ -157,11 +162,11 @@ impl Partial {
     }
     /// The file.
     #[must_use]
-    pub const fn file(&self) -> &File {
+    pub(super) const fn file(&self) -> &File {
         &self.file
     }
     /// Gives the file its name, durably.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub(super) fn finish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         if self.partial.is_none() {
             let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());

@@ -29,7 +29,7 @@ impl Engine {
     /// Puts a backing device that needs no cache under its name, straight from the device. What a process left behind is
     /// served meanwhile: requests that wait there must end before the name can lead elsewhere.
     pub(super) async fn go_alone(self: &Rc<Self>, part: &Part) -> Result<()> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let uuid = part.uuid;
         let _turn = self.turns.lock(uuid).await;
         if self.ending.get() || self.leaving.get() {
@@ -175,7 +175,7 @@ impl Engine {
             loop {
                 {
                     // What is left to do is everybody's who wants to change the device, or all: it may take their place.
-                    let _one = engine.changing.read().await;
+                    let _one = engine.changing.one().await;
                     let _turn = engine.turns.lock(uuid).await;
                     let leaves = engine.kept.borrow().get(&uuid).is_some_and(|kept| kept.leaves);
                     if !leaves || engine.ending.get() || engine.leaving.get() {
@@ -286,7 +286,7 @@ impl Engine {
     async fn rescue(self: Rc<Self>, uuid: Uuid) -> bool {
         let asked = self.env.now();
         // Whoever changes the device may wait for its disk; the request that failed does not.
-        let turn = async { (self.changing.read().await, self.turns.lock(uuid).await) };
+        let turn = async { (self.changing.one().await, self.turns.lock(uuid).await) };
         let turn = self.env.timeout(self.options.patience, turn).await;
         if self.leaving.get() {
             // The successor carries the request out, as one that a crash left unanswered.

@@ -124,7 +124,7 @@ impl Engine {
     /// Gives a device the name that its label makes, unless somebody uses it under the one that it has, or the name is
     /// another's: then it has it from the next start on, if it is free.
     async fn rename(&self, device: &Rc<Device>) -> Result<()> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let _turn = self.turns.lock(device.uuid).await;
         let label = device.label.get().to_text();
         let now = self

@@ -121,7 +121,7 @@ impl Engine {
     /// # Errors
     /// It belongs to another set, or cannot be used.
     pub(super) async fn attach_on_request(self: &Rc<Self>, path: &Path) -> Result<()> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let _looking = self.looking.lock(path.to_owned()).await;
         let part = self.identify_soon(path).await?;
         match part.role {
@@ -176,7 +176,7 @@ impl Engine {
         }
         // The long part is done before anything is held: others may come and go meanwhile.
         set.drain(&device).await.map_err(told)?;
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let _turn = self.turns.lock(device.uuid).await;
         let left = self.leave(&set, &device).await;
         if left.is_err() {
@@ -270,7 +270,7 @@ impl Engine {
     /// # Errors
     /// The set has no room for another device, or the kernel refuses.
     pub(super) async fn create_volume(self: &Rc<Self>, bytes: u64, label: &str) -> Result<Value> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let set = self.running()?;
         let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * 512;
         let bytes = bytes / block * block;
@@ -315,7 +315,7 @@ impl Engine {
     /// # Errors
     /// Somebody has it open, or it is none.
     pub(super) async fn remove_volume(&self, wanted: &str) -> Result<()> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let (set, device) = (self.running()?, self.find(wanted)?);
         let _turn = self.turns.lock(device.uuid).await;
         if device.backing().is_some() {

@@ -22,7 +22,7 @@ const IOCTLS: [u64; 3] = [0x12, 0xfd, 0xab];
 ///
 /// # Errors
 /// The kernel refuses. The process must not go on then.
-pub fn confine() -> Result<()> {
+pub(super) fn confine() -> Result<()> {
     let kept: CapsHashSet = KEPT.into_iter().collect();
     for capability in caps::all().into_iter().filter(|capability| !kept.contains(capability)) {
         // Kernels do not know all that are known here.

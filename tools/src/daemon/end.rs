@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl Engine {
     /// Stops everything. Refused, with nothing changed, while somebody has a device open.
     pub(super) async fn stop(self: &Rc<Self>) -> Result<()> {
-        let all = self.env.timeout(PATIENCE, self.changing.write()).await;
+        let all = self.env.timeout(PATIENCE, self.changing.all()).await;
         if self.stays_down.get() {
             bail!("the set is being stopped already");
         }
@@ -133,7 +133,7 @@ impl Engine {
     /// # Errors
     /// The set is being stopped. Nothing else keeps the process from ending.
     pub(super) async fn hand_over(self: &Rc<Self>, restart: bool) -> Result<()> {
-        let _all = self.env.timeout(PATIENCE, self.changing.write()).await;
+        let _all = self.env.timeout(PATIENCE, self.changing.all()).await;
         if self.stays_down.get() {
             bail!("the set is being stopped");
         }
@@ -176,7 +176,7 @@ impl Engine {
 
     /// What a request to end from outside means: everything stops if nobody uses it, and waits for a successor if
     /// somebody does. The latter is not for long where udev runs: it sees the parts closed, and the next process begins.
-    pub async fn end_for_now(self: &Rc<Self>) {
+    pub(super) async fn end_for_now(self: &Rc<Self>) {
         // Whoever probes devices has them open for a moment.
         for _ in 0..LOOKS {
             if self.in_use().await.is_ok_and(|names| names.is_empty()) {
@@ -229,7 +229,7 @@ impl Engine {
     /// # Errors
     /// It is there, or its newest data is in the cache and `lose_dirty` is not set.
     pub(super) async fn forget(self: &Rc<Self>, uuid: Uuid, lose_dirty: bool) -> Result<()> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let _turn = self.turns.lock(uuid).await;
         self.running()?.forget_device(uuid, lose_dirty).await.map_err(told)
     }

@@ -12,12 +12,12 @@ use bcache_engine::env::Env;
 use bcache_engine::request::DeviceVolume;
 use bcache_engine::set::{CacheSet, Device, read_superblock};
 use bcache_engine::settings::SetSettings;
-use bcache_engine::sync::{RwLock, WaitQueue};
+use bcache_engine::sync::WaitQueue;
 use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
 use super::exposed::{self, Exposed, Kept};
-use super::locks::Locks;
+use super::locks::{Locks, Shares};
 use super::notify::Notify;
 use crate::config::Config;
 use crate::control::paths;
@@ -44,7 +44,7 @@ const SOON: Duration = Duration::from_secs(10);
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(10);
 
 /// What the process was told.
-pub struct Options {
+pub(super) struct Options {
     /// The set.
     pub set: Uuid,
     /// How long requests wait for parts that are not there.
@@ -71,7 +71,7 @@ pub(super) enum Standing {
 }
 
 /// Everything of the process.
-pub struct Engine {
+pub(super) struct Engine {
     pub(super) env: Env,
     pub(super) options: Options,
     /// What the configuration file says.
@@ -86,9 +86,9 @@ pub struct Engine {
     pub(super) kept: RefCell<BTreeMap<Uuid, Kept>>,
     /// Devices that are about to be among them.
     taking: RefCell<BTreeSet<Uuid>>,
-    /// Whoever changes one device holds it for reading, whoever changes all of them for writing. What one device waits
+    /// Whoever changes one device has a share, whoever changes all of them has all. What one device waits
     /// for under it may hang with its disk: nobody waits for the others without a limit.
-    pub(super) changing: RwLock<()>,
+    pub(super) changing: Shares,
     /// One at a time looks at a part, and one at a time changes a device: a disk that hangs holds up nobody but itself.
     pub(super) looking: Locks<PathBuf>,
     pub(super) turns: Locks<Uuid>,
@@ -107,7 +107,7 @@ pub struct Engine {
 
 impl Engine {
     /// An engine without any part.
-    pub fn new(env: &Env, options: Options, config: Config, notify: Rc<Notify>) -> Rc<Engine> {
+    pub(super) fn new(env: &Env, options: Options, config: Config, notify: Rc<Notify>) -> Rc<Engine> {
         Rc::new(Engine {
             env: env.clone(),
             options,
@@ -119,7 +119,7 @@ impl Engine {
             exposed: RefCell::default(),
             kept: RefCell::default(),
             taking: RefCell::default(),
-            changing: RwLock::new(()),
+            changing: Shares::new(),
             looking: Locks::default(),
             turns: Locks::default(),
             in_vain: RefCell::default(),
@@ -133,13 +133,13 @@ impl Engine {
     }
 
     /// Waits for the end.
-    pub async fn ended(&self) {
+    pub(super) async fn ended(&self) {
         self.changed.wait_until(|| self.over.get()).await;
     }
 
     /// Takes a part in the background. One that is in use is left alone; any other is looked at again, for what its name
     /// leads to may have changed since, also while it was being looked at.
-    pub fn register(self: &Rc<Self>, path: &Path) {
+    pub(super) fn register(self: &Rc<Self>, path: &Path) {
         if !self.is_settled(path) && self.parts.borrow().get(path) != Some(&Standing::Alone) {
             self.parts.borrow_mut().insert(path.to_owned(), Standing::New);
         }
@@ -149,7 +149,7 @@ impl Engine {
 
     /// Takes over what a process left behind, then takes the parts: requests are answered, with errors at worst, before
     /// anything is done that may fail or hang.
-    pub fn begin(self: &Rc<Self>, devices: Vec<Uuid>, parts: Vec<PathBuf>) {
+    pub(super) fn begin(self: &Rc<Self>, devices: Vec<Uuid>, parts: Vec<PathBuf>) {
         *self.taking.borrow_mut() = devices.iter().copied().collect();
         // Those, too, that are of another set, or of none any more.
         self.env.spawn(self.env.offload(hold::settle_all)).detach();
@@ -277,7 +277,7 @@ impl Engine {
         }
         match part.role {
             Role::Cache => {
-                let _one = self.changing.read().await;
+                let _one = self.changing.one().await;
                 self.start(&part).await?;
                 Ok(Standing::Active)
             }
@@ -303,7 +303,7 @@ impl Engine {
             self.wait_for_cache(part);
             return Ok(if part.is_whole_alone() { Standing::Alone } else { Standing::Waiting });
         }
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let _turn = self.turns.lock(part.uuid).await;
         if self.ending.get() {
             bail!("{}: the set is being stopped", part.path.display());

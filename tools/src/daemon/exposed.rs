@@ -23,7 +23,7 @@ use crate::hold;
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// A device in service.
-pub struct Exposed {
+pub(super) struct Exposed {
     /// Name below `/dev/mapper`.
     pub name: String,
     /// The device of the set.
@@ -37,7 +37,7 @@ pub struct Exposed {
 }
 
 /// A device that a process left behind, taken over before anything is known of its parts.
-pub struct Kept {
+pub(super) struct Kept {
     /// Name below `/dev/mapper`.
     pub name: String,
     /// What serves it.
@@ -55,7 +55,7 @@ pub struct Kept {
 }
 
 /// A backing device that answers requests which reach a front end.
-pub struct Alone {
+pub(super) struct Alone {
     /// It.
     pub volume: Rc<AloneVolume>,
     /// The number of its block device.
@@ -67,7 +67,7 @@ pub struct Alone {
 ///
 /// # Errors
 /// The kernel refuses.
-pub async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Result<Option<Kept>> {
+pub(super) async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Result<Option<Kept>> {
     let found = env.offload(move || look(uuid)).await.context("device-mapper")?;
     let kept = match found {
         Found::Waiting { name, device, shape } => {
@@ -98,7 +98,7 @@ pub async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Result<Opti
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn tidy(uuid: Uuid) -> io::Result<bool> {
+pub(super) fn tidy(uuid: Uuid) -> io::Result<bool> {
     let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(false) };
     if hold::settle(&device, uuid)? {
         tracing::warn!(name = device.name, "suspended by somebody else; dmsetup resume lets it go on");
@@ -138,7 +138,7 @@ impl Exposed {
     ///
     /// # Errors
     /// The kernel refuses; nothing is left behind.
-    pub async fn new(
+    pub(super) async fn new(
         env: &Env,
         device: Rc<Device>,
         volume: Rc<dyn Volume>,
@@ -176,7 +176,12 @@ impl Exposed {
     }
 
     /// Lets `volume` answer what a process left behind.
-    pub fn of(kept: Kept, device: Rc<Device>, volume: Rc<dyn Volume>, claim: Option<Claim>) -> Exposed {
+    pub(super) fn of(
+        kept: Kept,
+        device: Rc<Device>,
+        volume: Rc<dyn Volume>,
+        claim: Option<Claim>,
+    ) -> Exposed {
         let Kept { name, front, switch, .. } = kept;
         switch.put(volume);
         Exposed { name, device, front, switch, claim }
@@ -186,7 +191,7 @@ impl Exposed {
     ///
     /// # Errors
     /// The kernel refuses; nothing is left behind.
-    pub async fn another_front(
+    pub(super) async fn another_front(
         env: &Env,
         (driver, depth): (Driver, u16),
         switch: &Rc<Switch>,
@@ -221,7 +226,7 @@ impl Exposed {
     ///
     /// # Errors
     /// Somebody has it open (`EBUSY`): it stays as it is, and is given back.
-    pub async fn remove(self, env: &Env) -> Result<(), (Box<Exposed>, io::Error)> {
+    pub(super) async fn remove(self, env: &Env) -> Result<(), (Box<Exposed>, io::Error)> {
         let (name, uuid) = (self.name.clone(), self.device.uuid);
         let removed = env.offload(move || {
             if let Some(device) = dm::find(&dm::uuid_of(uuid))? {

@@ -16,7 +16,7 @@ use crate::frontend::{Driver, mark, nbd_device, ublk};
 ///
 /// # Errors
 /// There is none; both reasons.
-pub fn choose(backend: Backend) -> Result<Driver> {
+pub(super) fn choose(backend: Backend) -> Result<Driver> {
     let Err(ublk) = ublk::available(backend) else { return Ok(Driver::Ublk) };
     match nbd_device::available() {
         Ok(()) => {
@@ -28,7 +28,7 @@ pub fn choose(backend: Backend) -> Result<Driver> {
 }
 
 /// A block device that a volume answers.
-pub enum Front {
+pub(super) enum Front {
     /// ublk.
     Ublk(ublk::Device),
     /// NBD.
@@ -41,7 +41,7 @@ impl Front {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn create(
+    pub(super) async fn create(
         env: &Env,
         driver: Driver,
         volume: Rc<dyn Volume>,
@@ -57,7 +57,7 @@ impl Front {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn another(
+    pub(super) async fn another(
         env: &Env,
         driver: Driver,
         volume: Rc<dyn Volume>,
@@ -78,7 +78,7 @@ impl Front {
     ///
     /// # Errors
     /// There is none, or it has a server.
-    pub async fn recover(
+    pub(super) async fn recover(
         env: &Env,
         (driver, id): (Driver, u32),
         volume: Rc<dyn Volume>,
@@ -98,7 +98,7 @@ impl Front {
 
     /// What sysfs calls it.
     #[must_use]
-    pub fn kernel_name(&self) -> String {
+    pub(super) fn kernel_name(&self) -> String {
         match self {
             Front::Ublk(device) => format!("ublkb{}", device.id()),
             Front::Nbd(device) => format!("nbd{}", device.index()),
@@ -106,7 +106,7 @@ impl Front {
     }
 
     /// Answers no more requests, and waits until none is under way; the others wait for another process.
-    pub async fn freeze(&self) {
+    pub(super) async fn freeze(&self) {
         match self {
             Front::Ublk(device) => device.freeze().await,
             Front::Nbd(device) => device.freeze().await,
@@ -117,7 +117,7 @@ impl Front {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn remove(self) -> Result<()> {
+    pub(super) async fn remove(self) -> Result<()> {
         match self {
             Front::Ublk(device) => Ok(device.remove().await?),
             Front::Nbd(device) => device.remove().await,
@@ -126,7 +126,7 @@ impl Front {
 
     /// What was asked of it.
     #[must_use]
-    pub fn stats(&self) -> Value {
+    pub(super) fn stats(&self) -> Value {
         match self {
             Front::Ublk(device) => {
                 json!({"requests": device.stats().requests.get(), "errors": device.stats().errors.get()})

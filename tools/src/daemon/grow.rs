@@ -23,7 +23,7 @@ impl Engine {
     /// # Errors
     /// The backing device has become shorter, there is none, or the kernel refuses: it stays as long as it was.
     pub(super) async fn grow(self: &Rc<Self>, uuid: Uuid) -> Result<u64> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let _turn = self.turns.lock(uuid).await;
         let set = self.running()?;
         let found = {

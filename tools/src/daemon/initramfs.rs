@@ -23,10 +23,10 @@ const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// How long a missing cache is waited for in an initramfs at most: whoever waits for the root file system there gives up
 /// after 30 s (initramfs-tools).
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether this is an initramfs.
-pub fn is_one() -> bool {
+pub(super) fn is_one() -> bool {
     let marked = ["/init", "/etc/initrd-release"].iter().any(|path| Path::new(path).exists());
     marked && statfs("/").is_ok_and(|root| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&root.filesystem_type()))
 }
@@ -36,7 +36,7 @@ pub fn is_one() -> bool {
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn leave() -> Result<()> {
+pub(super) fn leave() -> Result<()> {
     if !is_one() {
         return Ok(());
     }

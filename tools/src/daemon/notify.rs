@@ -6,7 +6,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 /// Where `NOTIFY_SOCKET` leads, or nowhere.
-pub struct Notify {
+pub(super) struct Notify {
     /// Connected from the beginning: when the machine leaves its initramfs, the path leads nowhere for processes that
     /// were started there, but the socket is still systemd's.
     socket: Option<UnixDatagram>,
@@ -24,7 +24,7 @@ fn address(name: &str) -> io::Result<SocketAddr> {
 impl Notify {
     /// Reads the environment.
     #[must_use]
-    pub fn from_environment() -> Notify {
+    pub(super) fn from_environment() -> Notify {
         let socket = std::env::var("NOTIFY_SOCKET").ok().and_then(|name| {
             let socket = UnixDatagram::unbound().and_then(|socket| {
                 socket.connect_addr(&address(&name)?)?;
@@ -46,28 +46,28 @@ impl Notify {
     }
 
     /// Started.
-    pub fn ready(&self) {
+    pub(super) fn ready(&self) {
         self.send("READY=1");
     }
 
     /// On the way to the end.
-    pub fn stopping(&self) {
+    pub(super) fn stopping(&self) {
         self.send("STOPPING=1");
     }
 
     /// What goes on, in one line.
-    pub fn status(&self, text: &str) {
+    pub(super) fn status(&self, text: &str) {
         self.send(&format!("STATUS={}", text.replace('\n', " ")));
     }
 
     /// Alive.
-    pub fn alive(&self) {
+    pub(super) fn alive(&self) {
         self.send("WATCHDOG=1");
     }
 
     /// How often [`alive`](Self::alive) is to be called: twice as often as systemd wants to hear it.
     #[must_use]
-    pub fn interval(&self) -> Option<Duration> {
+    pub(super) fn interval(&self) -> Option<Duration> {
         self.watchdog.map(|watchdog| watchdog / 2)
     }
 }

@@ -19,7 +19,7 @@ impl Engine {
     /// # Errors
     /// It is none, somebody has it open and it would become smaller, or the kernel refuses.
     pub(super) async fn resize_volume(self: &Rc<Self>, wanted: &str, bytes: u64) -> Result<()> {
-        let _one = self.changing.read().await;
+        let _one = self.changing.one().await;
         let (set, device) = (self.running()?, self.find(wanted)?);
         let _turn = self.turns.lock(device.uuid).await;
         if device.backing().is_some() {

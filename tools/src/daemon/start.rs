@@ -9,7 +9,7 @@ use crate::{module, raw};
 
 /// Loads modules, and sees to it that the process is neither killed nor stuck when memory is short: what it does is what
 /// others wait for to write their memory out. What is not allowed is told and done without.
-pub fn prepare() {
+pub(super) fn prepare() {
     module::load("dm_mod", "/dev/mapper/control");
     module::load("ublk_drv", "/dev/ublk-control");
     if !Path::new("/dev/ublk-control").exists() {

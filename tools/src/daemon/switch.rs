@@ -21,11 +21,11 @@ use uuid::Uuid;
 use crate::latency::{Histogram, Latency};
 
 /// Bytes before the data, and behind it.
-pub const LEAD: u64 = 1 << 20;
+pub(super) const LEAD: u64 = 1 << 20;
 
 /// What the block device of a [`Switch`] is like, whatever is behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub(super) struct Shape {
     /// Bytes of data.
     pub bytes: u64,
     /// Its block size in bytes.
@@ -43,10 +43,10 @@ enum Behind {
 }
 
 /// What is asked when a request fails: whether there is another volume now that it can be tried on.
-pub type Rescue = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool>>>>;
+pub(super) type Rescue = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool>>>>;
 
 /// A volume whose requests another one answers, once it is there.
-pub struct Switch {
+pub(super) struct Switch {
     env: Env,
     uuid: Uuid,
     shape: Shape,
@@ -66,7 +66,7 @@ fn end_of(env: &Env, patience: Duration) -> u64 {
 }
 
 /// New requests of a [`Switch`] wait for as long as this is there.
-pub struct Held(Rc<Switch>);
+pub(super) struct Held(Rc<Switch>);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -89,21 +89,21 @@ impl Drop for Running<'_> {
 impl Switch {
     /// One that has nothing behind it: requests wait for so long, and then fail.
     #[must_use]
-    pub fn waiting(env: &Env, uuid: Uuid, shape: Shape, patience: Duration) -> Rc<Switch> {
+    pub(super) fn waiting(env: &Env, uuid: Uuid, shape: Shape, patience: Duration) -> Rc<Switch> {
         let until = end_of(env, patience);
         Switch::with(env, uuid, shape, Behind::Nothing { until })
     }
 
     /// One with a volume behind it, and zeroes on both sides.
     #[must_use]
-    pub fn of(env: &Env, volume: Rc<dyn Volume>) -> Rc<Switch> {
+    pub(super) fn of(env: &Env, volume: Rc<dyn Volume>) -> Rc<Switch> {
         let bytes = volume.size_bytes();
         Switch::of_size(env, volume, bytes)
     }
 
     /// The same for the first `bytes` of a volume.
     #[must_use]
-    pub fn of_size(env: &Env, volume: Rc<dyn Volume>, bytes: u64) -> Rc<Switch> {
+    pub(super) fn of_size(env: &Env, volume: Rc<dyn Volume>, bytes: u64) -> Rc<Switch> {
         // Device-mapper takes whole blocks only.
         let block = volume.block_size();
         let bytes = bytes / u64::from(block) * u64::from(block);
@@ -127,19 +127,19 @@ impl Switch {
 
     /// What its block device is like.
     #[must_use]
-    pub fn shape(&self) -> Shape {
+    pub(super) fn shape(&self) -> Shape {
         self.shape
     }
 
     /// Lets `volume` answer from now on, those too that wait.
-    pub fn put(&self, volume: Rc<dyn Volume>) {
+    pub(super) fn put(&self, volume: Rc<dyn Volume>) {
         *self.behind.borrow_mut() = Behind::Volume(volume);
         self.changed.wake_all();
     }
 
     /// Holds new requests back and waits until none is under way. They go on when what this gives is dropped, and when the
     /// wait is given up.
-    pub async fn hold(self: &Rc<Self>) -> Held {
+    pub(super) async fn hold(self: &Rc<Self>) -> Held {
         self.held.set(self.held.get() + 1);
         let held = Held(Rc::clone(self));
         self.changed.wait_until(|| self.running.get() == 0).await;
@@ -147,7 +147,7 @@ impl Switch {
     }
 
     /// Asks `rescue` whenever a request fails.
-    pub fn rescue_with(&self, rescue: Rescue) {
+    pub(super) fn rescue_with(&self, rescue: Rescue) {
         // Whoever asked first goes on asking.
         let _ = self.rescue.set(rescue);
     }

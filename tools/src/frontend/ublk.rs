@@ -261,14 +261,6 @@ pub fn delete(id: u32) -> io::Result<()> {
     Control::open()?.delete(id)
 }
 
-/// Whether device `id` waits for a server.
-///
-/// # Errors
-/// The driver does not answer.
-pub fn is_waiting(id: u32) -> io::Result<bool> {
-    Ok(Control::open()?.info(id)?.state == State::Quiesced)
-}
-
 /// Older kernels have no such file; the default of half a minute is only slower.
 fn set_timeout(id: u32) {
     let path = format!("/sys/block/ublkb{id}/queue/io_timeout");

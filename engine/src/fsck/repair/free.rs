@@ -6,7 +6,7 @@ use bcache_format::BucketNr;
 
 /// Free buckets: those first that were never used, because others may hold data that damage makes look free.
 #[must_use]
-pub fn free_buckets(checked: &Checked, cache: &Cache, want: usize) -> Vec<BucketNr> {
+pub(super) fn free_buckets(checked: &Checked, cache: &Cache, want: usize) -> Vec<BucketNr> {
     let first = cache.geometry.first_bucket + cache.njournal_buckets();
     let free = |bucket: &BucketNr| checked.is_free(*bucket) && !checked.reserved.contains(bucket);
     let generation =

@@ -56,7 +56,7 @@ pub fn rebuild(cache: &Cache, content: Content<'_>, sink: Sink<'_>) -> Option<Re
 }
 
 /// Prio sets alone, with these priorities and generations; tells the first one's bucket.
-pub fn prios(cache: &Cache, buckets: Vec<BucketDisk>, seq: u64, sink: Sink<'_>) -> Option<BucketNr> {
+pub(super) fn prios(cache: &Cache, buckets: Vec<BucketDisk>, seq: u64, sink: Sink<'_>) -> Option<BucketNr> {
     Builder { cache, sink, buckets }.prios(seq)
 }
 

@@ -81,7 +81,7 @@ pub(in super::super) enum Proof {
 
 impl Proof {
     /// In words.
-    pub const fn words(self) -> &'static str {
+    pub(crate) const fn words(self) -> &'static str {
         match self {
             Self::Uuid => "by its UUID but for some bits",
             Self::Data => "by clean data that is the same",

@@ -14,7 +14,7 @@ use std::collections::{HashSet, VecDeque};
 
 /// What lies above the leaves.
 #[derive(Clone, Debug, Default)]
-pub struct Interior {
+pub(super) struct Interior {
     /// The leaves' places, in key order.
     pub leaves: Vec<NodeRef>,
     /// Buckets of interior nodes.
@@ -28,7 +28,12 @@ pub struct Interior {
 }
 
 /// Reads the interior nodes below `root`. Pointers seen raise `gens`, as recovery does.
-pub fn descend(cache: &Cache, root: NodeRef, gens: &mut Gens, report: &mut dyn FnMut(Fault)) -> Interior {
+pub(super) fn descend(
+    cache: &Cache,
+    root: NodeRef,
+    gens: &mut Gens,
+    report: &mut dyn FnMut(Fault),
+) -> Interior {
     let mut found = Interior::default();
     let mut level = vec![root];
     while level.first().is_some_and(|at| at.level > 0) {

@@ -14,7 +14,7 @@ const KEY: usize = 24;
 
 /// The range of a leaf: behind `lower`, up to `upper`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// End of the leaf before.
     pub lower: Pos,
     /// End of this one.
@@ -24,7 +24,7 @@ pub struct Bounds {
 /// Extents of one slot and of one pointer each, in order, without overlaps, inside their leaf and the device, none of
 /// them in a bucket of metadata; each either valid, or clean and stale.
 #[derive(Clone, Copy)]
-pub struct Packed<'p> {
+pub(crate) struct Packed<'p> {
     keys: &'p [[u8; KEY]],
     geometry: &'p Geometry,
     gens: &'p DataGens,
@@ -43,7 +43,12 @@ struct Sums {
 impl<'p> Packed<'p> {
     /// The extents in `keys`, if nothing is special about them.
     #[must_use]
-    pub fn look(keys: &'p [u8], bounds: Bounds, geometry: &'p Geometry, gens: &'p DataGens) -> Option<Self> {
+    pub(crate) fn look(
+        keys: &'p [u8],
+        bounds: Bounds,
+        geometry: &'p Geometry,
+        gens: &'p DataGens,
+    ) -> Option<Self> {
         let (keys, []) = keys.as_chunks::<KEY>() else { return None };
         let ((first, _), (last, _)) = (Bkey::with_one_ptr(keys.first()?), Bkey::with_one_ptr(keys.last()?));
         let inode = first.inode();
@@ -67,23 +72,23 @@ impl<'p> Packed<'p> {
     }
     /// How many there are, stale ones included.
     #[must_use]
-    pub const fn count(&self) -> u64 {
+    pub(crate) const fn count(&self) -> u64 {
         self.keys.len() as u64
     }
     /// Slot of the uuid table.
     #[must_use]
-    pub const fn inode(&self) -> u32 {
+    pub(crate) const fn inode(&self) -> u32 {
         self.inode
     }
     /// Those that are valid.
-    pub fn valid(&self) -> impl DoubleEndedIterator<Item = Sound> {
+    pub(crate) fn valid(&self) -> impl DoubleEndedIterator<Item = Sound> {
         let all = self.sums.is_some();
         let keys = self.keys.iter().map(Bkey::with_one_ptr);
         keys.filter(move |(_, ptr)| all || self.ahead(*ptr) == 0).map(|(key, ptr)| Sound::new(&key, ptr))
     }
     /// What those that are valid use of their slot.
     #[must_use]
-    pub fn used(&self) -> SlotUse {
+    pub(crate) fn used(&self) -> SlotUse {
         let mut used = SlotUse::default();
         let Some(Sums { all, dirty }) = self.sums else {
             self.valid().for_each(|sound| used.add(&SlotUse::of(&sound)));

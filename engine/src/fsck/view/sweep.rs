@@ -37,7 +37,7 @@ const BATCH: usize = 16;
 const AHEAD: usize = 64;
 
 /// What is done with the extents of every leaf that could be read whole.
-pub trait Pass: Sync {
+pub(crate) trait Pass: Sync {
     /// What a thread keeps from leaf to leaf.
     type Worker: Default;
     /// What comes out for one leaf.
@@ -51,7 +51,7 @@ pub trait Pass: Sync {
 }
 
 /// Nothing is done with them.
-pub struct Look;
+pub(crate) struct Look;
 
 impl Pass for Look {
     type Worker = ();
@@ -62,7 +62,7 @@ impl Pass for Look {
 }
 
 /// What all threads work with.
-pub struct Sweep<'s, P> {
+pub(crate) struct Sweep<'s, P> {
     /// The cache.
     pub cache: &'s Cache,
     /// Generations, as far as they are known.
@@ -112,7 +112,7 @@ impl Drop for Release<'_> {
 }
 
 /// What came out of one leaf.
-pub struct Swept<Out> {
+pub(crate) struct Swept<Out> {
     /// Its place.
     pub at: NodeRef,
     /// It could be read, and is nobody else's.
@@ -131,7 +131,7 @@ pub struct Swept<Out> {
 impl<P: Pass> Sweep<'_, P> {
     /// Sweeps; `take` is told of every leaf, in the order of the device. Comes back with the generations that have to
     /// be raised: if there are any, what the pass did was done with wrong ones.
-    pub fn run(&self, leaves: &[NodeRef], take: &mut dyn FnMut(Swept<P::Out>)) -> HashMap<u64, u8> {
+    pub(crate) fn run(&self, leaves: &[NodeRef], take: &mut dyn FnMut(Swept<P::Out>)) -> HashMap<u64, u8> {
         let groups = self.groups(leaves);
         let mut raises: HashMap<u64, u8> = HashMap::new();
         let mut take = |swept: Swept<P::Out>| {

@@ -63,12 +63,6 @@ impl<'c> Walk<'c> {
         Self { cache, pending, seen, from, to, faults }
     }
 
-    /// Buckets of all nodes that were tried.
-    #[must_use]
-    pub fn into_seen(self) -> HashSet<BucketNr> {
-        self.seen
-    }
-
     /// The next step. Pointers seen raise `gens` when `raise` is set, as recovery does.
     pub fn step(&mut self, gens: &mut Gens) -> Option<Step> {
         self.advance(|node, cache, faults| {

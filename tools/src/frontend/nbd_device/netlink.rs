@@ -51,7 +51,7 @@ impl neli::consts::genl::NlAttrType for Attribute {}
 type Message = Genlmsghdr<Command, Attribute>;
 
 /// What a device is like.
-pub struct Config<'a> {
+pub(super) struct Config<'a> {
     /// Size in bytes.
     pub bytes: u64,
     /// Smallest addressable unit in bytes.
@@ -125,7 +125,7 @@ fn common(config: &Config<'_>) -> Result<Vec<Nlattr<Attribute, Buffer>>> {
 ///
 /// # Errors
 /// The module is not loaded, or refuses.
-pub fn connect(config: &Config<'_>) -> Result<u32> {
+pub(super) fn connect(config: &Config<'_>) -> Result<u32> {
     let mut attributes = vec![
         attribute(Attribute::SizeBytes, config.bytes)?,
         attribute(Attribute::BlockSizeBytes, u64::from(config.block))?,
@@ -140,7 +140,7 @@ pub fn connect(config: &Config<'_>) -> Result<u32> {
 ///
 /// # Errors
 /// There is no such device, or it is somebody else's.
-pub fn reconnect(index: u32, config: &Config<'_>) -> Result<()> {
+pub(super) fn reconnect(index: u32, config: &Config<'_>) -> Result<()> {
     let mut attributes = vec![attribute(Attribute::Index, index)?];
     attributes.extend(common(config)?);
     send(Command::Reconfigure, attributes).map(drop)
@@ -150,6 +150,6 @@ pub fn reconnect(index: u32, config: &Config<'_>) -> Result<()> {
 ///
 /// # Errors
 /// There is no such device.
-pub fn disconnect(index: u32) -> Result<()> {
+pub(super) fn disconnect(index: u32) -> Result<()> {
     send(Command::Disconnect, vec![attribute(Attribute::Index, index)?]).map(drop)
 }
