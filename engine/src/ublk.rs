@@ -285,7 +285,7 @@ pub struct Queue {
 /// Commands of a queue: `_IOWR('u', nr, struct ublksrv_io_cmd)`; the structure has 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Step {
+enum Step {
     /// `UBLK_IO_FETCH_REQ`.
     Fetch = (3 << 30) | (16 << 16) | ((b'u' as u32) << 8) | 0x20,
     /// `UBLK_IO_COMMIT_AND_FETCH_REQ`.
@@ -317,7 +317,12 @@ impl Queue {
 
     async fn step(&self, step: Step, tag: u16, result: i32) -> io::Result<Request> {
         let (reply, io) = Io::pair();
-        self.env.reactor()?.start(Op::Ublk { file: Arc::clone(&self.file), step, tag, result, reply });
+        // `struct ublksrv_io_cmd` for queue 0, without an address: data is copied through the file.
+        let mut bytes = [0; 16];
+        bytes[2..4].copy_from_slice(&tag.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&result.to_ne_bytes());
+        let file = Arc::clone(&self.file);
+        self.env.reactor()?.start(Op::Command { file, number: step as u32, bytes, reply });
         match io.await.map_err(io::Error::from)? {
             0 => Ok(Request::parse(&self.descriptors.get(tag))),
             failed => Err(io::Error::from_raw_os_error(failed.abs())),

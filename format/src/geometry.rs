@@ -3,15 +3,11 @@
 use crate::bkey::{Bkey, Ptr};
 use crate::units::{BucketNr, SECTOR_SIZE, Sectors};
 
-/// Sectors of a page, the unit the kernel counts metadata in (x86 and every other 4 KiB-page machine).
-const PAGE_BYTES: u64 = 4096;
 /// No more than this of a bucket is used for prio sets and the uuid table, and no btree node is derived from more:
 /// the kernel's largest contiguous allocation on x86 (`meta_bucket_pages`).
 const META_BUCKET_MAX: u64 = 4 << 20;
 /// Btree nodes up to this size take what metadata buckets have; larger ones a quarter of it (`BTREE_MAX_PAGES`).
 const BTREE_NODE_FULL: u64 = 256 << 10;
-/// Largest journal entry, in bytes (`PAGE_SIZE << JSET_BITS`).
-pub const JSET_MAX_BYTES: u64 = PAGE_BYTES << 3;
 
 /// The shape of a cache device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

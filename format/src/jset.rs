@@ -20,13 +20,14 @@ use crate::bkey::Bkey;
 use crate::bset::Keys;
 use crate::csum::{SEED_ONES, crc64};
 use crate::error::{Error, Problem, Structure, field};
-use crate::geometry::JSET_MAX_BYTES;
 use crate::magic::SetMagic;
 use crate::units::BucketNr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
 
 /// Bytes before the keys.
 pub const HEADER_BYTES: usize = 0xf0;
+/// Largest journal entry, in bytes (`PAGE_SIZE << JSET_BITS`).
+pub const JSET_MAX_BYTES: u64 = crate::units::PAGE_BYTES << 3;
 /// Uuid entries have 64 bytes.
 pub const VERSION_UUID_V0: u32 = 0;
 /// Uuid entries have 128 bytes; what is written today.

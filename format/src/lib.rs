@@ -65,6 +65,7 @@ pub mod error;
 pub mod feature;
 pub mod geometry;
 pub mod jset;
+pub mod label;
 pub mod magic;
 pub mod mend;
 pub mod node;

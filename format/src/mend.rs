@@ -7,7 +7,7 @@
 use crate::bkey::Ptr;
 use crate::bset::{self, BsetHeader};
 use crate::csum::{POLYNOMIAL, SEED_ONES, crc64};
-use crate::geometry::JSET_MAX_BYTES;
+use crate::jset::JSET_MAX_BYTES;
 use crate::jset::{self, JsetHeader};
 use crate::magic::SetMagic;
 use crate::prio::PrioSet;

@@ -19,6 +19,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_e
 pub const HEADER_BYTES: usize = 0x28;
 /// Bytes of an entry.
 pub const ENTRY_BYTES: usize = 3;
+/// Largest age of a pointer: GC runs before generations can go further (`BUCKET_GC_GEN_MAX`). With one above it
+/// generations cannot be compared any more, and the kernel stops the set.
+pub const GC_GEN_MAX: u8 = 96;
 /// Priority of buckets that hold btree nodes.
 pub const BTREE_PRIO: u16 = u16::MAX;
 /// Priority of data buckets when they are filled.

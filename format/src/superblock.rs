@@ -15,6 +15,10 @@
 //! 0x0d0 d[256] u64      journal buckets: first_bucket + i
 //! 0x8d0 obso_bucket_size_hi u16, never covered by the checksum
 //! ```
+//!
+//! Long because cache and backing devices share one layout, with all fields read, checked and written.
+
+pub use crate::label::{LABEL_BYTES, Label};
 
 use crate::csum::{SEED_ONES, crc64};
 use crate::error::{Error, Problem, Structure, field};
@@ -22,7 +26,6 @@ use crate::feature::{Features, INCOMPAT_LOG_LARGE_BUCKET_SIZE, INCOMPAT_OBSO_LAR
 use crate::geometry::Geometry;
 use crate::magic::{self, SetMagic};
 use crate::units::Sectors;
-use std::fmt;
 use uuid::Uuid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
 
@@ -32,8 +35,6 @@ pub const SB_SECTOR: u64 = 8;
 pub const SB_OFFSET: u64 = SB_SECTOR * crate::units::SECTOR_SIZE;
 /// Bytes that are read and written as one.
 pub const SB_BYTES: usize = 4096;
-/// Bytes of a label.
-pub const LABEL_BYTES: usize = 32;
 /// Journal buckets a superblock has room for.
 pub const JOURNAL_BUCKETS_MAX: usize = 256;
 /// Where the data of a backing device of version 1 starts, and the least it may be, in sectors.
@@ -162,39 +163,6 @@ impl Version {
     #[must_use]
     pub const fn is_backing(self) -> bool {
         matches!(self, Self::Backing | Self::BackingWithOffset | Self::BackingWithFeatures)
-    }
-}
-
-/// A label: printed and compared up to the first NUL, which may be missing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Label(pub [u8; LABEL_BYTES]);
-
-impl Label {
-    /// A label of `text`; nothing when it has more than 32 bytes or a NUL.
-    #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
-        let mut label = Self::default();
-        if text.contains('\0') {
-            return None;
-        }
-        label.0.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
-        Some(label)
-    }
-    /// The bytes before the first NUL.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        self.0.split(|&byte| byte == 0).next().unwrap_or_default()
-    }
-    /// The text before the first NUL and without a newline at its end; other bytes that are no text are replaced.
-    #[must_use]
-    pub fn to_text(&self) -> String {
-        String::from_utf8_lossy(self.as_bytes()).trim_end_matches('\n').to_owned()
-    }
-}
-
-impl fmt::Debug for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_text().fmt(f)
     }
 }
 

@@ -6,6 +6,9 @@ use std::fmt;
 /// Bytes in a sector.
 pub const SECTOR_SIZE: u64 = 512;
 
+/// Bytes of a page, the unit the kernel counts metadata in (x86 and every other machine with pages of 4 KiB).
+pub(crate) const PAGE_BYTES: u64 = 4096;
+
 /// A count or offset in 512-byte sectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

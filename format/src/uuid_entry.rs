@@ -10,7 +10,7 @@
 //! ```
 
 use crate::error::{Error, Problem, Structure};
-use crate::superblock::Label;
+use crate::label::Label;
 use crate::units::Sectors;
 use uuid::Uuid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};

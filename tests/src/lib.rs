@@ -10,6 +10,8 @@ pub mod man;
 pub mod nbd;
 pub mod package;
 pub mod paths;
+#[cfg(test)]
+mod shape;
 pub mod sparse;
 pub mod stamp;
 pub mod trace;

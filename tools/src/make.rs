@@ -3,6 +3,8 @@
 //! Everything that could be wrong is found out for all devices before the first byte is written to any of them:
 //! [`plan`] opens, checks and refuses, [`Plan::write`] only writes. What the kernel would refuse at registration is
 //! refused here, where the old content is still whole.
+//!
+//! Long because all that may be wrong is found before anything is written.
 
 use std::path::{Path, PathBuf};
 

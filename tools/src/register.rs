@@ -1,4 +1,6 @@
 //! Registering a device: finding out what it is, and seeing to it that whoever serves it knows.
+//!
+//! Long because a part meets many states of its set, and each has its own way.
 
 use std::fs::File;
 use std::io;

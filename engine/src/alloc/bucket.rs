@@ -1,13 +1,10 @@
 //! What is known of every bucket in memory.
 
 use bcache_format::bkey::gen_after;
+use bcache_format::prio::GC_GEN_MAX;
 use bcache_format::prio::{BTREE_PRIO, INITIAL_PRIO};
 use bcache_format::{BucketNr, Geometry, Ptr};
 use std::ops::Range;
-
-/// Distance between a bucket's generation and the oldest pointer to it at which it may not be reused before GC has
-/// looked for such pointers (`BUCKET_GC_GEN_MAX`).
-pub(super) const GC_GEN_MAX: u8 = 96;
 
 /// Buckets that are looked at in one go; others run in between.
 const BUCKETS_AT_ONCE: u64 = 8192;

@@ -2,9 +2,9 @@
 
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
+use super::misses::MissId;
 use super::node::{Body, Node};
 use crate::error::Result;
-use crate::request::MissId;
 use crate::set::CacheSet;
 use bcache_format::bkey::KEY_SIZE_MAX;
 use bcache_format::{Pos, SECTOR_SIZE};

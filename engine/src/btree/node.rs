@@ -60,7 +60,7 @@ pub struct PendingWrite {
 }
 
 /// The changing part of a node.
-pub struct State {
+pub struct NodeState {
     /// Content.
     pub body: Body,
     /// Blocks of bsets on disk, or on their way there.
@@ -83,7 +83,7 @@ pub struct Node {
     pub max: Pos,
     /// Orders writes.
     pub io: Mutex<()>,
-    state: RefCell<State>,
+    state: RefCell<NodeState>,
     /// Takes no keys: how many want that.
     frozen: Cell<u32>,
     thawed: WaitQueue,
@@ -115,7 +115,7 @@ impl Node {
             seq,
             max,
             io: Mutex::new(()),
-            state: RefCell::new(State { body, written, write: PendingWrite::default() }),
+            state: RefCell::new(NodeState { body, written, write: PendingWrite::default() }),
             frozen: Cell::new(0),
             thawed: WaitQueue::new(),
             dead: Cell::new(false),
@@ -125,11 +125,11 @@ impl Node {
         }
     }
     /// The changing part.
-    pub fn state(&self) -> Ref<'_, State> {
+    pub fn state(&self) -> Ref<'_, NodeState> {
         self.state.borrow()
     }
     /// The changing part, to change it.
-    pub fn state_mut(&self) -> RefMut<'_, State> {
+    pub fn state_mut(&self) -> RefMut<'_, NodeState> {
         self.state.borrow_mut()
     }
     /// The key of this node in its parent, or in the journal.

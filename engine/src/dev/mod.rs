@@ -6,6 +6,7 @@
 mod buf;
 mod error;
 mod file;
+mod flush;
 mod io;
 mod ram;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod wrap;
 pub use buf::{Buf, PAGE, Shared};
 pub use error::{DevError, DevOp};
 pub use file::{OpenMode, lock, open};
+pub use flush::FlushTracked;
 pub use io::{Completer, Io};
 pub use ram::Ram;
 pub use wrap::{Counting, Counts, Delay, ReadOnly};

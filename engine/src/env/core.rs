@@ -11,10 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use async_task::Runnable;
 use slab::Slab;
 
-use super::{Env, Reactor, Task};
-
-/// Work for a helper thread.
-pub(crate) type Job = Box<dyn FnOnce() + Send>;
+use super::reactor::{Job, Reactor};
+use super::{Env, Task};
 
 /// What differs between the real world and the simulated one.
 pub(crate) trait Host {

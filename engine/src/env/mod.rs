@@ -5,6 +5,7 @@
 //! from its seed alone.
 
 mod core;
+mod finish;
 mod reactor;
 mod rng;
 mod runtime;
@@ -20,14 +21,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use self::core::{Core, Host, Job, MainTask};
+pub(crate) use self::core::{Core, Host, MainTask};
+pub use self::finish::{Finish, YieldNow};
 pub use self::reactor::Backend;
-pub(crate) use self::reactor::{Handle, Op, Reactor};
+pub(crate) use self::reactor::{Handle, Job, Op, Reactor};
 pub use self::rng::Rng;
 pub(crate) use self::rng::mix;
 pub use self::runtime::Runtime;
 pub use self::signal::Signals;
-pub use self::task::{Finish, Offloaded, Task, YieldNow};
+pub use self::task::{Offloaded, Task};
 pub use self::timer::{Elapsed, Sleep, Timeout};
 
 /// A handle to the runtime; clones are cheap and equal.

@@ -11,7 +11,7 @@ use super::view::devices::read_sectors;
 use super::view::journal::Stop;
 use super::view::node::NodeRef;
 use super::view::{Cache, Device};
-use bcache_format::geometry::JSET_MAX_BYTES;
+use bcache_format::jset::JSET_MAX_BYTES;
 use bcache_format::jset::JsetHeader;
 use bcache_format::magic;
 use bcache_format::mend::{Sealed, flip, flipped_bit};

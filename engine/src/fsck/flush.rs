@@ -6,6 +6,8 @@
 //! 2. The metadata is written anew with these extents clean, but for the blocks with such sectors, and one journal entry
 //!    makes it the set's.
 //! 3. Then the superblocks of the backing devices that have everything say CLEAN.
+//!
+//! Long because copying, what is tried again, and the account of what is left are one thing.
 
 use super::check::{Checked, Options, check};
 use super::kind::Severity;

@@ -8,6 +8,8 @@
 //! { first byte u64, length u64, readable u8, bytes if readable } * ranges, checksum u64 over everything before
 //! ```
 
+pub use super::mark::{MARK, MARK_AT, MARKED};
+
 use super::check::{Options, check};
 use super::view::{Device, ReadAt};
 use bcache_format::csum::{SEED_ONES, crc64};
@@ -17,13 +19,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// First bytes of an image file; what follows is compressed.
 pub const MAGIC: &[u8] = b"ubcache image 1\n";
-
-/// Where a device that was made of an image says so, in a sector before the superblock that nobody uses.
-pub const MARK_AT: u64 = 512;
-/// What it says there.
-pub const MARK: &[u8] = b"ubcache metadata only, no data\n";
-/// Why such a device is refused wherever its data would count.
-pub const MARKED: &str = "a metadata image, or made of one: it has none of the data";
 
 /// A device that remembers what was read of it.
 struct Recorder {

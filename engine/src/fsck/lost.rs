@@ -6,6 +6,8 @@
 //!
 //! Nothing is written over what may be somebody else's: what stands before the superblock must be zeros, as the programs
 //! that make devices leave it, and a superblock fits only where what it leads to is there.
+//!
+//! Long because there are many kinds of evidence for what a lost superblock said, each with a function or two.
 
 use super::bits::Fix;
 use super::check::Checked;
@@ -408,7 +410,7 @@ fn bucket_sizes(device: &Device, least: u64) -> impl Iterator<Item = u32> + use<
 
 /// The magic of the entry at a place.
 fn entry_at(device: &Device, byte: u64) -> Option<SetMagic> {
-    let mut bytes = vec![0; bcache_format::geometry::JSET_MAX_BYTES.try_into().ok()?];
+    let mut bytes = vec![0; bcache_format::jset::JSET_MAX_BYTES.try_into().ok()?];
     device.read_at(byte, &mut bytes).ok()?;
     let magic = SetMagic::of_jset(JsetHeader::read(&bytes)?.magic.get());
     Jset::parse(&bytes, magic).is_ok().then_some(magic)

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod bits;
 pub mod check;
+mod checked;
 pub mod evidence;
 pub mod finding;
 pub mod flush;
@@ -10,6 +11,7 @@ pub mod image;
 pub mod kind;
 mod lost;
 pub mod made;
+mod mark;
 pub mod ranges;
 pub mod repair;
 pub mod salvage;

@@ -1,6 +1,5 @@
 //! What each part of a cache is used for.
 
-use super::view::packed::Sound;
 use bcache_format::{BucketNr, Geometry};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -193,48 +192,6 @@ impl Gather {
     /// Adds all that is still on its way.
     pub fn finish(mut self, map: &SectorMap, before: &mut dyn FnMut(u64)) {
         (0..self.counts.len()).for_each(|index| self.put(map, index, before));
-    }
-}
-
-/// Live data of one slot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SlotUse {
-    /// Sectors that only the cache has.
-    pub dirty: u64,
-    /// All sectors.
-    pub all: u64,
-    /// First sector.
-    pub start: u64,
-    /// Sector behind the last.
-    pub end: u64,
-    /// First dirty sector.
-    pub dirty_start: u64,
-    /// Sector behind the last dirty one.
-    pub dirty_end: u64,
-}
-
-impl SlotUse {
-    /// What one extent is.
-    #[must_use]
-    pub const fn of(extent: &Sound) -> Self {
-        let (all, start, end) = (extent.size, extent.start, extent.start + extent.size);
-        let (dirty, dirty_start, dirty_end) = if extent.dirty { (all, start, end) } else { (0, 0, 0) };
-        Self { dirty, all, start, end, dirty_start, dirty_end }
-    }
-    /// Adds what others of the slot are.
-    pub fn add(&mut self, other: &Self) {
-        if other.all > 0 {
-            self.start = if self.all == 0 { other.start } else { self.start.min(other.start) };
-            self.end = self.end.max(other.end);
-            self.all += other.all;
-        }
-        if other.dirty > 0 {
-            let first = self.dirty == 0;
-            self.dirty_start =
-                if first { other.dirty_start } else { self.dirty_start.min(other.dirty_start) };
-            self.dirty_end = self.dirty_end.max(other.dirty_end);
-            self.dirty += other.dirty;
-        }
     }
 }
 

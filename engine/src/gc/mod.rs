@@ -37,8 +37,6 @@ pub struct Gc {
     wake: WaitQueue,
     passes: Cell<u64>,
     done: WaitQueue,
-    closing: Cell<bool>,
-    closed: WaitQueue,
     /// Sectors that may be written until the next pass.
     budget: Cell<i64>,
     interval: i64,
@@ -56,8 +54,6 @@ impl Gc {
             wake: WaitQueue::new(),
             passes: Cell::new(0),
             done: WaitQueue::new(),
-            closing: Cell::new(false),
-            closed: WaitQueue::new(),
             budget: Cell::new(interval),
             interval,
             running: Cell::new(false),
@@ -86,14 +82,10 @@ impl Gc {
         let before = self.passes.get();
         self.done.wait_until(|| self.passes.get() > before || set.is_closing()).await;
     }
-    pub(crate) fn close(&self) {
-        self.closing.set(true);
+    /// The set closes, and whoever waits for a pass, or to begin one, looks again.
+    pub(crate) fn wake(&self) {
         self.wake.wake_all();
         self.done.wake_all();
-        self.closed.wake_all();
-    }
-    pub(crate) async fn closed(&self) {
-        self.closed.wait_until(|| self.closing.get()).await;
     }
 }
 
@@ -150,7 +142,7 @@ impl CacheSet {
     pub(crate) async fn gc_task(self: Rc<Self>) {
         let gc = &self.gc;
         loop {
-            gc.wake.wait_until(|| gc.closing.get() || gc.requested.get() || gc.budget.get() < 0).await;
+            gc.wake.wait_until(|| self.is_closing() || gc.requested.get() || gc.budget.get() < 0).await;
             if self.is_closing() {
                 return;
             }
@@ -170,7 +162,7 @@ impl CacheSet {
             gc.passes.set(gc.passes.get() + 1);
             gc.done.wake_all();
             self.begin_moving();
-            if self.alloc.in_use_percent() >= before && self.env.timeout(PAUSE, gc.closed()).await.is_ok() {
+            if self.alloc.in_use_percent() >= before && self.env.timeout(PAUSE, self.closed()).await.is_ok() {
                 return;
             }
         }

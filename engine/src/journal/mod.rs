@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Words of keys that the largest entry has room for.
-const ENTRY_WORDS: usize = (bcache_format::geometry::JSET_MAX_BYTES as usize - HEADER_BYTES) / 8;
+const ENTRY_WORDS: usize = (bcache_format::jset::JSET_MAX_BYTES as usize - HEADER_BYTES) / 8;
 /// Closed entries that may wait for the writer before those who add keys have to wait.
 const CLOSED_MAX: usize = 16;
 

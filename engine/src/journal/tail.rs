@@ -23,6 +23,8 @@
 //! | 4096 | the slots, of [`SLOT`] bytes: index of the record, number of the entry, words of the key, the key, checksum |
 //!
 //! Record `i` is in slot `i` modulo the number of slots. All numbers are little-endian; checksums are CRC-64, as on the disk.
+//!
+//! Long because the tail's format, its writer and its reader must agree.
 
 use bcache_format::bkey::Bkey;
 use bcache_format::csum::{SEED_ONES, crc64};

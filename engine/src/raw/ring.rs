@@ -230,12 +230,8 @@ fn prepare(flight: &mut Flight) -> squeue::Entry {
             let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
             opcode::SendMsg::new(Fd(socket.as_raw_fd()), ptr::from_ref(&message.header)).flags(flags).build()
         }
-        Op::Ublk { file, step, tag, result, .. } => {
-            // `struct ublksrv_io_cmd` for queue 0, without an address: data is copied through the file.
-            let mut command = [0; 16];
-            command[2..4].copy_from_slice(&tag.to_ne_bytes());
-            command[4..8].copy_from_slice(&result.to_ne_bytes());
-            opcode::UringCmd16::new(Fd(file.as_raw_fd()), *step as u32).cmd(command).build()
+        Op::Command { file, number, bytes, .. } => {
+            opcode::UringCmd16::new(Fd(file.as_raw_fd()), *number).cmd(*bytes).build()
         }
         Op::Poll { fd, .. } => opcode::PollAdd::new(Fd(fd.as_raw_fd()), libc::POLLIN as u32).build(),
     }

@@ -1,8 +1,9 @@
 //! A backing device without its cache.
 
+use crate::dev::FlushTracked;
 use crate::dev::{BlockDev, Buf, Shared};
 use crate::error::{Error, Result};
-use crate::set::{Backing, Device, Kind, Tracked, leave_cache, settled_superblock};
+use crate::set::{Backing, Device, Kind, leave_cache, settled_superblock};
 use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::SECTOR_SIZE;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ impl AloneVolume {
         let (sb, block) = settled_superblock(&dev).await?;
         let (name, mut alone) = (dev.name().to_owned(), sb.clone());
         let (uuid, label) = (sb.uuid, sb.label);
-        let Some(backing) = Backing::new(Tracked::new(dev), sb, block) else {
+        let Some(backing) = Backing::new(FlushTracked::new(dev), sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
         };
         let changed =

@@ -6,11 +6,13 @@ mod errors;
 mod place;
 mod ranges;
 mod read;
+mod streams;
 mod volume;
 mod write;
 
 pub use alone::AloneVolume;
-pub use bypass::{CUTOFF_CACHE_ADD, Congestion, Streams};
+pub use bypass::{CUTOFF_CACHE_ADD, Congestion};
 pub use errors::IoErrors;
-pub use ranges::{MissGuard, MissId, Misses, RangeGuard, Ranges};
+pub use ranges::{RangeGuard, Ranges};
+pub use streams::Streams;
 pub use volume::DeviceVolume;

@@ -1,9 +1,8 @@
 //! Reads.
 
 use super::place::Wanted;
-use super::ranges::MissGuard;
 use crate::alloc::{Reserve, WritePoint};
-use crate::btree::{Durability, Extent, Piece};
+use crate::btree::{Durability, Extent, MissGuard, Piece};
 use crate::dev::{Buf, Io, Shared};
 use crate::error::{Error, Result};
 use crate::set::{CacheSet, Device, Kind, Stage};

@@ -1,10 +1,11 @@
 //! Bringing backing devices and volumes to a set.
 
-use super::cache_dev::{Tracked, read_superblock, settled_superblock_of};
+use super::cache_dev::{read_superblock, settled_superblock_of};
 use super::device::{Backing, Device, Kind};
 use super::superblock::SuperblockWriter;
 use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
+use crate::dev::FlushTracked;
 use crate::error::{Error, Result};
 use bcache_format::superblock::{BackingState, Superblock};
 use bcache_format::units::Sectors;
@@ -63,8 +64,8 @@ impl CacheSet {
             }
         }
         let tracked = match former.iter().find_map(|device| device.backing()) {
-            Some(former) if !seeded_bug!(FailuresForgotten) => Tracked::shared(dev, &former.dev),
-            _ => Tracked::new(dev),
+            Some(former) if !seeded_bug!(FailuresForgotten) => FlushTracked::shared(dev, &former.dev),
+            _ => FlushTracked::new(dev),
         };
         let (sb, block) = settled_superblock_of(&tracked).await?;
         let name = tracked.dev.name().to_owned();

@@ -1,7 +1,7 @@
 //! A backing device or flash-only volume.
 
-use super::cache_dev::Tracked;
 use super::superblock::StoredSuperblock;
+use crate::dev::FlushTracked;
 use crate::error::{Error, Result};
 use crate::request::{Ranges, Streams};
 use crate::settings::DeviceSettings;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 /// The slow device below a cached device.
 pub struct Backing {
     /// The device.
-    pub dev: Tracked,
+    pub dev: FlushTracked,
     /// Its superblock.
     pub sb: StoredSuperblock,
     /// First sector of the data.
@@ -70,7 +70,7 @@ pub struct Device {
 impl Backing {
     /// A backing device whose superblock was read. Nothing when it is a cache.
     #[must_use]
-    pub fn new(dev: Tracked, sb: Superblock, block: Vec<u8>) -> Option<Self> {
+    pub fn new(dev: FlushTracked, sb: Superblock, block: Vec<u8>) -> Option<Self> {
         let data_offset = sb.backing()?.data_offset.0;
         Some(Self { dev, sb: StoredSuperblock::new(sb, block), data_offset })
     }

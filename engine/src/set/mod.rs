@@ -1,4 +1,39 @@
 //! A cache set: one cache device, its backing devices and volumes.
+//!
+//! # Which file has which methods of [`CacheSet`]
+//!
+//! Here is what it consists of, what is dirty in it, how it fails, and what a journal entry says of it.
+//!
+//! | file | methods |
+//! |---|---|
+//! | `recover.rs` | starting: `start`, `start_outliving`, and what they do in order |
+//! | `stop.rs` | stopping: `stop`, `checkpoint`, `mark_clean` |
+//! | `tasks.rs` | what runs and when it ends: `task`, `at_work`, `is_closing`, `closed`, `accounting_task` |
+//! | `attach.rs` | devices and volumes that come and go: `attach`, `detach`, `drain`, `create_volume`, `resize_volume`, `remove_volume` |
+//! | `abandon.rs` | those that part with it in disorder: `absent`, `forget_device`, `abandon` |
+//! | `flush_backing.rs` | `flush_backing`, `flush_below_since`, `doubt_if_failed` |
+//! | `uuids.rs` | the table of devices: `change_uuids`, `take_slot`, `invalidate_slot` |
+//! | `attributes.rs` | sysfs names: `attributes`, `set_attribute`, `device_attributes`, `set_device_attribute` |
+//! | `audit.rs` | what must hold: `audit` |
+//! | `left.rs` | what must be nothing after a stop: `left_behind` |
+//! | `request/read.rs` | `read` |
+//! | `request/write.rs` | `write`, `flush`, `discard` |
+//! | `request/bypass.rs` | `should_bypass`, `should_writeback` |
+//! | `request/place.rs` | places on the cache device: `place`, `try_place` |
+//! | `request/errors.rs` | counting errors: `count_cache_io` |
+//! | `btree/lookup.rs` | `node_at`, `pieces`, `pieces_resident` |
+//! | `btree/insert.rs` | `insert`, `insert_replayed`, `insert_behind`, `replace` |
+//! | `btree/node_io.rs` | `node`, `node_write` |
+//! | `btree/flusher.rs` | `flusher_task` |
+//! | `btree/split.rs` | `split`, `rewrite`, `create_first_root`, `new_root` |
+//! | `journal/write.rs` | `journal_soon`, `journal_admission`, `commit_keys`, `commit_roots`, `journal_task` |
+//! | `journal/reclaim.rs` | room in the journal: `journal_space`, `journal_reclaim_task` |
+//! | `alloc/refill.rs` | `refill_task` |
+//! | `alloc/prio.rs` | `write_prios` |
+//! | `gc/mod.rs` | `gc_task`, `gc_pass`, `trigger_gc` |
+//! | `gc/moving.rs` | `moving_gc` |
+//! | `writeback/mod.rs` | `writeback_task` |
+//! | `writeback/rate.rs` | `writeback_rate_task` |
 
 mod abandon;
 mod attach;
@@ -6,29 +41,32 @@ mod attributes;
 mod audit;
 mod cache_dev;
 mod device;
+mod flush_backing;
 mod kept;
 mod left;
 mod recover;
 mod stop;
 mod superblock;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod uuids;
 
 pub use abandon::Absent;
 pub use attributes::{Attribute, LEFT_OUT};
-pub use cache_dev::{CacheDev, Tracked, read_superblock, settled_superblock};
+pub use cache_dev::{CacheDev, read_superblock, settled_superblock};
 pub use device::{Backing, Device, Kind};
 pub use superblock::{NewestInCache, StoredSuperblock, leave_cache};
+pub(crate) use tasks::{AtWork, Stage};
 pub use uuids::UuidTable;
 
 use crate::alloc::Alloc;
-use crate::btree::{Extent, Node, Tree};
+use crate::btree::{Extent, Misses, Node, Tree};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gc::Gc;
 use crate::journal::{Journal, Roots};
-use crate::request::{Congestion, IoErrors, Misses};
+use crate::request::{Congestion, IoErrors};
 use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
 use crate::sync::{Mutex, WaitQueue};
@@ -36,17 +74,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use uuid::Uuid;
-
-/// When a task stops: those of a stage need all later ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Works for a device: cache misses on their way, writeback.
-    Device = 0,
-    /// Finds space: GC, allocation, late leaves.
-    Space = 1,
-    /// The journal.
-    Journal = 2,
-}
 
 /// A running cache set.
 pub struct CacheSet {
@@ -93,25 +120,11 @@ pub struct CacheSet {
     /// See [`CacheSet::outlive`].
     pub(crate) outlived: Cell<bool>,
     closing: Cell<bool>,
+    /// Wakes those who wait for the set to close.
+    closed: WaitQueue,
     /// What works for the set, by when it stops.
     tasks: [Cell<usize>; 3],
     tasks_ended: WaitQueue,
-}
-
-/// Works for a set until it is dropped: a stop waits for it.
-pub(crate) struct AtWork {
-    set: Rc<CacheSet>,
-    stage: Stage,
-}
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        let running = &self.set.tasks[self.stage as usize];
-        running.set(running.get() - 1);
-        if running.get() == 0 {
-            self.set.tasks_ended.wake_all();
-        }
-    }
 }
 
 impl CacheSet {
@@ -209,8 +222,7 @@ impl CacheSet {
         self.failure.borrow_mut().get_or_insert_with(|| why.into());
         self.journal.leave_tail(self.cache.failures() > 0);
         self.journal.close();
-        self.alloc.close();
-        self.gc.close();
+        self.wake_to_close();
         // Whoever waits for what a failed set will not do any more looks again.
         for device in self.devices() {
             device.writeback.wake();
@@ -228,10 +240,6 @@ impl CacheSet {
     /// Why the set stopped writing, if it did.
     pub fn failure(&self) -> Option<Rc<str>> {
         self.failure.borrow().clone()
-    }
-    /// Whether tasks should end.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.get() || self.is_failed()
     }
     /// An error once the set has failed.
     pub(crate) fn check(&self) -> Result<()> {
@@ -252,22 +260,6 @@ impl CacheSet {
             uuid_bucket: self.uuids.borrow().key,
             prio_bucket: self.alloc.prio_head.get(),
         }
-    }
-    /// Runs a task of the set until it ends by itself.
-    pub(crate) fn task(self: &Rc<Self>, stage: Stage, future: impl Future<Output = ()> + 'static) {
-        let at_work = self.at_work(stage);
-        self.env
-            .spawn(async move {
-                let _at_work = at_work;
-                future.await;
-            })
-            .detach();
-    }
-    /// Something that a stop waits for.
-    pub(crate) fn at_work(self: &Rc<Self>, stage: Stage) -> AtWork {
-        let running = &self.tasks[stage as usize];
-        running.set(running.get() + 1);
-        AtWork { set: Rc::clone(self), stage }
     }
     /// Attached devices and volumes, by inode.
     pub fn devices(&self) -> Vec<Rc<Device>> {

@@ -7,6 +7,8 @@
 //! | SYNC set | an entry | read prios, uuids, root as the newest entry names them; walk the btree; mark; replay; write all that |
 //! | SYNC set | empty | refused: the metadata is gone, and with it what was dirty |
 //! | SYNC set | entries behind a damaged one | refused: they were durable once, so that the damage is no torn end |
+//!
+//! Long because every step of a start is a function here, so that the order can be read from top to bottom.
 
 use super::cache_dev::{CacheDev, read_superblock};
 use super::kept::{keep_anew, take_over};
@@ -24,7 +26,7 @@ use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
 use crate::sync::WaitQueue;
 use bcache_format::bkey::Bkey;
-use bcache_format::geometry::JSET_MAX_BYTES;
+use bcache_format::jset::JSET_MAX_BYTES;
 use bcache_format::jset::Jset;
 use bcache_format::prio::{INITIAL_PRIO, PrioSet};
 use bcache_format::superblock::{NBUCKETS_TOO_FEW, Version};
@@ -210,6 +212,7 @@ impl CacheSet {
             stale_dirty: RefCell::default(),
             outlived: Cell::new(false),
             closing: Cell::new(false),
+            closed: WaitQueue::new(),
             tasks: Default::default(),
             tasks_ended: WaitQueue::new(),
             cache,

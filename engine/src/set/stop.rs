@@ -1,47 +1,11 @@
-//! Stopping a set, and writing leaves that have waited long.
+//! Stopping a set.
 
 use super::{Backing, CacheSet, Device, Stage};
 use crate::btree::PendingWrite;
 use crate::error::Result;
-use crate::stats::TICK;
 use std::rc::Rc;
-use std::time::Duration;
-
-/// Leaves are written this long after their first key, if nothing else wrote them before.
-const LEAF_DELAY: Duration = Duration::from_secs(30);
-/// How often is looked for such leaves.
-const FLUSHER_STEP: Duration = Duration::from_secs(5);
 
 impl CacheSet {
-    /// Writes leaves whose keys have waited long enough.
-    pub(crate) async fn flusher_task(self: Rc<Self>) {
-        loop {
-            if self.env.timeout(FLUSHER_STEP, self.gc.closed()).await.is_ok() || self.is_closing() {
-                return;
-            }
-            self.tree.recount();
-            self.tree.evict();
-            let before = self.env.now().saturating_sub(LEAF_DELAY.as_nanos() as u64);
-            for node in self.tree.dirty_nodes() {
-                let since = node.state().write.since;
-                // A failure ends the set, and with it this task.
-                if since != 0 && since <= before && self.node_write(&node).await.is_err() && self.is_closing()
-                {
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Moves the windows of what was counted lately.
-    pub(crate) async fn accounting_task(self: Rc<Self>) {
-        while self.env.timeout(TICK, self.gc.closed()).await.is_err() && !self.is_closing() {
-            for device in self.devices() {
-                device.windows.tick(&device.stats);
-            }
-        }
-    }
-
     /// Stops the set: waits for requests under way, writes every node that has keys to write, and closes the journal.
     /// After a failure nothing is written: what is on disk is what recovery can trust.
     ///
@@ -64,8 +28,7 @@ impl CacheSet {
         }
         self.ended(Stage::Device).await;
         self.closing.set(true);
-        self.alloc.close();
-        self.gc.close();
+        self.wake_to_close();
         self.ended(Stage::Space).await;
         let mut result = if self.is_failed() {
             self.check()
@@ -90,10 +53,6 @@ impl CacheSet {
             node.state_mut().write = PendingWrite::default();
         }
         result
-    }
-
-    async fn ended(&self, stage: Stage) {
-        self.tasks_ended.wait_until(|| self.tasks[stage as usize].get() == 0).await;
     }
 
     /// Writes every node that has keys to write, and a journal entry that needs none before it: what is on disk then is

@@ -1,6 +1,6 @@
 //! The superblock of a device in use. It has one owner: one write at a time, and in memory is what is on the disk.
 
-use super::cache_dev::Tracked;
+use crate::dev::FlushTracked;
 use crate::dev::{Buf, Shared};
 use crate::error::{Error, Result};
 use crate::sync::{Mutex, MutexGuard};
@@ -24,7 +24,7 @@ pub struct StoredSuperblock {
 /// The right to change a superblock, which one caller has at a time.
 pub struct SuperblockWriter<'a> {
     stored: &'a StoredSuperblock,
-    dev: &'a Tracked,
+    dev: &'a FlushTracked,
     _one: Option<MutexGuard<'a, ()>>,
 }
 
@@ -58,7 +58,7 @@ impl StoredSuperblock {
         self.unsettled.get() || self.sb.borrow().state() == BackingState::Dirty
     }
     /// Waits until nobody else changes the superblock on `dev`, and keeps others from it.
-    pub async fn writer<'a>(&'a self, dev: &'a Tracked) -> SuperblockWriter<'a> {
+    pub async fn writer<'a>(&'a self, dev: &'a FlushTracked) -> SuperblockWriter<'a> {
         let one = if seeded_bug!(SuperblockUnlocked) { None } else { Some(self.io.lock().await) };
         SuperblockWriter { stored: self, dev, _one: one }
     }

@@ -1,4 +1,6 @@
 //! A simulated disk.
+//!
+//! Long because a simulated disk is one fault model: what is volatile, torn, delayed or refused depends on each other.
 
 use std::cell::RefCell;
 use std::ops::{Range, RangeInclusive};

@@ -5,15 +5,16 @@
 //! the btree still has exactly what was written back. A write error leaves its keys dirty; they are tried again.
 
 mod rate;
+mod state;
+
+pub use state::Writeback;
 
 use crate::btree::Extent;
 use crate::dev::{Buf, DevError, Shared};
 use crate::error::Result;
-use crate::request::{RangeGuard, Ranges};
+use crate::request::RangeGuard;
 use crate::set::{CacheSet, Device};
-use crate::sync::WaitQueue;
 use bcache_format::{Pos, SECTOR_SIZE};
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,40 +28,6 @@ const RUN_SECTORS: u64 = 1 << 11;
 const BUSY: Duration = Duration::from_millis(10);
 /// Pause after an error.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Writeback of one device.
-#[derive(Default)]
-pub struct Writeback {
-    /// Ranges that are being written back.
-    pub(crate) active: Ranges,
-    /// Something became clean, or the set is stopping.
-    pub(crate) progress: WaitQueue,
-    woken: WaitQueue,
-    closed: Cell<bool>,
-    /// Dirty sectors that this pass could not read from the cache, and that have no place on the backing device.
-    unreadable: Cell<u64>,
-    unwritable: Cell<u64>,
-    /// Both, of the last whole pass: sectors that stay dirty whatever is tried.
-    pub(crate) stuck: Cell<u64>,
-    /// Those of them that lie behind the end of the backing device.
-    pub(crate) behind_end: Cell<u64>,
-    pub(crate) controller: rate::Controller,
-}
-
-impl Writeback {
-    /// There may be something to do.
-    pub(crate) fn wake(&self) {
-        self.woken.wake_all();
-    }
-    pub(crate) fn close(&self) {
-        self.closed.set(true);
-        self.woken.wake_all();
-        self.progress.wake_all();
-    }
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get()
-    }
-}
 
 /// Dirty extents that are being written back, and where to look next.
 struct Batch<'a> {

@@ -14,30 +14,8 @@ const RATE_MAX: i64 = 1_000_000_000;
 const FRAGMENT_THRESHOLDS: [u64; 3] = [50, 57, 64];
 /// Buckets' worth of sectors to one dirty sector from which on dirty data counts as fragmented.
 const FRAGMENTED: i64 = 3;
-/// How far writing back may run ahead of its rate, and how far its debts go back, in nanoseconds.
-const AHEAD_MAX: u64 = 2_500_000_000;
-const BEHIND_MAX: u64 = 2_000_000_000;
 /// Writing back keeps up when it is no later than this, in nanoseconds.
 const KEEPS_UP: u64 = 1_000_000;
-
-/// The controller's memory.
-#[derive(Default)]
-pub(crate) struct Controller {
-    integral: Cell<i64>,
-    /// When the next write is due, by the rate.
-    next: Cell<u64>,
-}
-
-impl Controller {
-    /// Counts sectors that were written back; answers how long to wait, in nanoseconds, before the next.
-    pub(super) fn wait(&self, sectors: u64, rate: u64, now: u64) -> u64 {
-        let nanos = u128::from(sectors) * 1_000_000_000 / u128::from(rate.max(1));
-        let due = self.next.get().saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX));
-        let due = due.clamp(now.saturating_sub(BEHIND_MAX), now.saturating_add(AHEAD_MAX));
-        self.next.set(due);
-        due.saturating_sub(now)
-    }
-}
 
 /// What a step goes by.
 struct Inputs {
@@ -167,6 +145,7 @@ impl CacheSet {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::{AHEAD_MAX, Controller};
     use super::*;
 
     fn inputs(dirty: i64, fragment_term: i64, keeps_up: bool) -> Inputs {

@@ -11,10 +11,10 @@ use bcache_format::superblock::Label;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::devices::{Access, InUse, must_have_data, open_for};
 use super::{Out, Outcome};
 use crate::control::client::{ask, find_device, one_set};
 use crate::control::{Request, paths};
+use crate::devices::{Access, InUse, must_have_data, open_for};
 use crate::identify::{Part, Role, identify};
 use crate::serve::settings::Assignment;
 use crate::{dm, expose};

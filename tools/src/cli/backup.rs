@@ -1,5 +1,6 @@
 //! `bcache backup` and `bcache restore`: superblocks kept in a file, and brought back.
 
+use crate::devices::unpack;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,10 +10,9 @@ use bcache_engine::fsck::backup;
 use bcache_engine::fsck::image::MAGIC as IMAGE;
 use bcache_engine::fsck::repair::{WriteAt, apply};
 
-use super::devices::{Access, InUse, each_once, open, open_for};
-use super::image::unpack;
 use super::output::{Output, Readers};
 use super::{BadInput, Out, Outcome};
+use crate::devices::{Access, InUse, each_once, open, open_for};
 
 /// Keep the superblocks of devices in a file, for `bcache restore`
 ///

@@ -158,6 +158,8 @@ pub fn run(bcache: Bcache, out: &mut Out) -> Outcome {
         Command::Tree(args) => overview::run_tree(args, out),
         Command::Version(args) => overview::run_version(args, out),
         Command::Undo(args) => undo::run(args, out),
-        Command::Completions(args) => completions::run(args, out),
+        Command::Completions(args) => {
+            completions::run(args, <Bcache as clap::CommandFactory>::command(), out)
+        }
     }
 }

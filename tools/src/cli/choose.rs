@@ -6,12 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use bcache_engine::fsck::salvage::not_known;
 use bcache_engine::fsck::view::set::{self, Attachment};
-use bcache_engine::fsck::view::{Backing, Content, Device, Devices, Refusal, SetView};
+use bcache_engine::fsck::view::{Backing, Content, Device, Devices, Refusal, SetView, content};
 
 use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check, repair};
 use bcache_format::{Pos, Sectors};
 
-use super::fsck::partial;
+use super::partial::partial;
 use super::{BadInput, memory};
 
 /// What `--of` names.
@@ -173,7 +173,7 @@ impl Opened {
     fn backing<'v>(&'v self, backing: &'v Backing) -> Result<(String, Content<'v>)> {
         let content = match &self.set {
             Some(set) => set.cached_device(backing)?,
-            None => set::backing_without_cache(backing)?,
+            None => content::backing_without_cache(backing)?,
         };
         Ok((backing.name.to_string(), content))
     }

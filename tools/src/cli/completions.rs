@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::{Command, CommandFactory};
+use clap::Command;
 use clap_complete::Shell;
 
-use super::{Out, Outcome, bcache::Bcache};
+use super::{Out, Outcome};
 
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
@@ -15,9 +15,9 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Prints the script for `bcache` and all its subcommands.
-pub fn run(args: Args, out: &mut Out) -> Outcome {
-    std::io::Write::write_all(out, &script(Bcache::command(), args.shell))?;
+/// Prints the script for `program` and all its subcommands.
+pub fn run(args: Args, program: Command, out: &mut Out) -> Outcome {
+    std::io::Write::write_all(out, &script(program, args.shell))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,4 +1,6 @@
 //! `bcache doctor`: what state everything is in, in plain words, and what to do next.
+//!
+//! Long because everything that can be wrong is told in its own words.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,9 +21,9 @@ use bytesize::ByteSize;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
 
-use super::devices::{InUse, each_once, open};
 use super::{Out, Outcome};
 use crate::control::paths;
+use crate::devices::{InUse, each_once, open};
 use crate::in_use::loop_of;
 
 /// Faults told one by one.

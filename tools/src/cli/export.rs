@@ -12,9 +12,9 @@ use bcache_format::SECTOR_SIZE;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::choose::{Best, Of, Opened, sectors_of};
-use super::devices::{InUse, each_has_data, each_once, open};
 use super::output::{Output, Readers, finish_standard};
 use super::{Out, Outcome};
+use crate::devices::{InUse, each_has_data, each_once, open};
 
 /// Bytes read and written at a time.
 const CHUNK: u64 = 1 << 20;

@@ -11,8 +11,8 @@ use bcache_format::Sectors;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::devices::{Access, InUse, each_has_data, each_once, open_for};
 use super::{BadInput, Out, Outcome, memory};
+use crate::devices::{Access, InUse, each_has_data, each_once, open_for};
 
 /// Write all dirty data to the backing devices, which are clean and complete afterwards
 ///

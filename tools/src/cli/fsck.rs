@@ -1,5 +1,8 @@
 //! `bcache fsck`: checks the metadata of a set and repairs it.
+//!
+//! Long because everything is told twice, for people and for programs.
 
+use super::partial::partial;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -7,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bcache_engine::fsck::check::{Absent, Progress};
+use bcache_engine::fsck::check::Progress;
 use bcache_engine::fsck::repair::{self, Plan, WriteAt};
 use bcache_engine::fsck::view::Device;
 use bcache_engine::fsck::{Checked, Finding, Kind, Options, Severity, check};
@@ -16,8 +19,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::canceled::Canceled;
-use super::devices::{Access, InUse, Writable, each_once, open_for};
 use super::{Out, Outcome, memory};
+use crate::devices::{Access, InUse, Writable, each_once, open_for};
 use crate::{raw, signature};
 
 /// Exit code: nothing found.
@@ -435,28 +438,6 @@ fn sectors((from, to): (Pos, Pos), checked: &Checked) -> Vec<Range> {
         ranges.push(Range { of, from, to: to.map(|to| to.saturating_sub(offset)) });
     }
     ranges
-}
-
-/// What was not named, and therefore not checked.
-pub(super) fn partial(absent: &[Absent], json: bool, out: &mut dyn Write) -> Result<()> {
-    for absent in absent {
-        if !json {
-            writeln!(out, "partial: {absent}")?;
-            continue;
-        }
-        let value = match absent {
-            Absent::Cache { set, of } => json!({"kind": "absent", "role": "cache", "set": set, "of": &**of}),
-            Absent::Rest { of, bytes, whole } => {
-                json!({"kind": "absent", "role": "rest", "of": &**of, "bytes": bytes, "whole": whole})
-            }
-            Absent::Backing { slot, uuid, label, dirty } => {
-                json!({"kind": "absent", "role": "backing", "uuid": uuid, "label": label.to_text(),
-                       "slot": slot, "dirty_sectors": dirty})
-            }
-        };
-        writeln!(out, "{value}")?;
-    }
-    Ok(())
 }
 
 fn summary(checked: &Checked, json: bool, out: &mut Out) -> Result<()> {

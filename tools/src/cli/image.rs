@@ -1,20 +1,18 @@
 //! `bcache image`: the metadata of a device in a small file.
 
-use std::io::{Read, Write};
+use crate::devices::unpack;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, bail};
 use bcache_engine::fsck::image::{Image, MAGIC, MARK, MARK_AT, take};
 use bcache_engine::fsck::view::ReadAt;
 
-use super::devices::{InUse, open};
 use super::export::{Sink, Sparse, Stream};
 use super::output::{Output, Readers, finish_standard};
 use super::{Out, Outcome};
-
-/// Metadata that an image may unpack to: more than the largest cache has, less than what stops a machine.
-const UNPACKED_MAX: u64 = 4 << 30;
+use crate::devices::{InUse, open};
 
 /// Save the metadata of a device to a small file, for a bug report
 ///
@@ -93,20 +91,4 @@ fn restore(image: &Image, sink: &mut dyn Sink) -> std::io::Result<()> {
         at = byte + bytes.len() as u64;
     }
     zeros(sink, at, image.size().max(at))
-}
-
-/// The metadata image in a file; nothing when the file is something else.
-pub fn unpack(path: &Path) -> Result<Option<Image>> {
-    let name = path.display().to_string();
-    let mut file = std::fs::File::open(path).with_context(|| name.clone())?;
-    let mut magic = [0; MAGIC.len()];
-    if file.read_exact(&mut magic).is_err() || magic != MAGIC {
-        return Ok(None);
-    }
-    let damaged = || format!("{name}: not a whole metadata image");
-    let stream = std::io::BufReader::new(file);
-    let decoder = ruzstd::decoding::StreamingDecoder::new(stream).with_context(damaged)?;
-    let mut bytes = Vec::new();
-    decoder.take(UNPACKED_MAX).read_to_end(&mut bytes).with_context(damaged)?;
-    Ok(Some(Image::parse(&bytes, &name).with_context(damaged)?))
 }

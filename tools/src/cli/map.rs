@@ -12,8 +12,8 @@ use bcache_format::{SECTOR_SIZE, Sectors};
 use serde_json::{Value, json};
 
 use super::choose::{Of, Opened};
-use super::devices::{InUse, open_all};
 use super::{Out, Outcome};
+use crate::devices::{InUse, open_all};
 
 /// Say where a sector of a cached device or flash-only volume lives: which key, bucket, clean or dirty
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,8 @@
 //! Names that begin with `node_bcache_` are those of node_exporter's collector for the kernel's bcache, with its help and its
 //! labels: boards and alerts written for that read these as well. It tells of the kernel's sets itself, so they are here for
 //! sets of engines only. It has names of one kind for what the kernel shows; all else begins with `bcache_`.
+//!
+//! Long because it is the list of all metrics.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

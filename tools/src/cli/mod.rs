@@ -8,13 +8,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+pub use crate::devices::BadInput;
+pub use crate::text::{escaped, note};
+
 pub mod attach;
 pub mod backup;
 pub mod bcache;
 mod canceled;
 pub mod choose;
 pub mod completions;
-pub mod devices;
 pub mod doctor;
 pub mod dump;
 pub mod engine;
@@ -28,6 +30,7 @@ mod memory;
 pub mod metrics;
 mod output;
 pub mod overview;
+mod partial;
 pub mod register;
 pub mod salvage;
 pub mod serve;
@@ -147,36 +150,8 @@ fn tamed(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(tamed)
 }
 
-/// What came from a disk or a command line as part of a line: characters that do not print, ends of lines too, are written
-/// as Rust writes them.
-#[must_use]
-pub fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\'' | '"' | '\\' => escaped.push(c),
-            _ => escaped.extend(c.escape_debug()),
-        }
-    }
-    escaped
-}
-
-/// Says something besides the answer. Standard error may be gone, and nothing depends on it.
-pub fn note(program: &str, text: &str) {
-    let _ = writeln!(io::stderr(), "{program}: {}", lines_escaped(text));
-}
-
-fn lines_escaped(text: &str) -> String {
-    text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
-}
-
 /// Standard output, buffered.
 pub type Out<'a> = BufWriter<Stdout<'a>>;
-
-/// What was named cannot be what is meant, or cannot be had: exit code 8, as fsck(8) has it for what did not work.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BadInput(pub String);
 
 /// How a program ends: with an exit code, or with an error that is printed as one line before exit code 1.
 pub type Outcome = anyhow::Result<ExitCode>;
@@ -236,8 +211,5 @@ mod tests {
         assert_eq!(tamed("plain\ttext, \u{e9}\n".as_bytes()), None);
         let wild = "\u{1b}[31m red\u{9b}2J\u{7f}\r\n";
         assert_eq!(tamed(wild.as_bytes()).unwrap(), b"\\u001b[31m red\\u009b2J\\u007f\\u000d\n");
-        assert_eq!(escaped("it's \"a\\b\" \u{e9}"), "it's \"a\\b\" \u{e9}");
-        assert_eq!(escaped("two\nlines\u{1b}\u{202e}"), "two\\nlines\\u{1b}\\u{202e}");
-        assert_eq!(lines_escaped("a\n\u{7}b"), "a\n\\u{7}b");
     }
 }

@@ -1,4 +1,6 @@
 //! `bcache salvage`: dirty data of a cache whose journal or btree root is gone.
+//!
+//! Long because what is sure, what is doubtful and what is lost are each chosen, written and told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -16,11 +18,11 @@ use bcache_format::{Bkey, SECTOR_SIZE, Sectors};
 use serde_json::json;
 
 use super::choose::{Of, loses};
-use super::devices::{Access, InUse, Writable, each_has_data, each_once, open_for};
 use super::export::{Sink, Sparse, Stream, copy_around, progress};
-use super::fsck::partial;
 use super::output::{Output, Readers, finish_standard};
+use super::partial::partial;
 use super::{BadInput, Out, Outcome};
+use crate::devices::{Access, InUse, Writable, each_has_data, each_once, open_for};
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;

@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use bcache_engine::fsck::repair::undo::{self, Undo};
 use bcache_engine::fsck::repair::{WriteAt, apply};
 
-use super::devices::{Access, InUse, each_once, open_for};
 use super::{BadInput, Out, Outcome};
+use crate::devices::{Access, InUse, each_once, open_for};
 
 /// Put back, byte for byte, what a repair overwrote
 ///

@@ -1,4 +1,6 @@
 //! The set that a process serves: which parts are there, what runs, how it ends.
+//!
+//! Long because parts come in any order, and every order ends here.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};

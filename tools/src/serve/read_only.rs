@@ -8,14 +8,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use bcache_engine::dev::{Buf, Shared};
 use bcache_engine::env::Env;
-use bcache_engine::fsck::view::{Backing, Content, SetView, set};
+use bcache_engine::fsck::view::{Backing, Content, SetView, content, set};
 use bcache_engine::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
 use bcache_format::{Pos, Sectors};
 use uuid::Uuid;
 
 use super::shorter_by;
-use crate::cli::devices::{InUse, must_have_data, open_all};
-use crate::cli::note;
+use crate::devices::{InUse, must_have_data, open_all};
+use crate::text::note;
 
 /// What all volumes look at.
 struct Seen {
@@ -40,7 +40,7 @@ impl Seen {
                 let alone = backing.sb.state().is_whole();
                 match set {
                     Some(set) if !alone => set.cached_device(backing)?,
-                    _ => set::backing_without_cache(backing)?,
+                    _ => content::backing_without_cache(backing)?,
                 }
             }
         })

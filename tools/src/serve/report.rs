@@ -86,7 +86,7 @@ fn walk(text: &mut String, value: &Value, depth: usize) {
             }
             Value::Array(items) => {
                 for item in items {
-                    let of = crate::cli::escaped(item["name"].as_str().unwrap_or_default());
+                    let of = crate::text::escaped(item["name"].as_str().unwrap_or_default());
                     let _ = writeln!(text, "{:pad$}{name} {of}", "");
                     walk(text, item, depth + 1);
                 }

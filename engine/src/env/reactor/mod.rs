@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub(crate) use op::{Handle, Op};
-pub(crate) use pool::Pool;
+pub(crate) use pool::{Job, Pool};
 use threads::Threads;
 
 use crate::raw::Ring;

@@ -5,7 +5,6 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use crate::dev::{Buf, Completer, DevError, DevOp, Shared};
-use crate::ublk::Step;
 
 /// An open file or device, and what messages call it.
 pub(crate) struct Handle {
@@ -41,14 +40,14 @@ pub(crate) enum Op {
     Send { socket: Arc<OwnedFd>, parts: Vec<Shared>, reply: Completer<i32> },
     /// Waits until the descriptor is readable.
     Poll { fd: Arc<OwnedFd>, reply: Completer<i32> },
-    /// Hands a tag to the ublk driver, with the answer to its last request, and waits for the next one.
-    Ublk { file: Arc<File>, step: Step, tag: u16, result: i32, reply: Completer<i32> },
+    /// A command of 16 bytes for the driver of a file: may wait until that has something to tell.
+    Command { file: Arc<File>, number: u32, bytes: [u8; 16], reply: Completer<i32> },
 }
 
 impl Op {
     /// Whether it may wait for ever, for somebody else.
     pub(crate) fn waits_for_peer(&self) -> bool {
-        matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Ublk { .. })
+        matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Command { .. })
     }
 
     /// Answers whoever waits, or gives the operation back to be started again for what is left of it.
@@ -90,7 +89,7 @@ impl Op {
             Op::Fallocate { reply, .. }
             | Op::Send { reply, .. }
             | Op::Poll { reply, .. }
-            | Op::Ublk { reply, .. } => reply.complete(Ok(result)),
+            | Op::Command { reply, .. } => reply.complete(Ok(result)),
             Op::Recv { buf, reply, .. } => reply.complete(Ok((buf, result))),
         }
         None

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::env::Job;
+/// Work for a helper thread.
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 /// Most helper threads. Jobs are either heavy on the processor (few) or wait for a disk (many).
 const MAX_THREADS: usize = 16;

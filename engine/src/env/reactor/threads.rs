@@ -153,7 +153,7 @@ fn blocking(op: &mut Op) -> Option<Blocking> {
                 (code(result.map_err(io::Error::from), |()| 0), None)
             }))
         }
-        Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Ublk { .. } => None,
+        Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Command { .. } => None,
     }
 }
 
@@ -175,7 +175,7 @@ fn attempt(op: &mut Op) -> Option<i32> {
         }
         Op::Poll { fd, .. } => readable(fd),
         // Only a ring can carry it.
-        Op::Ublk { .. } => Ok(-libc::EOPNOTSUPP),
+        Op::Command { .. } => Ok(-libc::EOPNOTSUPP),
         _ => Ok(-libc::EINVAL),
     };
     match result {

@@ -4,15 +4,16 @@ use super::super::evidence::Evidence;
 use super::super::finding::{Finding, Findings, narrowed};
 use super::super::kind::Kind;
 use super::super::ranges::Ranges;
-use super::super::usage::{Gather, SectorMap, SlotUse, Use};
-use super::super::view::extents::STALE_MAX;
+use super::super::usage::{Gather, SectorMap, Use};
 use super::super::view::node::NodeView;
 use super::super::view::overlay::Layer;
-use super::super::view::packed::{Packed, Sound};
+use super::super::view::packed::Packed;
 use super::super::view::read_at::announced;
+use super::super::view::slot::{SlotUse, Sound};
 use super::super::view::sweep::Pass;
 use super::super::view::{Backing, Cache, Extent, Fault, Gens, SetView, State};
 use super::{Checked, Options};
+use bcache_format::prio::GC_GEN_MAX;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -204,7 +205,7 @@ impl Account<'_> {
                 }
             }
             State::Stale(_) if key.dirty() => out.suspects.push(key),
-            State::Stale(stale) if stale > STALE_MAX => {
+            State::Stale(stale) if stale > GC_GEN_MAX => {
                 let detail = format!("{key}: stale by {stale}");
                 out.findings.push(Finding::new(Kind::ExtentTooStale, &self.cache.name, place(&key), detail));
             }
@@ -270,7 +271,7 @@ fn suspect(checked: &mut Checked, view: &SetView, key: &Bkey, shared: &mut BTree
     let revived = checked.revived.contains(&bucket);
     let stale = view.gens.stale_key(key);
     if !revived && !checked.is_free(bucket) {
-        if stale > STALE_MAX {
+        if stale > GC_GEN_MAX {
             checked.found(of_key(Kind::ExtentTooStale, &view.cache, key, &format!("stale by {stale}")));
         }
         return;

@@ -4,6 +4,8 @@
 //! superblocks. For everything else the metadata is written anew from what the view holds, into free buckets; one journal
 //! entry then makes it the set's. Before that entry is durable the set is what it was, after it the set is repaired. What
 //! makes a set usable, its superblocks, comes after everything that they lead to.
+//!
+//! Long because the plan, its proof and its journal entry decide together what is written.
 
 mod apply;
 mod enlarge;

@@ -2,7 +2,7 @@
 
 use super::super::check::Checked;
 use super::super::kind::Kind;
-use super::super::usage::SlotUse;
+use super::super::view::slot::SlotUse;
 use super::super::view::{Backing, SetView};
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::{DETACHED_UUID, UuidEntry};

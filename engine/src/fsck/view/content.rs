@@ -1,12 +1,62 @@
 //! What a reader of one cached device or flash-only volume sees, piece by piece.
 
 use super::devices::Backing;
-use super::extents::{Extent, Extents, STALE_MAX, State};
+use super::extents::{Extent, Extents, State};
 use super::fault::{Fault, What};
 use super::read_at::Device;
 use super::set::SetView;
+use crate::fsck::view::Refusal;
+use crate::fsck::view::set::Attachment;
+use bcache_format::prio::GC_GEN_MAX;
+use bcache_format::superblock::BackingState;
+use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{BucketNr, Pos, SECTOR_SIZE, Sectors, Structure};
 use std::sync::Arc;
+
+impl SetView {
+    /// Slots of the flash-only volumes, in their order.
+    pub fn volumes(&self) -> impl Iterator<Item = (u32, &UuidEntry)> {
+        (0u32..).zip(&self.uuids).filter(|(_, entry)| entry.is_flash_only() && !entry.is_free())
+    }
+
+    /// The content of a backing device as its cached device shows it.
+    ///
+    /// # Errors
+    /// See [`Self::attachment`].
+    pub fn cached_device<'v>(&'v self, backing: &'v Backing) -> Result<Content<'v>, Refusal> {
+        Ok(match self.attachment(backing)? {
+            Attachment::Alone => Content::backing_alone(backing),
+            Attachment::Slot(slot) => Content::cached(self, backing, slot),
+        })
+    }
+
+    /// The content of the flash-only volume `number`, counted from 0.
+    ///
+    /// # Errors
+    /// There are not so many.
+    pub fn volume(&self, number: usize) -> Result<Content<'_>, Refusal> {
+        let found = self.volumes().nth(number);
+        let (slot, entry) = found.ok_or_else(|| Refusal::NoVolume {
+            cache: Arc::clone(&self.cache.name),
+            count: self.volumes().count(),
+            number,
+        })?;
+        Ok(Content::volume(self, slot, Sectors(entry.sectors.0)))
+    }
+}
+
+/// The content of a backing device without a cache.
+///
+/// # Errors
+/// It is attached, so that it may lack data.
+pub fn backing_without_cache(backing: &Backing) -> Result<Content<'_>, Refusal> {
+    match backing.sb.state() {
+        BackingState::None | BackingState::Stale => Ok(Content::backing_alone(backing)),
+        BackingState::Clean | BackingState::Dirty => {
+            Err(Refusal::NeedsCache { backing: Arc::clone(&backing.name), set: backing.sb.set_uuid })
+        }
+    }
+}
 
 /// One device's content.
 pub struct Content<'v> {
@@ -195,7 +245,7 @@ impl Iterator for Pieces<'_> {
 /// Generations so far apart cannot be compared, so nobody knows what is there. Linux stops the set.
 fn too_stale(set: Option<&SetView>, extent: &Extent) -> Option<Fault> {
     let State::Stale(stale) = extent.state else { return None };
-    if stale <= STALE_MAX {
+    if stale <= GC_GEN_MAX {
         return None;
     }
     let byte = extent.key.ptr().map_or(0, |ptr| Sectors(ptr.offset()).bytes());

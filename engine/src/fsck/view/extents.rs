@@ -8,8 +8,25 @@ use super::overlay::{Layer, Overlay};
 use super::set::SetView;
 use bcache_format::{Bkey, Pos, Ptr};
 
-/// Staleness above which generations cannot be compared any more (`BUCKET_GC_GEN_MAX`): the kernel stops the set.
-pub const STALE_MAX: u8 = 96;
+impl SetView {
+    /// The extents of `from..to`, in order.
+    #[must_use]
+    pub fn extents(&self, from: Pos, to: Pos) -> Extents<'_> {
+        Extents::new(self, from, to, Trust::Readable)
+    }
+
+    /// The extents of `from..to` without those of nodes that could not be read whole.
+    #[must_use]
+    pub fn trusted_extents(&self, from: Pos, to: Pos) -> Extents<'_> {
+        Extents::new(self, from, to, Trust::Whole)
+    }
+
+    /// What the btree has between two positions, whatever the journal says.
+    pub(crate) fn tree_extents(&self, from: Pos, to: Pos) -> impl Iterator<Item = Result<Bkey, Fault>> + '_ {
+        let keys = Leaves::new(self, from, to, Trust::Whole);
+        keys.filter(move |key| key.as_ref().map_or(true, |key| key.pos() > from && key.start_pos() < to))
+    }
+}
 
 /// What an extent's pointer is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

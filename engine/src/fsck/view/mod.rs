@@ -28,6 +28,7 @@ pub(super) mod packed;
 pub mod prio;
 pub mod read_at;
 pub mod set;
+pub(super) mod slot;
 pub(super) mod sweep;
 pub mod tree;
 pub mod uuids;

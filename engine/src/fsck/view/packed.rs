@@ -3,9 +3,9 @@
 //! Most leaves are one bset of sound extents. Looking them over in place, without decoding them into keys, is several
 //! times as fast. What is not sound is not judged here: [`Packed::look`] says no, and the node is read the long way.
 
-use super::super::usage::SlotUse;
-use super::extents::STALE_MAX;
 use super::gens::DataGens;
+use super::slot::{SlotUse, Sound};
+use bcache_format::prio::GC_GEN_MAX;
 use bcache_format::{Bkey, Geometry, Pos, Ptr};
 use multiversion::multiversion;
 
@@ -62,7 +62,7 @@ impl<'p> Packed<'p> {
         }
         let sound = keys.iter().map(Bkey::with_one_ptr).all(|(key, ptr)| {
             let ahead = packed.ahead(ptr);
-            ahead == 0 || (ahead <= u16::from(STALE_MAX) && !key.dirty())
+            ahead == 0 || (ahead <= u16::from(GC_GEN_MAX) && !key.dirty())
         });
         sound.then_some(Self { sums: None, ..packed })
     }
@@ -129,36 +129,6 @@ fn in_order(keys: &[[u8; KEY]], inode: u32, geometry: &Geometry) -> Option<Sums>
     sound.then_some(sums)
 }
 
-/// An extent with data: the little that is counted of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Sound {
-    /// Slot of the uuid table.
-    pub inode: u32,
-    /// First sector.
-    pub start: u64,
-    /// Sectors.
-    pub size: u64,
-    /// Only the cache has it.
-    pub dirty: bool,
-    /// Where the data is.
-    pub ptr: Ptr,
-}
-
-impl Sound {
-    /// Of a key with its pointer.
-    #[inline]
-    #[must_use]
-    pub fn new(key: &Bkey, ptr: Ptr) -> Self {
-        let (inode, start, size, dirty) = (key.inode(), key.start(), key.size(), key.dirty());
-        Self { inode, start, size, dirty, ptr }
-    }
-    /// The key.
-    #[must_use]
-    pub fn key(&self) -> Bkey {
-        Bkey::extent(self.inode, self.start + self.size, self.size, self.ptr, self.dirty)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::gens::Gens;
@@ -188,7 +158,7 @@ mod tests {
                 && GEOMETRY.ptr_problem(key).is_none()
                 && GEOMETRY.ptr_bucket(ptr) != METADATA
                 && !newer
-                && (stale == 0 || (stale <= STALE_MAX && !key.dirty()));
+                && (stale == 0 || (stale <= GC_GEN_MAX && !key.dirty()));
             if !sound {
                 return None;
             }

@@ -1,11 +1,9 @@
 //! A whole set, put together in recovery's order.
 
 use super::super::finding::Sure;
-use super::content::Content;
 use super::descend::{bucket_of, descend};
 use super::devices::{Backing, Cache, Devices};
 use super::extent_map::ExtentMap;
-use super::extents::{Extents, Leaves, Trust};
 use super::fault::{Fault, What};
 use super::gens::{DataGens, Gens};
 use super::journal::Journal;
@@ -16,7 +14,7 @@ use super::tree::root;
 use super::uuids::read_table;
 use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
-use bcache_format::{Bkey, BucketNr, Pos, Sectors, Structure};
+use bcache_format::{Bkey, BucketNr, Pos, Structure};
 use std::collections::HashSet;
 use std::sync::Arc;
 use thiserror::Error as ThisError;
@@ -285,28 +283,6 @@ impl SetView {
         self.sure.journal.from(Pos::ZERO).for_each(|key| self.replayed.insert(key));
     }
 
-    /// The extents of `from..to`, in order.
-    #[must_use]
-    pub fn extents(&self, from: Pos, to: Pos) -> Extents<'_> {
-        Extents::new(self, from, to, Trust::Readable)
-    }
-    /// The extents of `from..to` without those of nodes that could not be read whole.
-    #[must_use]
-    pub fn trusted_extents(&self, from: Pos, to: Pos) -> Extents<'_> {
-        Extents::new(self, from, to, Trust::Whole)
-    }
-
-    /// What the btree has between two positions, whatever the journal says.
-    pub(crate) fn tree_extents(&self, from: Pos, to: Pos) -> impl Iterator<Item = Result<Bkey, Fault>> + '_ {
-        let keys = Leaves::new(self, from, to, Trust::Whole);
-        keys.filter(move |key| key.as_ref().map_or(true, |key| key.pos() > from && key.start_pos() < to))
-    }
-
-    /// Slots of the flash-only volumes, in their order.
-    pub fn volumes(&self) -> impl Iterator<Item = (u32, &UuidEntry)> {
-        (0u32..).zip(&self.uuids).filter(|(_, entry)| entry.is_flash_only() && !entry.is_free())
-    }
-
     /// How `backing` stands to this set (`bch_cached_dev_attach`).
     ///
     /// # Errors
@@ -332,44 +308,6 @@ impl SetView {
                 uuid: backing.sb.uuid,
             }),
             None => Ok(Attachment::Alone),
-        }
-    }
-
-    /// The content of a backing device as its cached device shows it.
-    ///
-    /// # Errors
-    /// See [`Self::attachment`].
-    pub fn cached_device<'v>(&'v self, backing: &'v Backing) -> Result<Content<'v>, Refusal> {
-        Ok(match self.attachment(backing)? {
-            Attachment::Alone => Content::backing_alone(backing),
-            Attachment::Slot(slot) => Content::cached(self, backing, slot),
-        })
-    }
-
-    /// The content of the flash-only volume `number`, counted from 0.
-    ///
-    /// # Errors
-    /// There are not so many.
-    pub fn volume(&self, number: usize) -> Result<Content<'_>, Refusal> {
-        let found = self.volumes().nth(number);
-        let (slot, entry) = found.ok_or_else(|| Refusal::NoVolume {
-            cache: Arc::clone(&self.cache.name),
-            count: self.volumes().count(),
-            number,
-        })?;
-        Ok(Content::volume(self, slot, Sectors(entry.sectors.0)))
-    }
-}
-
-/// The content of a backing device without a cache.
-///
-/// # Errors
-/// It is attached, so that it may lack data.
-pub fn backing_without_cache(backing: &Backing) -> Result<Content<'_>, Refusal> {
-    match backing.sb.state() {
-        BackingState::None | BackingState::Stale => Ok(Content::backing_alone(backing)),
-        BackingState::Clean | BackingState::Dirty => {
-            Err(Refusal::NeedsCache { backing: Arc::clone(&backing.name), set: backing.sb.set_uuid })
         }
     }
 }

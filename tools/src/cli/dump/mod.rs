@@ -23,8 +23,8 @@ use bcache_format::superblock::{RawSuperblock, SB_BYTES, SB_OFFSET};
 use bcache_format::{Bkey, Superblock};
 use serde_json::{Value, json};
 
-use super::devices::{InUse, open};
 use super::{Out, Outcome};
+use crate::devices::{InUse, open};
 
 /// Faults remembered so that none is printed twice.
 const FAULTS_REMEMBERED: usize = 10_000;

@@ -13,7 +13,7 @@ use bcache_engine::volume::Volume;
 use super::handshake::{Handshake, Next};
 use super::output::{Output, Reply};
 use super::proto::{self, Command, MAX_PAYLOAD, ProtoError, REQUEST_HEADER, Request};
-use super::server::{Limits, Shared as ServerState};
+use super::state::{Limits, Shared as ServerState};
 use super::{Exports, Stats};
 
 /// Bytes asked from the socket at once: some dozens of requests, or of small writes.

@@ -11,9 +11,11 @@ mod connection;
 mod exports;
 mod output;
 mod server;
+mod state;
 #[cfg(test)]
 mod tests;
 
 pub use exports::{ExportInfo, ExportTable, Exports};
 pub use handshake::flags_of;
-pub use server::{Limits, Server, Stats};
+pub use server::Server;
+pub use state::{Limits, Stats};

@@ -1,7 +1,7 @@
 //! Opening the devices a command line names: for reading, or for writing where that is asked for.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::dev::lock;
-use bcache_engine::fsck::image::{MARK, MARK_AT, MARKED};
+use bcache_engine::fsck::image::{Image, MAGIC, MARK, MARK_AT, MARKED};
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::view::{Device, Devices, FileDevice, ReadAt};
 use nix::errno::Errno;
@@ -17,10 +17,17 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
-use super::BadInput;
 use crate::in_use::{loop_of, patiently};
 use crate::kept::refuse_if_ahead;
 use crate::queue::Queue;
+
+/// Metadata that an image may unpack to: more than the largest cache has, less than what stops a machine.
+const UNPACKED_MAX: u64 = 4 << 30;
+
+/// What was named cannot be what is meant, or cannot be had: exit code 8, as fsck(8) has it for what did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
 
 /// Whether a device that somebody uses is opened all the same: a block device that a mount, device-mapper, bcache or
 /// an engine has, an image file that another of these programs has.
@@ -143,7 +150,7 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
         return Err(bad(format!("{name}: neither a block device nor a file")));
     }
     if kind.is_file()
-        && let Some(image) = super::image::unpack(path)?
+        && let Some(image) = unpack(path)?
     {
         if access == Access::Write {
             return Err(bad(format!(
@@ -247,4 +254,20 @@ pub fn open_all(paths: &[PathBuf], in_use: InUse) -> Result<Devices> {
         devices.push(open(path, in_use)?).map_err(|fault| bad(fault.to_string()))?;
     }
     Ok(devices)
+}
+
+/// The metadata image in a file; nothing when the file is something else.
+pub fn unpack(path: &Path) -> Result<Option<Image>> {
+    let name = path.display().to_string();
+    let mut file = std::fs::File::open(path).with_context(|| name.clone())?;
+    let mut magic = [0; MAGIC.len()];
+    if file.read_exact(&mut magic).is_err() || magic != MAGIC {
+        return Ok(None);
+    }
+    let damaged = || format!("{name}: not a whole metadata image");
+    let stream = std::io::BufReader::new(file);
+    let decoder = ruzstd::decoding::StreamingDecoder::new(stream).with_context(damaged)?;
+    let mut bytes = Vec::new();
+    decoder.take(UNPACKED_MAX).read_to_end(&mut bytes).with_context(damaged)?;
+    Ok(Some(Image::parse(&bytes, &name).with_context(damaged)?))
 }
