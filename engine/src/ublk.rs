@@ -4,6 +4,7 @@
 //! reading and writing the queue's file ([`feature::USER_COPY`]), so no command here names memory for data. Requests
 //! that a process had not answered when it died are given to its successor ([`feature::USER_RECOVERY_REISSUE`]).
 
+use bcache_format::SECTOR_SIZE;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -49,9 +50,9 @@ pub struct Params {
     pub rotational: bool,
 }
 
-/// State of a device.
+/// UblkState of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum UblkState {
     /// No block device, yet or any more.
     Dead,
     /// Served.
@@ -70,7 +71,7 @@ pub struct Info {
     /// Tags of its queue: requests under way at most.
     pub depth: u16,
     /// Its state.
-    pub state: State,
+    pub state: UblkState,
     /// Features in use.
     pub flags: u64,
     /// The server's own number, which the driver keeps and does not look at.
@@ -182,10 +183,10 @@ fn parse_info(bytes: &[u8]) -> Info {
         id: u32::from_ne_bytes(field(bytes, 12)),
         depth: short(2),
         state: match short(4) {
-            0 => State::Dead,
-            1 => State::Live,
-            2 => State::Quiesced,
-            other => State::Other(other),
+            0 => UblkState::Dead,
+            1 => UblkState::Live,
+            2 => UblkState::Quiesced,
+            other => UblkState::Other(other),
         },
         flags: u64::from_ne_bytes(field(bytes, 24)),
         mark: u64::from_ne_bytes(field(bytes, 32)),
@@ -266,8 +267,8 @@ impl Request {
                 5 => Verb::WriteZeroes,
                 other => Verb::Other(other),
             },
-            at: u64::from_ne_bytes(field(bytes, 8)).saturating_mul(512),
-            len: u64::from(u32::from_ne_bytes(field(bytes, 4))) * 512,
+            at: u64::from_ne_bytes(field(bytes, 8)).saturating_mul(SECTOR_SIZE),
+            len: u64::from(u32::from_ne_bytes(field(bytes, 4))) * SECTOR_SIZE,
             fua: op & (1 << 13) != 0,
             no_unmap: op & (1 << 15) != 0,
         }

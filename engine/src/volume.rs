@@ -33,6 +33,19 @@ impl From<DevError> for VolumeError {
     }
 }
 
+/// The byte behind a range, which must lie within a volume of `size` bytes and be of whole `unit`s.
+///
+/// # Errors
+/// It is not: `EINVAL`.
+pub(crate) fn check_range(at: u64, len: u64, size: u64, unit: u64) -> Result<u64, VolumeError> {
+    let end = at.checked_add(len).filter(|end| *end <= size);
+    let aligned = at.is_multiple_of(unit) && len.is_multiple_of(unit);
+    end.filter(|_| aligned).ok_or_else(|| {
+        let what = format!("{len} bytes at {at} are not a range of whole blocks of this device");
+        VolumeError::new(libc::EINVAL, what)
+    })
+}
+
 /// Who a volume is, for clients that choose one and for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeId {

@@ -12,6 +12,8 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+/// Words of a key with one pointer: what nearly every key is.
+pub const KEY_WORDS: usize = 3;
 /// Sectors an extent can have.
 pub const KEY_SIZE_MAX: u64 = 0xffff;
 /// Largest inode of a key; that of the largest key.

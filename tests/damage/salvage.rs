@@ -6,7 +6,7 @@ use bcache_engine::fsck::check::Absent;
 use bcache_engine::fsck::repair::{Refused, plan};
 use bcache_engine::fsck::salvage::{Belief, Salvage};
 use bcache_engine::fsck::view::SetView;
-use bcache_engine::fsck::view::node::NodeRef;
+use bcache_engine::fsck::view::node::SeenNode;
 use bcache_engine::fsck::{Kind, Options, check};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::{Bkey, Pos};
@@ -128,7 +128,7 @@ fn cut(set: &str, whole: &SetView, want: &BTreeMap<(u32, u64), u64>, end: u64) -
         assert!((at + 1) * 512 <= end, "{what}: {place:?} is behind the end");
     }
     // With the way to it there, all that is before the end is found.
-    let before_end = |at: &NodeRef| at.key.ptr().unwrap().offset() * 512 + at.key.size() * 512 <= end;
+    let before_end = |at: &SeenNode| at.key.ptr().unwrap().offset() * 512 + at.key.size() * 512 <= end;
     let missing: Vec<_> =
         whole.leaves.iter().filter(|at| !before_end(at)).map(|at| (at.lower, at.key.pos())).collect();
     let way = whole.root.is_some_and(|root| root.level < 2 && before_end(&root));

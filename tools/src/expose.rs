@@ -1,5 +1,6 @@
 //! Names under `/dev/mapper`: which one a device gets, and backing devices that are there without a cache.
 
+use bcache_format::SECTOR_SIZE;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -96,7 +97,7 @@ pub fn rename(name: &str, to: &str) -> io::Result<bool> {
 #[must_use]
 pub fn direct_table(part: &Part) -> Vec<Target> {
     // As many whole blocks as it has with a cache.
-    let block = u64::from(part.block / 512).max(1);
+    let block = (u64::from(part.block) / SECTOR_SIZE).max(1);
     vec![Target::linear(part.data_sectors / block * block, part.device, part.data_offset)]
 }
 

@@ -1,5 +1,6 @@
 //! What a device is to bcache, told by its superblock. Nothing is written.
 
+use bcache_format::SECTOR_SIZE;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -99,7 +100,7 @@ impl Part {
             label: sb.label.to_text(),
             data_offset,
             data_sectors: sectors.saturating_sub(data_offset),
-            block: u32::from(sb.block_sectors) * 512,
+            block: u32::from(sb.block_sectors) * SECTOR_SIZE as u32,
         })
     }
 

@@ -1,6 +1,6 @@
 //! An extent as a leaf holds it in memory: 24 bytes, one pointer.
 
-use bcache_format::bkey::{Bkey, KEY_SIZE_MAX, Pos, Ptr};
+use bcache_format::bkey::{Bkey, KEY_SIZE_MAX, KEY_WORDS, Pos, Ptr};
 
 const INODE_MASK: u64 = bcache_format::bkey::KEY_INODE_MAX as u64;
 const SIZE_SHIFT: u32 = 20;
@@ -116,7 +116,7 @@ impl Extent {
     /// Words of the key on disk.
     #[must_use]
     pub const fn words(&self) -> usize {
-        if self.is_hole() { 2 } else { 3 }
+        if self.is_hole() { KEY_WORDS - 1 } else { KEY_WORDS }
     }
     /// The part that lies in `start .. end` of the same inode. The ranges must overlap.
     #[must_use]

@@ -17,15 +17,13 @@ use crate::alloc::{BucketPin, Reserve, TakenBucket};
 use crate::error::{Error, Result};
 use crate::set::CacheSet;
 use crate::sync::MutexGuard;
+use bcache_format::bkey::KEY_WORDS;
 use bcache_format::bset::{self, HEADER_BYTES};
 use bcache_format::{Pos, Ptr};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-
-/// Words of a key with one pointer.
-const KEY_WORDS: usize = 3;
 
 /// Content of a node to be.
 enum Content {

@@ -1,5 +1,6 @@
 //! Files and block devices of the operating system.
 
+use bcache_format::SECTOR_SIZE;
 use std::cell::Cell;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
@@ -12,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-use super::{BlockDev, Buf, Completer, DevError, DevOp, Geometry, Io, SECTOR, Shared, check};
+use super::{BlockDev, Buf, Completer, DevError, DevOp, Geometry, Io, Shared, check};
 use crate::env::{Env, Handle, Op};
 use crate::raw;
 
@@ -90,8 +91,8 @@ fn examine(path: &Path, mode: OpenMode) -> io::Result<(File, Geometry, Kind)> {
     };
     let geometry = match kind {
         Kind::File | Kind::Memory => Geometry {
-            bytes: bytes - bytes % SECTOR,
-            logical_block: SECTOR as u32,
+            bytes: bytes - bytes % SECTOR_SIZE,
+            logical_block: SECTOR_SIZE as u32,
             discard: true,
             write_zeroes: true,
             rotational: false,
@@ -147,7 +148,7 @@ fn open_direct(path: &Path, mode: OpenMode, flags: i32) -> io::Result<File> {
         return Ok(file);
     }
     // Nothing tells the unit of direct I/O before Linux 6.1, but a read of one sector does.
-    match file.read_at(&mut Buf::recycled(SECTOR as usize), 0) {
+    match file.read_at(&mut Buf::recycled(SECTOR_SIZE as usize), 0) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             drop(file);
             buffered()
@@ -168,8 +169,8 @@ fn block_geometry(file: &File, bytes: u64, mode: OpenMode) -> io::Result<Geometr
     let queue = |name: &str| number(&format!("queue/{name}")).or_else(|| number(&format!("../queue/{name}")));
     let logical_block = queue("logical_block_size")
         .and_then(|size| u32::try_from(size).ok())
-        .filter(|size| size.is_power_of_two() && *size >= SECTOR as u32)
-        .unwrap_or(SECTOR as u32);
+        .filter(|size| size.is_power_of_two() && *size >= SECTOR_SIZE as u32)
+        .unwrap_or(SECTOR_SIZE as u32);
     if mode.write && number("ro") == Some(1) {
         return Err(io::Error::from_raw_os_error(libc::EROFS));
     }
@@ -296,7 +297,7 @@ impl BlockDev for FileDev {
     fn remeasure(&self) -> Result<u64, DevError> {
         let end = (&self.inner.handle.file).seek(SeekFrom::End(0));
         let bytes = self.inner.told(DevOp::Open, 0, 0, end)?;
-        let (bytes, geometry) = (bytes - bytes % SECTOR, self.inner.geometry.get());
+        let (bytes, geometry) = (bytes - bytes % SECTOR_SIZE, self.inner.geometry.get());
         if bytes > geometry.bytes {
             self.inner.geometry.set(Geometry { bytes, ..geometry });
         }

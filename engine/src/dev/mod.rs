@@ -21,9 +21,6 @@ pub use io::{Completer, Io};
 pub use ram::Ram;
 pub use wrap::{Counting, Counts, Delay, ReadOnly};
 
-/// Smallest unit a device writes atomically and the unit of bcache's own addresses, in bytes.
-pub const SECTOR: u64 = 512;
-
 /// What a device is like. Fixed for as long as the device is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {

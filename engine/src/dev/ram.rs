@@ -1,10 +1,11 @@
 //! A device in memory, for benchmarks and trials.
 
+use bcache_format::SECTOR_SIZE;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::buf::PAGE;
-use super::{BlockDev, Buf, DevOp, Geometry, Io, SECTOR, Shared, check};
+use super::{BlockDev, Buf, DevOp, Geometry, Io, Shared, check};
 
 /// A device whose content is in memory, where zeros take no room: a set of terabytes that holds only zeros costs what
 /// its metadata costs. Everything is done when the call returns.
@@ -21,7 +22,7 @@ static ZEROS: [u8; PAGE] = [0; PAGE];
 impl Ram {
     /// A device of `bytes` (whole sectors of it) that reads as zeros.
     pub fn new(name: &str, bytes: u64) -> Ram {
-        Ram { name: name.to_owned(), bytes: bytes / SECTOR * SECTOR, pages: RefCell::default() }
+        Ram { name: name.to_owned(), bytes: bytes / SECTOR_SIZE * SECTOR_SIZE, pages: RefCell::default() }
     }
 
     fn put(&self, at: u64, data: &[u8]) {
@@ -59,7 +60,7 @@ impl BlockDev for Ram {
     fn geometry(&self) -> Geometry {
         Geometry {
             bytes: self.bytes,
-            logical_block: SECTOR as u32,
+            logical_block: SECTOR_SIZE as u32,
             discard: true,
             write_zeroes: true,
             rotational: false,

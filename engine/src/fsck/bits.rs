@@ -9,7 +9,7 @@ use super::kind::Kind;
 use super::repair::Write;
 use super::view::devices::read_sectors;
 use super::view::journal::Stop;
-use super::view::node::NodeRef;
+use super::view::node::SeenNode;
 use super::view::{Cache, Device};
 use bcache_format::jset::JSET_MAX_BYTES;
 use bcache_format::jset::JsetHeader;
@@ -52,7 +52,7 @@ pub fn find(checked: &Checked, devices: &[Device]) -> Vec<Fix> {
         }
         let leaf = |view: &super::view::SetView| {
             let mut at = view.leaves.iter().chain(&view.root);
-            at.find_map(|at: &NodeRef| at.key.ptr().filter(|ptr| cache.geometry.ptr_bucket(*ptr) == bucket))
+            at.find_map(|at: &SeenNode| at.key.ptr().filter(|ptr| cache.geometry.ptr_bucket(*ptr) == bucket))
         };
         let stored = set.and_then(|view| {
             let generation = view.gens.get(bucket.0)?;

@@ -9,7 +9,7 @@
 use super::ranges::Ranges;
 use super::salvage::lives::{Leaf, in_use};
 use super::salvage::scan::{Scanned, scan};
-use super::view::extent_map::ExtentMap;
+use super::view::extent_map::SeenMap;
 use super::view::{Gens, SetView};
 use bcache_format::{Bkey, BucketNr, Geometry, Pos, Ptr};
 use std::collections::HashSet;
@@ -141,7 +141,7 @@ impl Evidence {
             }
         }
         // What the leaves that can be reached still have is newer.
-        let damaged = |at: &&super::view::node::NodeRef| lost.touch((at.lower, at.key.pos()));
+        let damaged = |at: &&super::view::node::SeenNode| lost.touch((at.lower, at.key.pos()));
         let of_damaged: HashSet<BucketNr> = view
             .leaves
             .iter()
@@ -180,7 +180,7 @@ const COMPARED_OF_A_KEY: usize = 64;
 
 /// Leaves laid over each other, and where they contradict what was there before.
 struct Laid {
-    map: ExtentMap,
+    map: SeenMap,
     covered: Ranges,
     doubt: Ranges,
     /// Extents that may still be compared.
@@ -189,7 +189,7 @@ struct Laid {
 
 impl Laid {
     fn new(left: usize) -> Self {
-        Self { map: ExtentMap::default(), covered: Ranges::default(), doubt: Ranges::default(), left }
+        Self { map: SeenMap::default(), covered: Ranges::default(), doubt: Ranges::default(), left }
     }
     /// Lays live extents, in order and inside `part`, of which a leaf holds all there is.
     fn lay(&mut self, part: (Pos, Pos), keys: &[Bkey]) {

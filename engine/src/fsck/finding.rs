@@ -2,7 +2,7 @@
 
 use super::kind::{Kind, Severity};
 use super::ranges::Ranges;
-use super::view::extent_map::ExtentMap;
+use super::view::extent_map::SeenMap;
 use super::view::{Fault, What};
 use bcache_format::{BucketNr, Pos, Problem, Structure};
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ const PIECES_MAX: usize = 256;
 #[derive(Clone, Debug, Default)]
 pub struct Sure {
     /// The journal's extents: newer than the btree's.
-    pub journal: ExtentMap,
+    pub journal: SeenMap,
     /// Ranges of leaves that nothing leads to any more, but that were found, are whole, and say nothing that another
     /// contradicts.
     pub ranges: Ranges,
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn what_the_journal_holds_is_not_lost() {
-        let mut journal = ExtentMap::default();
+        let mut journal = SeenMap::default();
         for (end, size) in [(20, 10), (40, 5), (200, 100)] {
             journal.insert(Bkey::new(0, end, size));
         }

@@ -13,6 +13,7 @@ use crate::btree::{Body, Node, children_of};
 use crate::error::Result;
 use crate::set::CacheSet;
 use crate::sync::WaitQueue;
+use bcache_format::bkey::KEY_WORDS;
 use bcache_format::{Geometry, Pos};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -91,13 +92,13 @@ impl Gc {
 
 /// What marking a node found.
 #[derive(Default)]
-struct Found {
+struct Marked {
     all: usize,
     good: usize,
     oldest: u8,
 }
 
-impl Found {
+impl Marked {
     /// So little of the node is of use that it should be written anew.
     const fn little_is_of_use(&self) -> bool {
         self.oldest > STALE_REWRITE || (self.all - self.good) * 2 > self.all
@@ -244,7 +245,7 @@ impl CacheSet {
                 // The tree may have changed at each await; the position is what stays.
                 let level = level.min(self.tree.root().level);
                 let node = self.node_at(at, level).await?;
-                let mut found = Found::default();
+                let mut found = Marked::default();
                 at = self.gc_mark(&node, at, &mut found);
                 while at < node.max {
                     slice.pause(self).await?;
@@ -273,7 +274,7 @@ impl CacheSet {
 
     /// Marks what a node points to, an interior node as a whole, a leaf from `from` on and only so many extents. Answers
     /// where to go on.
-    fn gc_mark(&self, node: &Node, from: Pos, found: &mut Found) -> Pos {
+    fn gc_mark(&self, node: &Node, from: Pos, found: &mut Marked) -> Pos {
         let geometry = &self.cache.geometry;
         let mut buckets = self.alloc.buckets.borrow_mut();
         buckets.mark_metadata(node.bucket);
@@ -364,7 +365,7 @@ impl CacheSet {
     fn gc_words(&self, node: &Node) -> usize {
         match &node.state().body {
             Body::Leaf { map, .. } => map.words(),
-            Body::Interior { children, .. } => children.len() * 3,
+            Body::Interior { children, .. } => children.len() * KEY_WORDS,
         }
     }
 

@@ -15,7 +15,7 @@ mod tail;
 mod write;
 
 pub use pins::JournalPin;
-pub use replay::{Found, read as read_journal};
+pub use replay::{FoundJournal, read as read_journal};
 pub use tail::{
     BYTES_MAX as TAIL_BYTES_MAX, Behind, EntryId, Left, SLOTS as TAIL_SLOTS, Tail, TailFault, TailPlace,
     TailStore,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 const CHUNK: u64 = 128 << 10;
 
 /// What the journal holds.
-pub struct Found {
+pub struct FoundJournal {
     /// The newest entry: it names root, uuid table and prio sets.
     pub newest: Jset,
     /// Its checksum.
@@ -35,7 +35,7 @@ pub struct Found {
 ///
 /// # Errors
 /// A read that fails, missing entries, or damaged ones.
-pub async fn read(cache: &CacheDev, discard: bool) -> Result<Option<Found>> {
+pub async fn read(cache: &CacheDev, discard: bool) -> Result<Option<FoundJournal>> {
     let fields = cache.sb.borrow().cache().cloned();
     let Some(fields) = fields else { return Ok(None) };
     let mut entries = BTreeMap::new();
@@ -78,7 +78,7 @@ pub async fn read(cache: &CacheDev, discard: bool) -> Result<Option<Found>> {
         replay.push((seq, entry.keys));
     }
     let csum = buckets.iter().find(|bucket| bucket.newest == newest.seq).map_or(0, |bucket| bucket.csum);
-    Ok(Some(Found { newest, csum, replay, newest_in }))
+    Ok(Some(FoundJournal { newest, csum, replay, newest_in }))
 }
 
 /// How far a journal bucket could be read.

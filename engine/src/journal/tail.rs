@@ -47,7 +47,7 @@ const NOTE: usize = 24;
 /// Bytes of the header that its checksum is of.
 const HEADER_SUMMED: usize = 80;
 /// Words of the longest key that there is room for: one pointer more than keys of extents have.
-const KEY_WORDS: usize = 4;
+const SLOT_WORDS: usize = 4;
 /// Slots of a tail that nobody wanted otherwise: more than keys are added in `journal_delay_ms`.
 pub const SLOTS: u64 = 16 << 10;
 /// Slots that are believed at most.
@@ -221,7 +221,7 @@ fn record(index: u64, seq: u64, key: &Bkey) -> Option<[u8; SLOT as usize]> {
     let mut bytes = [0; SLOT as usize];
     let (places, _) = bytes.as_chunks_mut::<8>();
     let (sum, places) = places.split_last_mut()?;
-    if key.u64s() > KEY_WORDS {
+    if key.u64s() > SLOT_WORDS {
         return None;
     }
     let words = [index, seq, key.u64s() as u64].into_iter().chain(key.words());
@@ -274,7 +274,7 @@ impl Left {
             if !is_whole(bytes, at, SUMMED) {
                 continue;
             }
-            let words: Vec<u64> = (0..3 + KEY_WORDS).filter_map(|i| word(bytes, at + i * 8)).collect();
+            let words: Vec<u64> = (0..3 + SLOT_WORDS).filter_map(|i| word(bytes, at + i * 8)).collect();
             let [index, seq, len, key @ ..] = &words[..] else { continue };
             let key = usize::try_from(*len).ok().and_then(|len| key.get(..len)).and_then(Bkey::from_words);
             if let Some(key) = key.filter(|_| (first..INDEX_MAX).contains(index) && *index % slots == slot) {

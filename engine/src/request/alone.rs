@@ -3,8 +3,8 @@
 use crate::dev::FlushTracked;
 use crate::dev::{BlockDev, Buf, Shared};
 use crate::error::{Error, Result};
-use crate::set::{Backing, Device, Kind, leave_cache, settled_superblock};
-use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
+use crate::set::{Backing, Device, DeviceKind, leave_cache, settled_superblock};
+use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId, check_range};
 use bcache_format::SECTOR_SIZE;
 use std::rc::Rc;
 
@@ -36,7 +36,7 @@ impl AloneVolume {
         if changed && !seeded_bug!(AloneWithoutStale) {
             backing.update(|sb| sb.set_state(alone.state())).await?;
         }
-        let device = Rc::new(Device::new(Kind::Cached(Box::new(backing)), uuid, label));
+        let device = Rc::new(Device::new(DeviceKind::Cached(Box::new(backing)), uuid, label));
         Ok(Self { device, name: None })
     }
 
@@ -69,19 +69,14 @@ impl AloneVolume {
 
     fn backing(&self) -> &Backing {
         match &self.device.kind {
-            Kind::Cached(backing) => backing,
-            Kind::FlashOnly { .. } => unreachable!("neither `open` nor `of` takes one"),
+            DeviceKind::Cached(backing) => backing,
+            DeviceKind::FlashOnly { .. } => unreachable!("neither `open` nor `of` takes one"),
         }
     }
 
     /// The byte of the device where byte `at` of the volume is.
     fn place(&self, at: u64, len: u64) -> Result<u64, VolumeError> {
-        let inside = at.checked_add(len).is_some_and(|end| end <= self.size_bytes());
-        let aligned = at.is_multiple_of(SECTOR_SIZE) && len.is_multiple_of(SECTOR_SIZE);
-        if !inside || !aligned {
-            let what = format!("{len} bytes at {at} are not a range of this device");
-            return Err(VolumeError::new(libc::EINVAL, what));
-        }
+        check_range(at, len, self.size_bytes(), SECTOR_SIZE)?;
         Ok(at + self.backing().data_offset * SECTOR_SIZE)
     }
 }

@@ -5,7 +5,7 @@ use crate::alloc::{Reserve, WritePoint};
 use crate::btree::{Durability, Extent, MissGuard, Piece};
 use crate::dev::{Buf, Io, Shared};
 use crate::error::{Error, Result};
-use crate::set::{CacheSet, Device, Kind, Stage};
+use crate::set::{CacheSet, Device, DeviceKind, Stage};
 use bcache_format::prio::INITIAL_PRIO;
 use bcache_format::{Pos, SECTOR_SIZE};
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use std::rc::Rc;
 const MISS_SECTORS_MAX: u64 = 32 << 11;
 
 /// A part of a read under way.
-enum Part {
+enum ReadPiece {
     Cached { extent: Extent, io: Io<Buf>, began: u64 },
     Missing { start: u64, end: u64, io: Option<Io<Buf>>, miss: Option<MissGuard> },
 }
@@ -39,7 +39,7 @@ impl CacheSet {
             let parts = self.begin_parts(device, inode, at, end, bypass).await?;
             for part in parts {
                 match part {
-                    Part::Cached { extent, io, began } => {
+                    ReadPiece::Cached { extent, io, began } => {
                         match self.finish_cached(device, extent, io, began).await? {
                             Some(data) => answer.push(data),
                             // The bucket was reused meanwhile: look again, from here.
@@ -47,7 +47,7 @@ impl CacheSet {
                         }
                         at = extent.end();
                     }
-                    Part::Missing { start, end, io, miss } => {
+                    ReadPiece::Missing { start, end, io, miss } => {
                         hit = false;
                         answer.push(self.finish_missing(device, inode, start, end, io, miss).await?);
                         at = end;
@@ -68,7 +68,7 @@ impl CacheSet {
         at: u64,
         end: u64,
         bypass: bool,
-    ) -> Result<Vec<Part>> {
+    ) -> Result<Vec<ReadPiece>> {
         let mut pieces = Vec::with_capacity(1);
         // In hand until all are there, or reading one could put another out of memory, for ever.
         let mut held = Vec::new();
@@ -81,14 +81,14 @@ impl CacheSet {
         Ok(pieces.into_iter().map(|piece| self.begin_part(device, inode, piece, bypass)).collect())
     }
 
-    fn begin_part(&self, device: &Device, inode: u32, piece: Piece, bypass: bool) -> Part {
+    fn begin_part(&self, device: &Device, inode: u32, piece: Piece, bypass: bool) -> ReadPiece {
         match piece {
             Piece::Cached(extent) => {
                 let at = extent.ptr().offset() * SECTOR_SIZE;
                 let io = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize));
                 let bucket = self.cache.geometry.ptr_bucket(extent.ptr());
                 self.alloc.buckets.borrow_mut().get_mut(bucket).prio = INITIAL_PRIO;
-                Part::Cached { extent, io, began: self.env.now() }
+                ReadPiece::Cached { extent, io, began: self.env.now() }
             }
             Piece::Missing { start, end } => {
                 let io = device.backing().map(|backing| {
@@ -101,7 +101,7 @@ impl CacheSet {
                 let trusted = device.flush_failures() == 0;
                 let cache = !bypass && room && quiet && trusted && io.is_some();
                 let miss = cache.then(|| self.misses.begin(inode, start, end));
-                Part::Missing { start, end, io, miss }
+                ReadPiece::Missing { start, end, io, miss }
             }
         }
     }
@@ -204,8 +204,8 @@ impl CacheSet {
     pub(crate) async fn read_uncached(&self, device: &Device, start: u64, end: u64) -> Result<Vec<Shared>> {
         let bytes = ((end - start) * SECTOR_SIZE) as usize;
         match &device.kind {
-            Kind::FlashOnly { .. } => Ok(vec![Buf::zeroed(bytes).freeze()]),
-            Kind::Cached(backing) => {
+            DeviceKind::FlashOnly { .. } => Ok(vec![Buf::zeroed(bytes).freeze()]),
+            DeviceKind::Cached(backing) => {
                 let read = backing.dev.dev.read(start * SECTOR_SIZE, Buf::recycled(bytes)).await;
                 let buf = read.inspect_err(|_| {
                     device.stats.backing_read_errors.add(1);

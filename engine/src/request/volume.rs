@@ -3,7 +3,7 @@
 use crate::dev::{Buf, Shared};
 use crate::error::Error;
 use crate::set::{AtWork, CacheSet, Device, Stage};
-use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId};
+use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId, check_range};
 use bcache_format::SECTOR_SIZE;
 use std::rc::Rc;
 
@@ -83,15 +83,8 @@ impl DeviceVolume {
 
     /// The range in sectors of the device's keys.
     fn range(&self, at: u64, len: u64) -> Result<(u64, u64), VolumeError> {
-        let end = at.checked_add(len).filter(|end| *end <= self.size_bytes());
         let unit = if seeded_bug!(PartsOfBlocks) { SECTOR_SIZE } else { u64::from(self.block_size()) };
-        let aligned = at.is_multiple_of(unit) && len.is_multiple_of(unit);
-        let Some(end) = end.filter(|_| aligned) else {
-            return Err(VolumeError::new(
-                libc::EINVAL,
-                format!("{len} bytes at {at} are not a range of whole blocks of this device"),
-            ));
-        };
+        let end = check_range(at, len, self.size_bytes(), unit)?;
         let first = self.device.first_sector();
         Ok((first + at / SECTOR_SIZE, first + end / SECTOR_SIZE))
     }

@@ -9,6 +9,16 @@ use crate::set::{Backing, CacheSet, Device};
 use bcache_format::SECTOR_SIZE;
 use std::rc::Rc;
 
+/// Where a write to a cached device goes.
+enum Way {
+    /// To the cache only.
+    Dirty,
+    /// To both.
+    Through,
+    /// To the backing device only.
+    Around,
+}
+
 impl CacheSet {
     /// Writes `data` at sector `start` (in the keys' terms) of an attached device.
     pub(crate) async fn write(
@@ -51,20 +61,26 @@ impl CacheSet {
         let Some(backing) = device.backing() else {
             return self.write_dirty(device, None, inode, start, end, data).await;
         };
-        let mut bypass = self.should_bypass(device, start, end - start, true);
-        let mut writeback = self.should_writeback(device, bypass);
+        match self.choose_way(device, start, end) {
+            Way::Dirty => self.write_dirty(device, Some(backing), inode, start, end, data).await,
+            Way::Around => {
+                device.stats.bypassed_sectors.add(end - start);
+                self.write_around(device, inode, start, end, data).await
+            }
+            Way::Through => self.write_through(device, inode, start, end, data).await,
+        }
+    }
+
+    fn choose_way(&self, device: &Device, start: u64, end: u64) -> Way {
+        let bypass = self.should_bypass(device, start, end - start, true);
         // Older data of this range is on its way to the backing device. Written there, ours could arrive first.
-        if device.writeback.active.overlaps(start, end) {
-            (bypass, writeback) = (false, true);
+        if device.writeback.active.overlaps(start, end) || self.should_writeback(device, bypass) {
+            Way::Dirty
+        } else if bypass {
+            Way::Around
+        } else {
+            Way::Through
         }
-        if writeback {
-            return self.write_dirty(device, Some(backing), inode, start, end, data).await;
-        }
-        if bypass {
-            device.stats.bypassed_sectors.add(end - start);
-            return self.write_around(device, inode, start, end, data).await;
-        }
-        self.write_through(device, inode, start, end, data).await
     }
 
     /// To the cache only. The backing superblock says dirty first.

@@ -1,6 +1,6 @@
 //! Backing devices that part with a set in disorder: they go on without it because it has failed, or never come back.
 
-use super::{CacheSet, Device, Kind};
+use super::{CacheSet, Device, DeviceKind};
 use crate::error::{Error, Result};
 use bcache_format::superblock::{BackingState, Label};
 use std::cell::Cell;
@@ -56,7 +56,7 @@ impl CacheSet {
             )));
         }
         // To be rid of its keys it is a volume, with nothing below, for as long as that takes.
-        let kind = Kind::FlashOnly { sectors: Cell::new(MAX_SECTORS) };
+        let kind = DeviceKind::FlashOnly { sectors: Cell::new(MAX_SECTORS) };
         let device = Rc::new(Device::new(kind, uuid, absent.label));
         device.inode.set(Some(slot));
         self.devices.borrow_mut().insert(slot, Rc::clone(&device));

@@ -1,7 +1,8 @@
 //! Bringing backing devices and volumes to a set.
 
 use super::cache_dev::{read_superblock, settled_superblock_of};
-use super::device::{Backing, Device, Kind};
+use super::device::{Backing, Device, DeviceKind};
+use super::states::{self, Attaching as Rule};
 use super::superblock::SuperblockWriter;
 use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
@@ -36,12 +37,7 @@ impl Drop for Attaching<'_> {
 impl CacheSet {
     /// Attaches a backing device that belongs to this set, or to none yet.
     ///
-    /// | state | its uuid in the table | then |
-    /// |---|---|---|
-    /// | clean, dirty | yes | goes on with its slot |
-    /// | dirty | no | refused: its dirty data is in another cache |
-    /// | none, stale | yes | the old slot is invalidated, a new one taken: what the cache has is out of date |
-    /// | clean, none, stale | no | a new slot |
+    /// What its superblock says decides what that means: see [`states`].
     ///
     /// # Errors
     /// The device cannot be used with this set; nothing was changed.
@@ -74,9 +70,9 @@ impl CacheSet {
         if sb.block_sectors < self.cache.sb.borrow().block_sectors {
             return Err(Error::refused(format!("{name}: its blocks are smaller than the cache's")));
         }
-        // One that ran without its cache is whole by itself, whatever set it was of.
-        let whole = state.is_whole();
-        if !whole && sb.set_uuid != set_uuid {
+        let known = self.uuids.borrow().find(&uuid);
+        let rule = states::attaching(state, sb.set_uuid == set_uuid, known.is_some());
+        if rule == Rule::OtherSet {
             return Err(Error::refused(format!("{name}: belongs to another cache set, {}", sb.set_uuid)));
         }
         if self.devices().iter().any(|device| device.uuid == uuid) {
@@ -90,16 +86,14 @@ impl CacheSet {
         let Some(backing) = Backing::new(tracked, sb, block) else {
             return Err(Error::refused(format!("{name}: a cache device, not a backing device")));
         };
-        let known = self.uuids.borrow().find(&uuid);
-        let outdated = whole && !seeded_bug!(AttachKeepsSlot);
-        if known.is_none() && state == BackingState::Dirty {
+        if rule == Rule::NotKnown {
             return Err(Error::refused(format!(
                 "{name}: its dirty data is in another cache set; attach it to that one first"
             )));
         }
-        let device = Rc::new(Device::new(Kind::Cached(Box::new(backing)), uuid, label));
+        let device = Rc::new(Device::new(DeviceKind::Cached(Box::new(backing)), uuid, label));
         let slot = match known {
-            Some(slot) if !outdated => slot,
+            Some(slot) if rule == Rule::ItsSlot || seeded_bug!(AttachKeepsSlot) => slot,
             _ => {
                 if let Some(slot) = known {
                     self.invalidate_slot(slot).await?;
@@ -166,7 +160,7 @@ impl CacheSet {
             let slot = slot as u32;
             let known = self.devices.borrow().contains_key(&slot);
             if entry.is_flash_only() && !entry.is_free() && !entry.is_detached() && !known {
-                let kind = Kind::FlashOnly { sectors: Cell::new(entry.sectors.0) };
+                let kind = DeviceKind::FlashOnly { sectors: Cell::new(entry.sectors.0) };
                 let device = Rc::new(Device::new(kind, entry.uuid, entry.label));
                 self.adopt(&device, slot);
                 volumes.push(device);
@@ -210,7 +204,8 @@ impl CacheSet {
     }
 
     async fn resize_volume_now(self: &Rc<Self>, device: &Rc<Device>, sectors: u64) -> Result<()> {
-        let (Some(inode), Kind::FlashOnly { sectors: size }) = (device.inode.get(), &device.kind) else {
+        let (Some(inode), DeviceKind::FlashOnly { sectors: size }) = (device.inode.get(), &device.kind)
+        else {
             return Err(Error::refused("not a flash-only volume of this set"));
         };
         if sectors < size.get() {

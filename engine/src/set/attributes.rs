@@ -5,6 +5,7 @@ use crate::btree::Body;
 use crate::error::{Error, Result};
 use crate::settings::{BadSetting, Clamped, Shown};
 use crate::stats::{Accounted, Timing, Window};
+use bcache_format::bkey::KEY_WORDS;
 use bcache_format::feature::{INCOMPAT_LOG_LARGE_BUCKET_SIZE, INCOMPAT_OBSO_LARGE_BUCKET};
 use bcache_format::superblock::{BackingState, Label};
 use bcache_format::{Geometry, SECTOR_SIZE};
@@ -154,7 +155,7 @@ impl CacheSet {
         list.add("tree_depth", root.level);
         let words = match &root.state().body {
             Body::Leaf { map, .. } => map.words(),
-            Body::Interior { children, .. } => children.len() * 3,
+            Body::Interior { children, .. } => children.len() * KEY_WORDS,
         };
         list.add("root_usage_percent", words * 100 / node_words);
         list.add("btree_cache_size", self.tree.bytes());
@@ -163,7 +164,7 @@ impl CacheSet {
         list.add("average_key_size", used * SECTOR_SIZE / extents);
         list.add("internal/btree_nodes", self.tree.len());
         let room = (self.tree.len().max(1) * node_words) as u64;
-        list.add("internal/btree_used_percent", (extents * 3 * 100 / room).min(100));
+        list.add("internal/btree_used_percent", (extents * KEY_WORDS as u64 * 100 / room).min(100));
         list.add("btree_node_size", geometry.btree_node_bytes());
     }
 

@@ -22,8 +22,8 @@ pub struct Backing {
     pub data_offset: u64,
 }
 
-/// What is below.
-pub enum Kind {
+/// Where data goes that the cache does not hold.
+pub enum DeviceKind {
     /// A backing device.
     Cached(Box<Backing>),
     /// Nothing: the cache is all there is.
@@ -35,8 +35,8 @@ pub enum Kind {
 
 /// A device that is served.
 pub struct Device {
-    /// What is below.
-    pub kind: Kind,
+    /// Where data goes that the cache does not hold.
+    pub kind: DeviceKind,
     /// Slot in the set's uuid table while attached.
     pub inode: Cell<Option<u32>>,
     /// UUID.
@@ -126,9 +126,9 @@ impl Backing {
 impl Device {
     /// A device that is not attached.
     #[must_use]
-    pub fn new(kind: Kind, uuid: Uuid, label: Label) -> Self {
+    pub fn new(kind: DeviceKind, uuid: Uuid, label: Label) -> Self {
         let settings = DeviceSettings::default();
-        if let Kind::Cached(backing) = &kind
+        if let DeviceKind::Cached(backing) = &kind
             && let Some(mode) = backing.sb.borrow().cache_mode()
         {
             settings.cache_mode.set(mode);
@@ -157,8 +157,8 @@ impl Device {
     #[must_use]
     pub const fn backing(&self) -> Option<&Backing> {
         match &self.kind {
-            Kind::Cached(backing) => Some(backing),
-            Kind::FlashOnly { .. } => None,
+            DeviceKind::Cached(backing) => Some(backing),
+            DeviceKind::FlashOnly { .. } => None,
         }
     }
     /// Flushes of the backing device that failed.
@@ -169,16 +169,16 @@ impl Device {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         match &self.kind {
-            Kind::Cached(backing) => backing.data_bytes(),
-            Kind::FlashOnly { sectors } => sectors.get() * bcache_format::SECTOR_SIZE,
+            DeviceKind::Cached(backing) => backing.data_bytes(),
+            DeviceKind::FlashOnly { sectors } => sectors.get() * bcache_format::SECTOR_SIZE,
         }
     }
     /// Sector in keys of the device's first: keys of a backing device hold its own sectors.
     #[must_use]
     pub const fn first_sector(&self) -> u64 {
         match &self.kind {
-            Kind::Cached(backing) => backing.data_offset,
-            Kind::FlashOnly { .. } => 0,
+            DeviceKind::Cached(backing) => backing.data_offset,
+            DeviceKind::FlashOnly { .. } => 0,
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::dev::{BlockDev, Buf};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gc::Gc;
-use crate::journal::{EntryId, Found, Journal, TailPlace, read_journal};
+use crate::journal::{EntryId, FoundJournal, Journal, TailPlace, read_journal};
 use crate::request::{Congestion, IoErrors};
 use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
@@ -280,11 +280,11 @@ impl CacheSet {
         env: Env,
         cache: CacheDev,
         settings: SetSettings,
-        found: Found,
+        found: FoundJournal,
         place: Option<TailPlace>,
     ) -> Result<Rc<Self>> {
         let geometry = cache.geometry;
-        let Found { newest, csum, mut replay, newest_in } = found;
+        let FoundJournal { newest, csum, mut replay, newest_in } = found;
         let count = newest_in.len() as u16;
         // With discard on, leading entries may be gone; what pins them is given up at once.
         let first = replay.first().map_or(newest.seq, |(seq, _)| *seq);

@@ -1,5 +1,6 @@
 //! The superblock of a device in use. It has one owner: one write at a time, and in memory is what is on the disk.
 
+use super::states::{Leaving, leaving};
 use crate::dev::FlushTracked;
 use crate::dev::{Buf, Shared};
 use crate::error::{Error, Result};
@@ -137,10 +138,10 @@ pub struct NewestInCache;
 /// # Errors
 /// The cache has newer data.
 pub fn leave_cache(sb: &mut Superblock, lose_dirty: bool) -> Result<bool, NewestInCache> {
-    match sb.state() {
-        BackingState::None | BackingState::Stale => Ok(false),
-        BackingState::Dirty if !lose_dirty => Err(NewestInCache),
-        BackingState::Clean | BackingState::Dirty => {
+    match leaving(sb.state(), lose_dirty) {
+        Leaving::AsItIs => Ok(false),
+        Leaving::NewestInCache => Err(NewestInCache),
+        Leaving::SayStale => {
             sb.set_state(BackingState::Stale);
             Ok(true)
         }

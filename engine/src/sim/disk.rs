@@ -2,6 +2,7 @@
 //!
 //! Long because a simulated disk is one fault model: what is volatile, torn, delayed or refused depends on each other.
 
+use bcache_format::SECTOR_SIZE;
 use std::cell::RefCell;
 use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use slab::Slab;
 use super::runtime::World;
 use super::store::{Change, Content, Store};
 use super::{Fault, Image, Lie, Power, Runtime, Survival};
-use crate::dev::{self, BlockDev, Buf, Completer, DevError, DevOp, Geometry, Io, SECTOR, Shared};
+use crate::dev::{self, BlockDev, Buf, Completer, DevError, DevOp, Geometry, Io, Shared};
 use crate::env::Env;
 use crate::sync::WaitQueue;
 
@@ -51,7 +52,7 @@ impl Config {
     pub fn new(name: &str, bytes: u64) -> Config {
         let geometry = Geometry {
             bytes,
-            logical_block: SECTOR as u32,
+            logical_block: SECTOR_SIZE as u32,
             discard: true,
             write_zeroes: true,
             rotational: false,
@@ -115,7 +116,7 @@ impl Medium {
 impl From<Image> for Medium {
     /// All of it durable.
     fn from(image: Image) -> Self {
-        Self(Store::new(image, SECTOR as u32))
+        Self(Store::new(image, SECTOR_SIZE as u32))
     }
 }
 
@@ -124,11 +125,11 @@ struct Inner {
     env: Env,
     world: Rc<World>,
     power: Power,
-    state: RefCell<State>,
+    state: RefCell<DiskState>,
     released: WaitQueue,
 }
 
-struct State {
+struct DiskState {
     store: Store,
     in_flight: Slab<Flight>,
     faults: Vec<Fault>,
@@ -167,7 +168,7 @@ impl Disk {
 
     /// A disk that holds `image`, all of it durable.
     pub fn with_image(runtime: &Runtime, power: &Power, config: Config, image: Image) -> Disk {
-        let state = State {
+        let state = DiskState {
             store: Store::new(image, config.geometry.logical_block),
             in_flight: Slab::new(),
             faults: Vec::new(),
@@ -334,7 +335,7 @@ impl Inner {
 
 /// A few bytes of every sector stand for the whole in the trace hash.
 fn digest(data: &[u8]) -> u64 {
-    data.chunks(SECTOR as usize).fold(0u64, |hash, sector| {
+    data.chunks(SECTOR_SIZE as usize).fold(0u64, |hash, sector| {
         let mut word = [0u8; 8];
         let part = sector.len().min(8);
         word[..part].copy_from_slice(&sector[..part]);

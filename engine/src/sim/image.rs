@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub(super) const PAGE: u64 = 4096;
 /// Sectors of one page.
 pub(super) const SECTORS: usize = 8;
-const SECTOR: usize = 512;
+const SECTOR: usize = bcache_format::SECTOR_SIZE as usize;
 
 /// A disk's content. Ranges never written read as zeroes and cost nothing; a clone shares all pages.
 #[derive(Clone, Default)]

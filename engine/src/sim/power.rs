@@ -9,10 +9,10 @@ use std::rc::Rc;
 /// An event is the start or the end of any operation of any connected disk. Once the supply is off, operations
 /// in flight never complete, new ones never begin, and [`Runtime::run`](super::Runtime::run) ends.
 #[derive(Clone, Default)]
-pub struct Power(Rc<State>);
+pub struct Power(Rc<PowerState>);
 
 #[derive(Default)]
-struct State {
+struct PowerState {
     events: Cell<u64>,
     cut_at: Cell<Option<u64>>,
     off: Cell<bool>,

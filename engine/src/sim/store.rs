@@ -7,7 +7,7 @@ use super::image::{Image, PAGE, SECTORS};
 use crate::dev::Shared;
 use crate::env::{Rng, mix};
 
-const SECTOR: usize = 512;
+const SECTOR: usize = bcache_format::SECTOR_SIZE as usize;
 
 /// What an operation puts into its range.
 #[derive(Clone)]
@@ -44,8 +44,8 @@ impl Change {
     fn part(&self, page: u64) -> Part {
         let start = self.at.max(page * PAGE);
         let end = (self.at + self.len).min((page + 1) * PAGE);
-        let first = ((start - page * PAGE) / SECTOR as u64) as usize;
-        Part { page, first, count: ((end - start) / SECTOR as u64) as usize }
+        let first = ((start - page * PAGE) / bcache_format::SECTOR_SIZE) as usize;
+        Part { page, first, count: ((end - start) / bcache_format::SECTOR_SIZE) as usize }
     }
 
     /// The pages touched. Only data makes pages: zeroes and garbage change those that are there.

@@ -2,6 +2,7 @@
 //!
 //! Long because everything that can be wrong is told in its own words.
 
+use bcache_format::SECTOR_SIZE;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -96,7 +97,7 @@ fn below(path: &Path) -> String {
     };
     if has(0, LUKS) {
         format!("cryptsetup open --readonly {} inside && bcache doctor /dev/mapper/inside", quoted(&name))
-    } else if (0..4).any(|sector| has(sector * 512, LVM)) {
+    } else if (0..4).any(|sector| has(sector * SECTOR_SIZE, LVM)) {
         "lvs -o lv_path   # an LVM physical volume is on it: name its logical volumes".to_owned()
     } else if has(0, MD) || has(4096, MD) {
         format!("mdadm --examine {}   # a member of an md array: name the array", quoted(&name))
@@ -420,7 +421,7 @@ fn alone(backing: &Backing, out: &mut Out) -> Result<bool> {
     let next = if has(0, LUKS) {
         writeln!(out, "  LUKS is on it")?;
         format!("cryptsetup open --readonly \"$({open})\" inside")
-    } else if (0..4).any(|sector| has(sector * 512, LVM)) {
+    } else if (0..4).any(|sector| has(sector * SECTOR_SIZE, LVM)) {
         writeln!(out, "  an LVM physical volume is on it")?;
         format!("{open} && lvs -o lv_path,vg_name")
     } else if has(0, MD) || has(4096, MD) {

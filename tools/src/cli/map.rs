@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::fsck::view::overlay::Layer;
-use bcache_engine::fsck::view::{Content, Extent, Piece, Source, State};
+use bcache_engine::fsck::view::{Content, Piece, PtrState, SeenExtent, Source};
 use bcache_format::bkey::KEY_SIZE_MAX;
 use bcache_format::{SECTOR_SIZE, Sectors};
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
 }
 
 /// The whole extent, with data or without, that the sector at `byte` is in.
-fn key_at(content: &Content<'_>, byte: u64) -> Result<Option<Extent>> {
+fn key_at(content: &Content<'_>, byte: u64) -> Result<Option<SeenExtent>> {
     // No extent is longer than this, so the one that is looked for is not cut at either end.
     let reach = Sectors(KEY_SIZE_MAX).bytes();
     let start = byte.saturating_sub(reach);
@@ -66,7 +66,7 @@ fn key_at(content: &Content<'_>, byte: u64) -> Result<Option<Extent>> {
     Ok(None)
 }
 
-fn as_text(out: &mut Out, content: &Content<'_>, piece: &Piece, key: Option<&Extent>) -> Result<()> {
+fn as_text(out: &mut Out, content: &Content<'_>, piece: &Piece, key: Option<&SeenExtent>) -> Result<()> {
     match &piece.source {
         Source::Cache(at, extent) => {
             let extent = key.unwrap_or(extent);
@@ -90,8 +90,8 @@ fn as_text(out: &mut Out, content: &Content<'_>, piece: &Piece, key: Option<&Ext
     Ok(())
 }
 
-fn as_json(name: &str, sector: u64, content: &Content<'_>, piece: &Piece, key: Option<&Extent>) -> Value {
-    let object = |extent: &Extent| {
+fn as_json(name: &str, sector: u64, content: &Content<'_>, piece: &Piece, key: Option<&SeenExtent>) -> Value {
+    let object = |extent: &SeenExtent| {
         json!({"inode": extent.key.inode(), "start": extent.key.start(), "sectors": extent.key.size(),
                "dirty": extent.key.dirty(), "from": layer(extent), "text": extent.key.to_string()})
     };
@@ -112,18 +112,18 @@ fn as_json(name: &str, sector: u64, content: &Content<'_>, piece: &Piece, key: O
     }
 }
 
-fn layer(extent: &Extent) -> &'static str {
+fn layer(extent: &SeenExtent) -> &'static str {
     match extent.layer {
         Layer::Older => "from the btree",
         Layer::Newer => "from the journal",
     }
 }
 
-fn why(state: State) -> String {
+fn why(state: PtrState) -> String {
     match state {
-        State::Stale(by) => format!("its bucket was reused since, {by} generations ago"),
-        State::Empty => "it says that the cache has nothing here".to_owned(),
-        State::NoDevice => "the placeholder of a cache miss".to_owned(),
-        State::Live(_) => "it has the data".to_owned(),
+        PtrState::Stale(by) => format!("its bucket was reused since, {by} generations ago"),
+        PtrState::Empty => "it says that the cache has nothing here".to_owned(),
+        PtrState::NoDevice => "the placeholder of a cache miss".to_owned(),
+        PtrState::Live(_) => "it has the data".to_owned(),
     }
 }

@@ -2,6 +2,7 @@
 //! because it failed. Only those that have nothing dirty, and only once their superblock says, durably, that the cache is
 //! out of date.
 
+use bcache_format::SECTOR_SIZE;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -105,7 +106,7 @@ impl Engine {
                 bail!("{} is another disk now", path.display());
             }
             // Whoever uses it knows how long it is.
-            if part.data_sectors * 512 < kept.switch.shape().bytes {
+            if part.data_sectors * SECTOR_SIZE < kept.switch.shape().bytes {
                 bail!("{} has become shorter", path.display());
             }
             // Whom the name leads to the disk nobody tells of it any more.

@@ -1,5 +1,7 @@
 //! Devices that come to a running set and leave it, while somebody uses them.
 
+use bcache_engine::set::states::{Attaching, attaching};
+use bcache_format::SECTOR_SIZE;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -7,7 +9,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use bcache_engine::dev::{BlockDev, open};
 use bcache_engine::set::{CacheSet, Device};
-use bcache_format::superblock::{BackingState, Label};
+use bcache_format::superblock::Label;
 use bcache_format::units::Sectors;
 use bcache_format::uuid_entry::UuidEntry;
 use serde_json::{Value, json};
@@ -126,10 +128,11 @@ impl Engine {
         let part = self.identify_soon(path).await?;
         match part.role {
             Role::Cache => bail!("{}: a cache device, not a backing device", path.display()),
-            Role::Backing(BackingState::None | BackingState::Stale) => {}
-            Role::Backing(_) if part.set == self.options.set => {}
-            Role::Backing(_) => {
-                bail!("{}: attached to set {}; detach it there first", path.display(), part.set)
+            // Whether its set knows it turns out when it is attached.
+            Role::Backing(state) => {
+                if attaching(state, part.set == self.options.set, true) == Attaching::OtherSet {
+                    bail!("{}: attached to set {}; detach it there first", path.display(), part.set)
+                }
             }
         }
         let _turn = self.turns.lock(part.uuid).await;
@@ -272,7 +275,7 @@ impl Engine {
     pub(super) async fn create_volume(self: &Rc<Self>, bytes: u64, label: &str) -> Result<Value> {
         let _one = self.changing.one().await;
         let set = self.running()?;
-        let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * 512;
+        let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * SECTOR_SIZE;
         let bytes = bytes / block * block;
         if bytes == 0 {
             bail!("a volume has at least one block of {block} bytes");
@@ -300,7 +303,7 @@ impl Engine {
         let exposed = self.exposed.borrow();
         let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
         let mut answer = json!({"name": one.map(|one| one.name.clone()).unwrap_or_default()});
-        let beyond = set.overcommitted_sectors() * 512;
+        let beyond = set.overcommitted_sectors() * SECTOR_SIZE;
         if beyond > 0 {
             answer["note"] = json!(format!(
                 "the volumes of this set are {beyond} bytes larger than its cache: \

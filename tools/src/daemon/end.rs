@@ -1,5 +1,6 @@
 //! How the process ends: with its devices, or leaving them to a successor.
 
+use bcache_format::SECTOR_SIZE;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -250,7 +251,7 @@ fn take_name_away(name: &str, uuid: Uuid) -> io::Result<Option<Vec<Target>>> {
 
 fn told_absent(absent: &Absent) -> String {
     let Absent { uuid, label, dirty_sectors } = absent;
-    let bytes = dirty_sectors * 512;
+    let bytes = dirty_sectors * SECTOR_SIZE;
     format!(
         "device {uuid} ({:?}) is not there, and {bytes} bytes of it are in the cache alone",
         label.to_text()

@@ -1,5 +1,6 @@
 //! A device of the set as users see it: a name in `/dev/mapper`, below it a block device of ublk or NBD, below that the engine.
 
+use bcache_format::SECTOR_SIZE;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
@@ -70,7 +71,7 @@ pub(super) struct Alone {
 pub(super) async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Result<Option<Kept>> {
     let found = env.offload(move || look(uuid)).await.context("device-mapper")?;
     let kept = match found {
-        Found::Waiting { name, device, shape } => {
+        FrontFound::Waiting { name, device, shape } => {
             let switch = Switch::waiting(env, uuid, shape, patience);
             let volume = Rc::clone(&switch) as Rc<dyn Volume>;
             let front = Front::recover(env, device, volume, uuid).await;
@@ -78,7 +79,7 @@ pub(super) async fn take_over(env: &Env, uuid: Uuid, patience: Duration) -> Resu
             tracing::info!(name, "taken over from a process that ended");
             Some(Kept { name, front, switch, claim: None, alone: None, leaves: false, why: String::new() })
         }
-        Found::Nothing | Found::Elsewhere { .. } => None,
+        FrontFound::Nothing | FrontFound::Elsewhere { .. } => None,
     };
     // What is taken over is kept whatever comes of this.
     if let Err(error) = env.offload(move || tidy(uuid)).await {
@@ -107,7 +108,7 @@ pub(super) fn tidy(uuid: Uuid) -> io::Result<bool> {
 }
 
 /// What is there already under a device's UUID.
-enum Found {
+enum FrontFound {
     /// Nothing.
     Nothing,
     /// A device whose server died; it waits for us.
@@ -116,21 +117,21 @@ enum Found {
     Elsewhere { name: String },
 }
 
-fn look(uuid: Uuid) -> Result<Found> {
-    let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(Found::Nothing) };
+fn look(uuid: Uuid) -> Result<FrontFound> {
+    let Some(device) = dm::find(&dm::uuid_of(uuid))? else { return Ok(FrontFound::Nothing) };
     let name = device.name;
     let table = dm::table(&name).with_context(|| name.clone())?;
     if let Some((driver, id, offset)) = expose::front_end(&name, uuid)? {
-        let bytes = table.first().map_or(0, |target| target.sectors) * 512;
-        let shape = Shape { bytes, block: expose::block_size(driver, id)?, lead: offset * 512 };
-        return Ok(Found::Waiting { name, device: (driver, id), shape });
+        let bytes = table.first().map_or(0, |target| target.sectors) * SECTOR_SIZE;
+        let shape = Shape { bytes, block: expose::block_size(driver, id)?, lead: offset * SECTOR_SIZE };
+        return Ok(FrontFound::Waiting { name, device: (driver, id), shape });
     }
     // A creation that was cut off left a device without a table.
     if table.is_empty() {
         dm::remove(&name)?;
-        return Ok(Found::Nothing);
+        return Ok(FrontFound::Nothing);
     }
-    Ok(Found::Elsewhere { name })
+    Ok(FrontFound::Elsewhere { name })
 }
 
 impl Exposed {
@@ -156,7 +157,7 @@ impl Exposed {
         let (front, table) = Exposed::table(env, front, switch.shape()).await?;
         let label = device.label.get().to_text();
         let named = env.offload(move || match found {
-            Found::Elsewhere { name } => {
+            FrontFound::Elsewhere { name } => {
                 let mut unused = None;
                 let check = || {
                     unused = expose::keep_unused(uuid, block)?;
@@ -166,8 +167,8 @@ impl Exposed {
                 drop(unused);
                 Ok(name)
             }
-            Found::Nothing => Ok(expose::create(&label, uuid, &table, || Ok(()))?.name),
-            Found::Waiting { name, .. } => bail!("/dev/mapper/{name}: made by somebody else meanwhile"),
+            FrontFound::Nothing => Ok(expose::create(&label, uuid, &table, || Ok(()))?.name),
+            FrontFound::Waiting { name, .. } => bail!("/dev/mapper/{name}: made by somebody else meanwhile"),
         });
         match named.await {
             Ok(name) => Ok(Exposed { name, device, front, switch, claim }),
@@ -217,7 +218,7 @@ impl Exposed {
         let Shape { bytes, lead, .. } = shape;
         let name = front.kernel_name();
         match env.offload(move || expose::device_number(&name)).await {
-            Ok(number) => Ok((front, vec![Target::linear(bytes / 512, number, lead / 512)])),
+            Ok(number) => Ok((front, vec![Target::linear(bytes / SECTOR_SIZE, number, lead / SECTOR_SIZE)])),
             Err(error) => Err(undone(front, error.into()).await),
         }
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::env::{Backend, Env};
-use bcache_engine::ublk::State;
+use bcache_engine::ublk::UblkState;
 use bcache_engine::volume::Volume;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -148,7 +148,7 @@ fn clean_up(uuid: Uuid) -> Result<()> {
     let ublk = if Path::new("/dev/ublk-control").exists() { ublk::devices()? } else { Vec::new() };
     for info in ublk.into_iter().filter(|info| info.mark == mark) {
         match info.state {
-            State::Live if Path::new(&format!("/proc/{}", info.pid)).exists() => {
+            UblkState::Live if Path::new(&format!("/proc/{}", info.pid)).exists() => {
                 bail!("process {} serves this device as /dev/ublkb{}", info.pid, info.id);
             }
             _ => {

@@ -1,5 +1,6 @@
 //! Volumes that become larger, under whoever uses them, or smaller.
 
+use bcache_format::SECTOR_SIZE;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,7 @@ impl Engine {
         if device.backing().is_some() {
             bail!("{wanted}: has the size of its backing device");
         }
-        let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * 512;
+        let block = u64::from(set.cache.sb.borrow().block_sectors).max(1) * SECTOR_SIZE;
         let bytes = bytes / block * block;
         if bytes == 0 || bytes > MOST {
             bail!("a volume has at least one block of {block} bytes and at most {MOST}");
@@ -39,7 +40,7 @@ impl Engine {
         }
         // What is larger has its size before anybody can write there, what is smaller when nobody can any more.
         if bytes > before {
-            set.resize_volume(&device, bytes / 512).await.map_err(told)?;
+            set.resize_volume(&device, bytes / SECTOR_SIZE).await.map_err(told)?;
         }
         let label = device.label.get().to_text();
         let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), label));
@@ -52,7 +53,7 @@ impl Engine {
         let check = move || if bytes < before { refuse_in_use(uuid) } else { Ok(()) };
         self.swap_front(&device, &name, switch, check).await?;
         if bytes < before {
-            set.resize_volume(&device, bytes / 512).await.map_err(told)?;
+            set.resize_volume(&device, bytes / SECTOR_SIZE).await.map_err(told)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! waits for a request, answers it and waits for the next. When the process dies, the device and what it had not
 //! answered wait for the next process ([`Device::recover`]).
 
+use bcache_format::SECTOR_SIZE;
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use bcache_engine::dev::Buf;
 use bcache_engine::env::{Backend, Env};
 use bcache_engine::sync::WaitQueue;
-use bcache_engine::ublk::{Control, Info, Params, Queue, Request, State, Verb, feature};
+use bcache_engine::ublk::{Control, Info, Params, Queue, Request, UblkState, Verb, feature};
 use bcache_engine::volume::{Volume, VolumeError};
 
 /// Largest request in bytes.
@@ -107,7 +108,7 @@ pub fn mark_of(id: u32) -> io::Result<Option<u64>> {
 /// The driver does not answer.
 pub fn is_served(id: u32) -> io::Result<bool> {
     let info = Control::open()?.info(id)?;
-    Ok(info.state == State::Live && std::path::Path::new(&format!("/proc/{}", info.pid)).exists())
+    Ok(info.state == UblkState::Live && std::path::Path::new(&format!("/proc/{}", info.pid)).exists())
 }
 
 impl Device {
@@ -275,7 +276,7 @@ fn params(volume: &dyn Volume, optimal: u64) -> Params {
     let block = volume.block_size().min(4096);
     let part = if optimal == 0 { 0 } else { 1 << optimal.trailing_zeros().min(30) };
     Params {
-        sectors: volume.size_bytes() / 512,
+        sectors: volume.size_bytes() / SECTOR_SIZE,
         logical_block: block,
         physical_block: block,
         optimal: block.max(part),

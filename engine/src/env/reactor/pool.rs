@@ -11,7 +11,7 @@ pub(crate) type Job = Box<dyn FnOnce() + Send>;
 const MAX_THREADS: usize = 16;
 
 #[derive(Default)]
-struct State {
+struct Queue {
     jobs: VecDeque<Job>,
     idle: usize,
     closed: bool,
@@ -20,12 +20,12 @@ struct State {
 
 #[derive(Default)]
 struct Inner {
-    state: Mutex<State>,
+    state: Mutex<Queue>,
     changed: Condvar,
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,7 +3,7 @@
 use super::super::finding::Finding;
 use super::super::kind::Kind;
 use super::super::repair::{Link, Proof, is_proved, links, misfits, stand_in};
-use super::super::view::{Backing, Cache, Extent, SetView};
+use super::super::view::{Backing, Cache, SeenExtent, SetView};
 use super::Checked;
 use bcache_format::superblock::{BackingState, SB_OFFSET};
 use bcache_format::{Pos, Sectors};
@@ -141,7 +141,7 @@ fn beyond(checked: &mut Checked, backing: &Backing, slot: u32) {
 }
 
 /// Where dirty data of a slot is from a sector on, as far as it can be read.
-fn dirty_from(checked: &Checked, slot: u32, sector: u64) -> impl Iterator<Item = Extent> {
+fn dirty_from(checked: &Checked, slot: u32, sector: u64) -> impl Iterator<Item = SeenExtent> {
     let range = (Pos::new(slot, sector), Pos::new(slot, u64::MAX));
     let extents = checked.set.iter().flat_map(move |view| view.extents(range.0, range.1));
     extents.flatten().filter(|extent| extent.key.dirty() && extent.live().is_some())

@@ -11,7 +11,7 @@ use super::super::view::packed::Packed;
 use super::super::view::read_at::announced;
 use super::super::view::slot::{SlotUse, Sound};
 use super::super::view::sweep::Pass;
-use super::super::view::{Backing, Cache, Extent, Fault, Gens, SetView, State};
+use super::super::view::{Backing, Cache, Fault, Gens, PtrState, SeenExtent, SetView};
 use super::{Checked, Options};
 use bcache_format::prio::GC_GEN_MAX;
 use bcache_format::uuid_entry::UuidEntry;
@@ -63,7 +63,7 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) {
         );
         let (mut out, mut gather) = (Out::default(), Gather::default());
         for key in view.replayed.from(Pos::ZERO) {
-            account.one(Extent::new(key, Layer::Newer, &gens), &mut gather, &mut out);
+            account.one(SeenExtent::new(key, Layer::Newer, &gens), &mut gather, &mut out);
         }
         out.suspects.retain(|key| !written_back(&view, key));
         account.finish(gather);
@@ -180,7 +180,7 @@ impl Pass for Account<'_> {
         });
     }
     fn extent(&self, key: Bkey, gather: &mut Gather, out: &mut Out) {
-        self.one(Extent::new(key, Layer::Older, self.gens), gather, out);
+        self.one(SeenExtent::new(key, Layer::Older, self.gens), gather, out);
     }
     fn finish(&self, gather: Gather) {
         gather.finish(self.sectors, &mut |at| self.share(at));
@@ -192,10 +192,10 @@ impl Account<'_> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.insert(self.cache.geometry.bucket_of(sector));
     }
-    fn one(&self, extent: Extent, gather: &mut Gather, out: &mut Out) {
+    fn one(&self, extent: SeenExtent, gather: &mut Gather, out: &mut Out) {
         let key = extent.key;
         match extent.state {
-            State::Live(ptr) => {
+            PtrState::Live(ptr) => {
                 let sound = Sound::new(&key, ptr);
                 if self.live(&sound, gather, out) {
                     match out.slots.last_mut().filter(|(slot, _)| *slot == sound.inode) {
@@ -204,12 +204,12 @@ impl Account<'_> {
                     }
                 }
             }
-            State::Stale(_) if key.dirty() => out.suspects.push(key),
-            State::Stale(stale) if stale > GC_GEN_MAX => {
+            PtrState::Stale(_) if key.dirty() => out.suspects.push(key),
+            PtrState::Stale(stale) if stale > GC_GEN_MAX => {
                 let detail = format!("{key}: stale by {stale}");
                 out.findings.push(Finding::new(Kind::ExtentTooStale, &self.cache.name, place(&key), detail));
             }
-            State::Stale(_) | State::Empty | State::NoDevice => {}
+            PtrState::Stale(_) | PtrState::Empty | PtrState::NoDevice => {}
         }
     }
 

@@ -263,7 +263,7 @@ fn place(view: &SetView, fault: Fault) -> Finding {
 /// entries, a binary one for the end of the ring, then back over all buckets that have any.
 pub(in super::super) fn kernel_finds(journal: &Journal) -> Option<u64> {
     let n = journal.scans.len();
-    let mut list = Found::default();
+    let mut list = FoundEntries::default();
     let mut seen = vec![false; n];
     let mut read = |bucket: usize, seen: &mut Vec<bool>| {
         if let Some(flag) = seen.get_mut(bucket) {
@@ -313,11 +313,11 @@ pub(in super::super) fn kernel_finds(journal: &Journal) -> Option<u64> {
 
 /// The entries a search has come across, as `journal_read_bucket` keeps them.
 #[derive(Default)]
-struct Found {
+struct FoundEntries {
     marks: std::collections::BTreeMap<u64, u64>,
 }
 
-impl Found {
+impl FoundEntries {
     /// Adds a bucket's entries; whether any was kept, and the newest of all.
     fn add(&mut self, bucket: &[(u64, u64)]) -> (bool, Option<u64>) {
         let mut kept = false;

@@ -5,7 +5,7 @@
 
 use super::super::check::Checked;
 use super::super::ranges::Ranges;
-use super::super::view::{Extent, SetView};
+use super::super::view::{SeenExtent, SetView};
 use super::{Refused, trusted, uuids};
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, Pos};
@@ -15,7 +15,7 @@ use bcache_format::{Bkey, Pos};
 /// # Errors
 /// A device that changed since it was checked.
 pub(super) fn changes(checked: &Checked, before: &SetView, after: &SetView) -> Result<Ranges, Refused> {
-    let kept = |extent: &Extent| {
+    let kept = |extent: &SeenExtent| {
         let Some(ptr) = extent.key.ptr().filter(|ptr| ptr.is_device()) else { return false };
         let bucket = before.cache.geometry.ptr_bucket(ptr);
         let revived = extent.key.dirty() && checked.revived.contains(&bucket);

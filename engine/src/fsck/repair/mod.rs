@@ -33,7 +33,7 @@ use super::finding::Finding;
 use super::kind::{Kind, Severity};
 use super::view::devices::read_sectors;
 use super::view::journal::Stop;
-use super::view::{Cache, Device, Extent, SetView, State};
+use super::view::{Cache, Device, PtrState, SeenExtent, SetView};
 use bcache_format::jset::{Jset, VERSION};
 use bcache_format::prio::{BucketDisk, INITIAL_PRIO};
 use bcache_format::{Bkey, BucketNr, Pos, Ptr, SECTOR_SIZE};
@@ -255,9 +255,9 @@ fn keys_to_keep(checked: &Checked, view: &SetView) -> Result<Vec<Bkey>, Refused>
     let mut kept = Vec::new();
     each_extent(checked, view, &mut |extent| {
         let stale = match extent.state {
-            State::Live(_) => false,
-            State::Stale(_) => true,
-            State::Empty | State::NoDevice => return,
+            PtrState::Live(_) => false,
+            PtrState::Stale(_) => true,
+            PtrState::Empty | PtrState::NoDevice => return,
         };
         let ptr = extent.key.ptr().filter(|ptr| ptr.is_device());
         kept.extend(ptr.filter(|ptr| keep(&extent.key, *ptr, stale)).map(|_| extent.key));
@@ -271,7 +271,7 @@ fn keys_to_keep(checked: &Checked, view: &SetView) -> Result<Vec<Bkey>, Refused>
 pub(super) fn each_extent(
     checked: &Checked,
     view: &SetView,
-    tell: &mut dyn FnMut(Extent),
+    tell: &mut dyn FnMut(SeenExtent),
 ) -> Result<(), Refused> {
     trusted(checked, view).try_for_each(|extent| extent.map(&mut *tell))
 }
@@ -280,7 +280,7 @@ pub(super) fn each_extent(
 fn trusted<'v>(
     checked: &'v Checked,
     view: &'v SetView,
-) -> impl Iterator<Item = Result<Extent, Refused>> + 'v {
+) -> impl Iterator<Item = Result<SeenExtent, Refused>> + 'v {
     view.trusted_extents(Pos::ZERO, Pos::MAX).filter_map(|extent| {
         match extent.map_err(|fault| checked.findings.untold(&view.sure, fault)) {
             Ok(extent) => Some(Ok(extent)),

@@ -2,8 +2,8 @@
 
 use super::super::ranges::Ranges;
 use super::super::view::Cache;
-use super::super::view::extent_map::ExtentMap;
-use super::super::view::node::{NodeRef, place};
+use super::super::view::extent_map::SeenMap;
+use super::super::view::node::{SeenNode, place};
 use super::super::view::overlay::merge_all;
 use super::lives::Leaf;
 use bcache_format::bset::{Bset, BsetHeader, VERSION};
@@ -178,7 +178,7 @@ fn in_order(keys: Vec<Bkey>) -> Vec<Bkey> {
     if keys.is_sorted_by(|a, b| a.pos() <= b.start_pos()) {
         return keys;
     }
-    let mut map = ExtentMap::default();
+    let mut map = SeenMap::default();
     keys.into_iter().for_each(|key| map.insert(key));
     map.into_keys()
 }
@@ -200,7 +200,7 @@ fn is_interior(cache: &Cache, sets: &[Vec<Bkey>]) -> bool {
 }
 
 /// Whether there is an interior node at a place.
-pub(in super::super) fn is_interior_node(cache: &Cache, at: &NodeRef) -> bool {
+pub(in super::super) fn is_interior_node(cache: &Cache, at: &SeenNode) -> bool {
     let Ok(ptr) = place(cache, at) else { return false };
     let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
     let len = at.key.size().saturating_mul(SECTOR_SIZE);

@@ -1,14 +1,14 @@
 //! What a reader of one cached device or flash-only volume sees, piece by piece.
 
 use super::devices::Backing;
-use super::extents::{Extent, Extents, State};
+use super::extents::{Extents, PtrState, SeenExtent};
 use super::fault::{Fault, What};
 use super::read_at::Device;
 use super::set::SetView;
 use crate::fsck::view::Refusal;
 use crate::fsck::view::set::Attachment;
+use crate::set::states::{Leaving, leaving};
 use bcache_format::prio::GC_GEN_MAX;
-use bcache_format::superblock::BackingState;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{BucketNr, Pos, SECTOR_SIZE, Sectors, Structure};
 use std::sync::Arc;
@@ -50,9 +50,9 @@ impl SetView {
 /// # Errors
 /// It is attached, so that it may lack data.
 pub fn backing_without_cache(backing: &Backing) -> Result<Content<'_>, Refusal> {
-    match backing.sb.state() {
-        BackingState::None | BackingState::Stale => Ok(Content::backing_alone(backing)),
-        BackingState::Clean | BackingState::Dirty => {
+    match leaving(backing.sb.state(), false) {
+        Leaving::AsItIs => Ok(Content::backing_alone(backing)),
+        Leaving::SayStale | Leaving::NewestInCache => {
             Err(Refusal::NeedsCache { backing: Arc::clone(&backing.name), set: backing.sb.set_uuid })
         }
     }
@@ -72,7 +72,7 @@ pub struct Content<'v> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The cache device, from this byte on; with the extent.
-    Cache(u64, Extent),
+    Cache(u64, SeenExtent),
     /// The backing device, from this byte on.
     Backing(u64),
     /// Nowhere: zeros.
@@ -124,13 +124,17 @@ impl<'v> Content<'v> {
         Some(set.extents(pos(byte), pos(end)))
     }
     /// The extents of that range, misses included.
-    pub fn extents(&self, byte: u64, bytes: u64) -> impl Iterator<Item = Result<Extent, Fault>> + use<'v> {
+    pub fn extents(
+        &self,
+        byte: u64,
+        bytes: u64,
+    ) -> impl Iterator<Item = Result<SeenExtent, Fault>> + use<'v> {
         let end = byte.saturating_add(bytes).min(self.bytes);
         self.extents_between(byte, end).into_iter().flatten()
     }
     /// Name of the cache device, and the bucket of it that an extent's data is in.
     #[must_use]
-    pub fn bucket_of(&self, extent: &Extent) -> Option<(Arc<str>, BucketNr)> {
+    pub fn bucket_of(&self, extent: &SeenExtent) -> Option<(Arc<str>, BucketNr)> {
         let (set, _) = self.cached?;
         Some((Arc::clone(&set.cache.name), set.cache.geometry.ptr_bucket(extent.live()?)))
     }
@@ -185,7 +189,7 @@ pub struct Pieces<'v> {
     data_offset: u64,
     on_backing: bool,
     /// An extent with data that comes behind the gap just given out.
-    held: Option<(u64, Extent)>,
+    held: Option<(u64, SeenExtent)>,
 }
 
 impl Pieces<'_> {
@@ -197,7 +201,7 @@ impl Pieces<'_> {
         Piece { byte, bytes, source }
     }
     /// The next extent that has data, with the byte of the content where it starts.
-    fn next_live(&mut self) -> Option<Result<(u64, Extent), Fault>> {
+    fn next_live(&mut self) -> Option<Result<(u64, SeenExtent), Fault>> {
         if let Some(held) = self.held.take() {
             return Some(Ok(held));
         }
@@ -243,8 +247,8 @@ impl Iterator for Pieces<'_> {
 }
 
 /// Generations so far apart cannot be compared, so nobody knows what is there. Linux stops the set.
-fn too_stale(set: Option<&SetView>, extent: &Extent) -> Option<Fault> {
-    let State::Stale(stale) = extent.state else { return None };
+fn too_stale(set: Option<&SetView>, extent: &SeenExtent) -> Option<Fault> {
+    let PtrState::Stale(stale) = extent.state else { return None };
     if stale <= GC_GEN_MAX {
         return None;
     }

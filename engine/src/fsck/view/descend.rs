@@ -7,7 +7,7 @@ use super::super::salvage::scan::is_interior_node;
 use super::devices::Cache;
 use super::fault::{Fault, What};
 use super::gens::Gens;
-use super::node::{NodeRef, NodeView};
+use super::node::{NodeView, SeenNode};
 use super::tree::{children, raise};
 use bcache_format::{BucketNr, Pos, Structure};
 use std::collections::{HashSet, VecDeque};
@@ -16,7 +16,7 @@ use std::collections::{HashSet, VecDeque};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Interior {
     /// The leaves' places, in key order.
-    pub leaves: Vec<NodeRef>,
+    pub leaves: Vec<SeenNode>,
     /// Buckets of interior nodes.
     pub nodes: HashSet<BucketNr>,
     /// Buckets that a node should be in of which nothing is there.
@@ -30,7 +30,7 @@ pub(super) struct Interior {
 /// Reads the interior nodes below `root`. Pointers seen raise `gens`, as recovery does.
 pub(super) fn descend(
     cache: &Cache,
-    root: NodeRef,
+    root: SeenNode,
     gens: &mut Gens,
     report: &mut dyn FnMut(Fault),
 ) -> Interior {
@@ -78,8 +78,8 @@ pub(super) fn descend(
         level = below;
     }
     // With a wrong level, or a wrong root, interior nodes stand where leaves should be.
-    let known = |at: &NodeRef| bucket_of(cache, at).is_some_and(|bucket| found.nodes.contains(&bucket));
-    let wrong = |at: &&NodeRef| !known(at) && is_interior_node(cache, at);
+    let known = |at: &SeenNode| bucket_of(cache, at).is_some_and(|bucket| found.nodes.contains(&bucket));
+    let wrong = |at: &&SeenNode| !known(at) && is_interior_node(cache, at);
     let ends = [level.first().copied(), level.last().copied()];
     if let Some(at) = ends.iter().flatten().find(wrong) {
         let byte =
@@ -91,7 +91,7 @@ pub(super) fn descend(
     found
 }
 
-fn read(cache: &Cache, at: NodeRef, nodes: &mut HashSet<BucketNr>) -> Result<NodeView, Fault> {
+fn read(cache: &Cache, at: SeenNode, nodes: &mut HashSet<BucketNr>) -> Result<NodeView, Fault> {
     let bucket = bucket_of(cache, &at);
     if let Some(bucket) = bucket
         && !nodes.insert(bucket)
@@ -109,13 +109,13 @@ fn read(cache: &Cache, at: NodeRef, nodes: &mut HashSet<BucketNr>) -> Result<Nod
 }
 
 /// The bucket that a key points into, if it points anywhere.
-pub(super) fn bucket_of(cache: &Cache, at: &NodeRef) -> Option<BucketNr> {
+pub(super) fn bucket_of(cache: &Cache, at: &SeenNode) -> Option<BucketNr> {
     let ptr = at.key.ptr().filter(|ptr| ptr.is_device())?;
     Some(cache.geometry.ptr_bucket(ptr))
 }
 
 /// The fault of a node that is reached a second time.
-pub(super) fn twice(cache: &Cache, at: &NodeRef) -> Fault {
+pub(super) fn twice(cache: &Cache, at: &SeenNode) -> Fault {
     let what = What::NodeTwice(at.key.ptr().unwrap_or_default());
     cache.fault(Structure::BtreeNode, at.named_at, what)
 }

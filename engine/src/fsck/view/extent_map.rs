@@ -6,11 +6,11 @@ use std::ops::Bound;
 
 /// Extents that do not overlap, sorted by where they end.
 #[derive(Clone, Debug, Default)]
-pub struct ExtentMap {
+pub struct SeenMap {
     extents: BTreeMap<Pos, Bkey>,
 }
 
-impl ExtentMap {
+impl SeenMap {
     /// Adds an extent; what it overlaps is cut. One without size changes nothing.
     pub fn insert(&mut self, key: Bkey) {
         if key.size() == 0 {

@@ -3,7 +3,7 @@
 use super::devices::Cache;
 use super::fault::Fault;
 use super::gens::Gens;
-use super::node::{NodeRef, NodeView};
+use super::node::{NodeView, SeenNode};
 use super::overlay::{Layer, Overlay};
 use super::set::SetView;
 use bcache_format::{Bkey, Pos, Ptr};
@@ -30,7 +30,7 @@ impl SetView {
 
 /// What an extent's pointer is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PtrState {
     /// The data is on the cache device, at this pointer.
     Live(Ptr),
     /// The bucket has been reused, or may have been, this many generations ago: a miss.
@@ -43,25 +43,25 @@ pub enum State {
 
 /// One extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct SeenExtent {
     /// Its key, cut to what newer ones leave of it.
     pub key: Bkey,
     /// What its pointer is worth.
-    pub state: State,
+    pub state: PtrState,
     /// Whether it is in the btree, or newer and only in the journal.
     pub layer: Layer,
 }
 
-impl Extent {
+impl SeenExtent {
     /// The key's worth (`bch_extent_bad`).
     #[must_use]
     pub fn new(key: Bkey, layer: Layer, gens: &Gens) -> Self {
         let stale = gens.stale_key(&key);
         let state = match key.ptr() {
-            None => State::Empty,
-            Some(_) if key.ptrs().iter().any(|ptr| !ptr.is_device()) => State::NoDevice,
-            Some(_) if stale > 0 => State::Stale(stale),
-            Some(ptr) => State::Live(ptr),
+            None => PtrState::Empty,
+            Some(_) if key.ptrs().iter().any(|ptr| !ptr.is_device()) => PtrState::NoDevice,
+            Some(_) if stale > 0 => PtrState::Stale(stale),
+            Some(ptr) => PtrState::Live(ptr),
         };
         Self { key, state, layer }
     }
@@ -69,7 +69,7 @@ impl Extent {
     #[must_use]
     pub const fn live(&self) -> Option<Ptr> {
         match self.state {
-            State::Live(ptr) => Some(ptr),
+            PtrState::Live(ptr) => Some(ptr),
             _ => None,
         }
     }
@@ -103,7 +103,7 @@ impl<'v> Extents<'v> {
 }
 
 impl Iterator for Extents<'_> {
-    type Item = Result<Extent, Fault>;
+    type Item = Result<SeenExtent, Fault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -114,7 +114,7 @@ impl Iterator for Extents<'_> {
             if !key.cut_front(self.from) || !key.cut_back(self.to) {
                 continue;
             }
-            return Some(Ok(Extent::new(key, layer, self.gens)));
+            return Some(Ok(SeenExtent::new(key, layer, self.gens)));
         }
     }
 }
@@ -122,7 +122,7 @@ impl Iterator for Extents<'_> {
 /// The btree's extents alone.
 pub(super) struct Leaves<'v> {
     cache: &'v Cache,
-    leaves: std::slice::Iter<'v, NodeRef>,
+    leaves: std::slice::Iter<'v, SeenNode>,
     trust: Trust,
     keys: std::vec::IntoIter<Bkey>,
     faults: std::vec::IntoIter<Fault>,

@@ -35,7 +35,7 @@ pub mod uuids;
 
 pub use content::{Content, Piece, Source};
 pub use devices::{Backing, Cache, Devices};
-pub use extents::{Extent, Extents, State};
+pub use extents::{Extents, PtrState, SeenExtent};
 pub use fault::{Fault, What};
 pub use gens::Gens;
 pub use read_at::{Device, FileDevice, MemDevice, ReadAt};

@@ -2,7 +2,7 @@
 
 use super::super::ranges::Ranges;
 use super::devices::Cache;
-use super::extent_map::ExtentMap;
+use super::extent_map::SeenMap;
 use super::fault::{Fault, What};
 use super::overlay::{merge, merge_all};
 use bcache_format::bset::Bset;
@@ -14,7 +14,7 @@ const PLACES_MAX: usize = 256;
 
 /// Where a node is, and what its parent says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NodeRef {
+pub struct SeenNode {
     /// Its key: the pointer, and the end of its range.
     pub key: Bkey,
     /// Leaves are 0.
@@ -40,7 +40,7 @@ pub struct SetSummary {
 #[derive(Clone, Debug)]
 pub struct NodeView {
     /// What its parent says of it.
-    pub at: NodeRef,
+    pub at: SeenNode,
     /// The pointer that was followed.
     pub ptr: Ptr,
     /// First byte on the device.
@@ -70,7 +70,7 @@ impl NodeView {
     /// # Errors
     /// A pointer that cannot be followed, or a device that cannot be read. Faults inside the node are in
     /// [`Self::faults`].
-    pub fn read(cache: &Cache, at: NodeRef) -> Result<Self, Fault> {
+    pub fn read(cache: &Cache, at: SeenNode) -> Result<Self, Fault> {
         let ptr = place(cache, &at)?;
         let byte = ptr.offset().saturating_mul(SECTOR_SIZE);
         let len = at.key.size().saturating_mul(SECTOR_SIZE);
@@ -96,7 +96,7 @@ impl NodeView {
     /// The node that `parsed`, read at `ptr`, holds.
     pub(super) fn of(
         cache: &Cache,
-        at: NodeRef,
+        at: SeenNode,
         ptr: Ptr,
         parsed: Result<Node<'_>, Box<Broken<'_>>>,
     ) -> Self {
@@ -224,7 +224,7 @@ impl NodeView {
             self.faults.push(cache.fault(Structure::Bkey, byte, What::KeyOrder { key, before, places }));
         }
         if !in_order && self.at.level == 0 {
-            let mut map = ExtentMap::default();
+            let mut map = SeenMap::default();
             keys.into_iter().for_each(|key| map.insert(key));
             return map.into_keys();
         }
@@ -319,7 +319,7 @@ impl NodeView {
 }
 
 /// The pointer to follow to a node.
-pub(in super::super) fn place(cache: &Cache, at: &NodeRef) -> Result<Ptr, Fault> {
+pub(in super::super) fn place(cache: &Cache, at: &SeenNode) -> Result<Ptr, Fault> {
     let bad = |why| {
         let what = What::Pointer { key: at.key.to_string(), why };
         cache.fault(Structure::BtreeNode, at.named_at, what)

@@ -113,7 +113,7 @@ pub fn merge_all(mut sets: Vec<Vec<Bkey>>) -> Vec<Bkey> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::extent_map::ExtentMap;
+    use super::super::extent_map::SeenMap;
     use super::*;
     use bcache_format::Ptr;
     use proptest::prelude::*;
@@ -138,10 +138,10 @@ mod tests {
             sets in prop::collection::vec(prop::collection::vec((0u32..2, 0u64..60, 1u64..20), 0..8), 0..7),
         ) {
             let mut want = std::collections::BTreeMap::new();
-            let mut all = ExtentMap::default();
+            let mut all = SeenMap::default();
             let mut sorted = Vec::new();
             for (layer, set) in sets.iter().enumerate() {
-                let mut map = ExtentMap::default();
+                let mut map = SeenMap::default();
                 for &(inode, start, size) in set {
                     let key = extent(inode, start, size, layer as u64);
                     map.insert(key);

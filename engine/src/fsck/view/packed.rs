@@ -5,12 +5,13 @@
 
 use super::gens::DataGens;
 use super::slot::{SlotUse, Sound};
+use bcache_format::bkey::KEY_WORDS;
 use bcache_format::prio::GC_GEN_MAX;
 use bcache_format::{Bkey, Geometry, Pos, Ptr};
 use multiversion::multiversion;
 
 /// Bytes of a key with one pointer.
-const KEY: usize = 24;
+const KEY: usize = KEY_WORDS * 8;
 
 /// The range of a leaf: behind `lower`, up to `upper`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,16 +3,16 @@
 use super::super::finding::Sure;
 use super::descend::{bucket_of, descend};
 use super::devices::{Backing, Cache, Devices};
-use super::extent_map::ExtentMap;
+use super::extent_map::SeenMap;
 use super::fault::{Fault, What};
 use super::gens::{DataGens, Gens};
 use super::journal::Journal;
-use super::node::NodeRef;
+use super::node::SeenNode;
 use super::prio::PrioChain;
 use super::sweep::{Look, Pass, Sweep};
 use super::tree::root;
 use super::uuids::read_table;
-use bcache_format::superblock::BackingState;
+use crate::set::states::{Attaching, attaching};
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, BucketNr, Pos, Structure};
 use std::collections::HashSet;
@@ -100,10 +100,10 @@ pub struct SetView {
     /// The uuid table; empty when it could not be read.
     pub uuids: Vec<UuidEntry>,
     /// The root; nothing when no journal entry names one.
-    pub root: Option<NodeRef>,
+    pub root: Option<SeenNode>,
     /// Keys that count whatever the btree says: the journal's, newest wins, and below them what was found of lost
     /// nodes.
-    pub replayed: ExtentMap,
+    pub replayed: SeenMap,
     /// What is known beyond doubt whatever is wrong with the btree.
     pub sure: Sure,
     /// What the btree consists of.
@@ -111,7 +111,7 @@ pub struct SetView {
     /// Buckets of btree nodes, readable or not.
     pub nodes: HashSet<BucketNr>,
     /// The leaves, in key order.
-    pub leaves: Vec<NodeRef>,
+    pub leaves: Vec<SeenNode>,
     /// Buckets that a node should be in of which nothing is there: they may be free, or hold data.
     pub garbage: Vec<BucketNr>,
     /// Leaves that count: those, and what was found of others.
@@ -172,7 +172,7 @@ impl SetView {
             prios: PrioChain::default(),
             uuids: Vec::new(),
             root: None,
-            replayed: ExtentMap::default(),
+            replayed: SeenMap::default(),
             sure: Sure::default(),
             tree: TreeTotals::default(),
             nodes: HashSet::new(),
@@ -288,26 +288,22 @@ impl SetView {
     /// # Errors
     /// It belongs to another set, or is dirty and not known here.
     pub fn attachment(&self, backing: &Backing) -> Result<Attachment, Refusal> {
-        let state = backing.sb.state();
-        if state.is_whole() {
-            return Ok(Attachment::Alone);
-        }
-        if backing.sb.set_uuid != self.cache.sb.set_uuid {
-            return Err(Refusal::OtherSet {
+        let known = (0u32..).zip(&self.uuids).find(|(_, entry)| entry.uuid == backing.sb.uuid);
+        let its = backing.sb.set_uuid == self.cache.sb.set_uuid;
+        match (attaching(backing.sb.state(), its, known.is_some()), known) {
+            (Attaching::ItsSlot, Some((slot, _))) => Ok(Attachment::Slot(slot)),
+            (Attaching::ItsSlot | Attaching::NewSlot, _) => Ok(Attachment::Alone),
+            (Attaching::OtherSet, _) => Err(Refusal::OtherSet {
                 backing: Arc::clone(&backing.name),
                 wants: backing.sb.set_uuid,
                 cache: Arc::clone(&self.cache.name),
                 has: self.cache.sb.set_uuid,
-            });
-        }
-        match (0u32..).zip(&self.uuids).find(|(_, entry)| entry.uuid == backing.sb.uuid) {
-            Some((slot, _)) => Ok(Attachment::Slot(slot)),
-            None if state == BackingState::Dirty => Err(Refusal::Unknown {
+            }),
+            (Attaching::NotKnown, _) => Err(Refusal::Unknown {
                 backing: Arc::clone(&backing.name),
                 cache: Arc::clone(&self.cache.name),
                 uuid: backing.sb.uuid,
             }),
-            None => Ok(Attachment::Alone),
         }
     }
 }

@@ -11,10 +11,10 @@
 
 use super::descend::{bucket_of, twice};
 use super::devices::Cache;
-use super::extent_map::ExtentMap;
+use super::extent_map::SeenMap;
 use super::fault::{Fault, What};
 use super::gens::{DataGens, Gens};
-use super::node::{NodeRef, NodeView, place};
+use super::node::{NodeView, SeenNode, place};
 use super::overlay::{Layer, Overlay};
 use super::packed::{Bounds, Packed};
 use bcache_format::bkey::gen_after;
@@ -70,7 +70,7 @@ pub(crate) struct Sweep<'s, P> {
     /// The same of buckets that hold no metadata.
     pub data_gens: &'s DataGens,
     /// The journal's extents: where they are, the leaves' are hidden.
-    pub journal: &'s ExtentMap,
+    pub journal: &'s SeenMap,
     /// Buckets of interior nodes.
     pub interior: &'s HashSet<BucketNr>,
     /// What to do.
@@ -93,7 +93,7 @@ impl<P: Pass> Default for Thread<P> {
 /// Leaves as threads take them.
 struct Batches<'b> {
     /// All of them.
-    groups: &'b [Vec<NodeRef>],
+    groups: &'b [Vec<SeenNode>],
     /// How many a thread takes.
     size: usize,
     /// How many before it is read the device is told of one: nobody may be reading it yet.
@@ -114,7 +114,7 @@ impl Drop for Release<'_> {
 /// What came out of one leaf.
 pub(crate) struct Swept<Out> {
     /// Its place.
-    pub at: NodeRef,
+    pub at: SeenNode,
     /// It could be read, and is nobody else's.
     pub is_leaf: bool,
     /// Extents, and bytes of bsets.
@@ -131,7 +131,7 @@ pub(crate) struct Swept<Out> {
 impl<P: Pass> Sweep<'_, P> {
     /// Sweeps; `take` is told of every leaf, in the order of the device. Comes back with the generations that have to
     /// be raised: if there are any, what the pass did was done with wrong ones.
-    pub(crate) fn run(&self, leaves: &[NodeRef], take: &mut dyn FnMut(Swept<P::Out>)) -> HashMap<u64, u8> {
+    pub(crate) fn run(&self, leaves: &[SeenNode], take: &mut dyn FnMut(Swept<P::Out>)) -> HashMap<u64, u8> {
         let groups = self.groups(leaves);
         let mut raises: HashMap<u64, u8> = HashMap::new();
         let mut take = |swept: Swept<P::Out>| {
@@ -162,8 +162,8 @@ impl<P: Pass> Sweep<'_, P> {
     }
 
     /// The leaves in the order of the device; those in one bucket together, in key order.
-    fn groups(&self, leaves: &[NodeRef]) -> Vec<Vec<NodeRef>> {
-        let mut sorted: Vec<(u64, NodeRef)> =
+    fn groups(&self, leaves: &[SeenNode]) -> Vec<Vec<SeenNode>> {
+        let mut sorted: Vec<(u64, SeenNode)> =
             leaves.iter().map(|at| (bucket_of(self.cache, at).map_or(0, |bucket| bucket.0), *at)).collect();
         sorted.sort_by_key(|(bucket, _)| *bucket);
         sorted
@@ -236,7 +236,7 @@ impl<P: Pass> Sweep<'_, P> {
     }
 
     /// Tells the device of leaves that will be read.
-    fn announce(&self, group: Option<&Vec<NodeRef>>) {
+    fn announce(&self, group: Option<&Vec<SeenNode>>) {
         for at in group.into_iter().flatten() {
             if let Ok(ptr) = place(self.cache, at) {
                 let (byte, bytes) = (ptr.offset() * SECTOR_SIZE, at.key.size() * SECTOR_SIZE);
@@ -246,7 +246,7 @@ impl<P: Pass> Sweep<'_, P> {
     }
 
     /// The leaves of one bucket: the first that fits its place has it.
-    fn group(&self, group: &[NodeRef], thread: &mut Thread<P>) -> Vec<Swept<P::Out>> {
+    fn group(&self, group: &[SeenNode], thread: &mut Thread<P>) -> Vec<Swept<P::Out>> {
         let mut taken = group
             .first()
             .and_then(|at| bucket_of(self.cache, at))
@@ -283,7 +283,7 @@ impl<P: Pass> Sweep<'_, P> {
     }
 
     /// Reads a leaf. Tells whether it belongs elsewhere.
-    fn leaf(&self, at: &NodeRef, thread: &mut Thread<P>, swept: &mut Swept<P::Out>) -> Result<bool, Fault> {
+    fn leaf(&self, at: &SeenNode, thread: &mut Thread<P>, swept: &mut Swept<P::Out>) -> Result<bool, Fault> {
         let cache = self.cache;
         let ptr = place(cache, at)?;
         let byte = ptr.offset().saturating_mul(SECTOR_SIZE);

@@ -8,7 +8,7 @@ use super::devices::Cache;
 use super::fault::{Fault, What};
 use super::gens::Gens;
 use super::journal::Entry;
-use super::node::{NodeRef, NodeView};
+use super::node::{NodeView, SeenNode};
 use bcache_format::bkey::gen_after;
 use bcache_format::{BucketNr, Pos, Ptr, Structure};
 use std::collections::{HashSet, VecDeque};
@@ -23,7 +23,7 @@ const ROOT_AT: u64 = 0x68;
 ///
 /// # Errors
 /// A level no btree has. The key itself is checked when it is followed.
-pub fn root(cache: &Cache, entry: &Entry) -> Result<NodeRef, Fault> {
+pub fn root(cache: &Cache, entry: &Entry) -> Result<SeenNode, Fault> {
     let named_at = entry.byte.saturating_add(ROOT_AT);
     if entry.jset.btree_level > LEVEL_MAX {
         let what = What::TooDeep(entry.jset.btree_level);
@@ -33,14 +33,14 @@ pub fn root(cache: &Cache, entry: &Entry) -> Result<NodeRef, Fault> {
     let mut key = entry.jset.btree_root;
     key.set_inode(Pos::MAX.inode);
     key.set_offset(Pos::MAX.offset);
-    Ok(NodeRef { key, level: entry.jset.btree_level, lower: Pos::ZERO, named_at })
+    Ok(SeenNode { key, level: entry.jset.btree_level, lower: Pos::ZERO, named_at })
 }
 
 /// A walk over the nodes that cover a range, parents before children, leaves in key order.
 pub struct Walk<'c> {
     cache: &'c Cache,
     /// Nodes still to be read, the next one last.
-    pending: Vec<NodeRef>,
+    pending: Vec<SeenNode>,
     seen: HashSet<BucketNr>,
     from: Pos,
     to: Pos,
@@ -58,7 +58,7 @@ pub enum Step {
 impl<'c> Walk<'c> {
     /// A walk below `root`, over keys that end behind `from` and start before `to`.
     #[must_use]
-    pub fn new(cache: &'c Cache, root: NodeRef, from: Pos, to: Pos) -> Self {
+    pub fn new(cache: &'c Cache, root: SeenNode, from: Pos, to: Pos) -> Self {
         let (pending, seen, faults) = (vec![root], HashSet::new(), VecDeque::new());
         Self { cache, pending, seen, from, to, faults }
     }
@@ -78,7 +78,7 @@ impl<'c> Walk<'c> {
 
     fn advance(
         &mut self,
-        children: impl FnOnce(&NodeView, &Cache, &mut VecDeque<Fault>) -> Vec<NodeRef>,
+        children: impl FnOnce(&NodeView, &Cache, &mut VecDeque<Fault>) -> Vec<SeenNode>,
     ) -> Option<Step> {
         if let Some(fault) = self.faults.pop_front() {
             return Some(Step::Fault(fault));
@@ -95,7 +95,7 @@ impl<'c> Walk<'c> {
         Some(Step::Node(node))
     }
 
-    fn read(&mut self, at: NodeRef) -> Result<NodeView, Fault> {
+    fn read(&mut self, at: SeenNode) -> Result<NodeView, Fault> {
         let Some(ptr) = at.key.ptr().filter(|ptr| ptr.is_device()) else {
             return NodeView::read(self.cache, at);
         };
@@ -125,7 +125,7 @@ pub(super) fn children(
     cache: &Cache,
     gens: &Gens,
     faults: &mut VecDeque<Fault>,
-) -> Vec<NodeRef> {
+) -> Vec<SeenNode> {
     let Some(level) = node.at.level.checked_sub(1).filter(|_| !node.is_elsewhere()) else {
         return Vec::new();
     };
@@ -157,7 +157,7 @@ pub(super) fn children(
             continue;
         }
         faults.extend(left_out.drain(..).map(|what| fault(what, lower, key.pos())));
-        live.push(NodeRef { key: *key, level, lower, named_at: node.byte });
+        live.push(SeenNode { key: *key, level, lower, named_at: node.byte });
         lower = key.pos();
     }
     let upper = node.at.key.pos();

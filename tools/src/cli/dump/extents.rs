@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bcache_engine::fsck::view::overlay::Layer;
-use bcache_engine::fsck::view::{Cache, SetView, State};
+use bcache_engine::fsck::view::{Cache, PtrState, SetView};
 use bcache_format::Pos;
 use serde_json::json;
 
@@ -38,11 +38,11 @@ pub(super) fn print(cache: Cache, to: &mut Printer<'_, '_>) -> Result<()> {
         };
         let key = &extent.key;
         let state = match extent.state {
-            State::Live(_) if key.dirty() => "dirty",
-            State::Live(_) => "clean",
-            State::Stale(_) => "stale",
-            State::Empty => "empty",
-            State::NoDevice => "nodev",
+            PtrState::Live(_) if key.dirty() => "dirty",
+            PtrState::Live(_) => "clean",
+            PtrState::Stale(_) => "stale",
+            PtrState::Empty => "empty",
+            PtrState::NoDevice => "nodev",
         };
         let from = if extent.layer == Layer::Newer { "journal" } else { "btree" };
         let ptr = key.ptr().filter(|ptr| ptr.is_device());
