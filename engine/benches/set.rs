@@ -6,7 +6,7 @@
 
 use bcache_engine::env::{Rng, Runtime};
 use bcache_engine::volume::Volume;
-use bcache_format::Pos;
+use bcache_format::{Sectors, Span};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod fixture;
@@ -30,9 +30,9 @@ fn set(c: &mut Criterion) {
     let mut pieces = Vec::new();
     group.bench_function("lookup", |b| {
         b.iter(|| {
-            let sector = first + rng.below(extents) * EXTENT / 512;
+            let sector = first + Sectors::from_bytes(rng.below(extents) * EXTENT);
             pieces.clear();
-            set.pieces_resident(inode, sector, sector + EXTENT / 512, &mut pieces);
+            set.pieces_resident(Span::new(inode, sector, sector + Sectors::from_bytes(EXTENT)), &mut pieces);
         })
     });
     let mut rng = Rng::new(2);
@@ -67,8 +67,8 @@ fn set(c: &mut Criterion) {
     group.bench_function("node read", |b| {
         b.iter(|| {
             runtime.block_on(async {
-                let pos = Pos::new(inode, first + rng.below(extents) * EXTENT / 512);
-                set.reread_leaf(pos).await.expect("a leaf")
+                let at = first + Sectors::from_bytes(rng.below(extents) * EXTENT);
+                set.reread_leaf(Span::new(inode, at, at).start_pos()).await.expect("a leaf")
             })
         })
     });

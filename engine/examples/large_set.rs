@@ -3,6 +3,7 @@
 //! `cargo run --release -p bcache-engine --example large_set [EXTENTS [--lookups]]`. All of it is on one core, without a
 //! front end; `--lookups` leaves out what takes long.
 
+use bcache_format::{Sectors, Span};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -57,9 +58,11 @@ fn lookups(fixture: &Fixture) {
     let (mut pieces, mut hits) = (Vec::new(), 0);
     let begun = Instant::now();
     for _ in 0..COUNT {
-        let sector = first + rng.below(fixture.extents) * EXTENT / 512;
+        let sector = first + Sectors::from_bytes(rng.below(fixture.extents) * EXTENT);
         pieces.clear();
-        fixture.set.pieces_resident(inode, sector, sector + EXTENT / 512, &mut pieces);
+        fixture
+            .set
+            .pieces_resident(Span::new(inode, sector, sector + Sectors::from_bytes(EXTENT)), &mut pieces);
         hits += pieces.len() as u64;
     }
     rate("lookups", COUNT, begun);

@@ -81,4 +81,4 @@ pub use bkey::{Bkey, Pos, Ptr};
 pub use error::{Error, Problem, Structure};
 pub use geometry::Geometry;
 pub use superblock::Superblock;
-pub use units::{BucketNr, SECTOR_SIZE, Sectors};
+pub use units::{BucketNr, SECTOR_SIZE, Sector, Sectors, Seq, Span};

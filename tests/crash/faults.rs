@@ -6,6 +6,7 @@ use bcache_engine::settings::SetSettings;
 use bcache_engine::sim::{Fault, FaultOn};
 use bcache_engine::volume::Volume;
 use bcache_format::superblock::CacheMode;
+use bcache_format::{Sector, Span};
 use bcache_tests::crash::{DATA_OFFSET as DATA, Rig, Shape, Started, USUAL};
 use std::time::Duration;
 
@@ -77,7 +78,8 @@ fn a_failed_flush_below_is_told_and_what_it_may_have_lost_is_not_called_clean() 
         assert!(it.volume.flush().await.is_err(), "the client is told");
         assert!(it.volume.flush().await.is_ok(), "once");
         let inode = it.device.inode.get().expect("it is attached");
-        let pieces = it.set.pieces(inode, DATA, DATA + 8).await.expect("the btree is read");
+        let pieces =
+            it.set.pieces(Span::new(inode, Sector(DATA), Sector(DATA + 8))).await.expect("the btree is read");
         assert!(matches!(pieces[..], [bcache_engine::btree::Piece::Missing { .. }]), "{pieces:?}");
         it.set.stop().await.expect("the set stops in order");
     });

@@ -48,8 +48,6 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("engine/src/fsck/repair/mod.rs", "rewrite"),
     ("engine/src/fsck/view/devices.rs", "read_into"),
     ("engine/src/btree/node.rs", "new"),
-    ("engine/src/request/read.rs", "finish_missing"),
-    ("engine/src/request/write.rs", "write_dirty"),
     ("engine/src/set/audit.rs", "audit_resident"),
 ];
 

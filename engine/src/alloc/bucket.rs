@@ -1,5 +1,6 @@
 //! What is known of every bucket in memory.
 
+use bcache_format::Sectors;
 use bcache_format::bkey::gen_after;
 use bcache_format::prio::GC_GEN_MAX;
 use bcache_format::prio::{BTREE_PRIO, INITIAL_PRIO};
@@ -193,7 +194,7 @@ impl Buckets {
         }
     }
     /// Marks what a live extent points to.
-    pub fn mark_data(&mut self, ptr: Ptr, sectors: u64, dirty: bool) {
+    pub fn mark_data(&mut self, ptr: Ptr, sectors: Sectors, dirty: bool) {
         let limit = self.geometry.bucket_sectors;
         let nr = self.geometry.ptr_bucket(ptr);
         let bucket = self.get_mut(nr);
@@ -202,7 +203,7 @@ impl Buckets {
         } else if bucket.mark == Mark::Free {
             bucket.mark = Mark::Reclaimable;
         }
-        bucket.sectors = bucket.sectors.saturating_add(sectors as u32).min(limit);
+        bucket.sectors = bucket.sectors.saturating_add(sectors.0 as u32).min(limit);
         if bucket.prio == BTREE_PRIO {
             bucket.prio = INITIAL_PRIO;
         }
@@ -273,12 +274,12 @@ impl Buckets {
         (u64::from(bucket.prio.saturating_sub(self.min_prio)) + base) * u64::from(sectors)
     }
     /// Ages all data buckets once for every 1/1024 of the cache that was read or written.
-    pub fn age(&mut self, sectors: u64) {
-        self.rescale -= sectors as i64;
+    pub fn age(&mut self, sectors: Sectors) {
+        self.rescale -= sectors.0 as i64;
         if self.rescale >= 0 {
             return;
         }
-        self.rescale += Self::rescale_step(&self.geometry).max(sectors as i64);
+        self.rescale += Self::rescale_step(&self.geometry).max(sectors.0 as i64);
         let mut min_prio = u16::MAX;
         for bucket in &mut self.list {
             if bucket.prio != 0 && bucket.prio != BTREE_PRIO && bucket.pin == 0 {

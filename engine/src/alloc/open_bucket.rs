@@ -5,7 +5,7 @@
 //! that, where nobody has written for longest. Flash-only volumes never share a bucket with cached devices: their data
 //! is never written back, so such a bucket could never be emptied.
 
-use bcache_format::{Pos, Ptr};
+use bcache_format::{Pos, Ptr, Sectors};
 
 /// Buckets open at once (`MAX_OPEN_BUCKETS`); fewer on small caches, which could not afford them.
 const MAX_OPEN: usize = 128;
@@ -18,7 +18,7 @@ pub struct WritePoint(pub u64);
 struct OpenBucket {
     /// Where the next data goes.
     ptr: Ptr,
-    sectors_free: u64,
+    sectors_free: Sectors,
     /// End of the last write in the key space.
     last: Pos,
     write_point: WritePoint,
@@ -37,7 +37,7 @@ pub struct Space {
     /// Where the data goes.
     pub ptr: Ptr,
     /// Sectors.
-    pub sectors: u64,
+    pub sectors: Sectors,
     /// The bucket has no room for another block: its pin passes to the caller.
     pub closed: bool,
 }
@@ -47,10 +47,10 @@ impl OpenBuckets {
     pub fn take(
         &mut self,
         start: Pos,
-        sectors: u64,
+        sectors: Sectors,
         write_point: WritePoint,
         flash_only: bool,
-        block_sectors: u64,
+        block_sectors: Sectors,
     ) -> Option<Space> {
         let suits = |open: &OpenBucket| open.flash_only == flash_only;
         let continued = self.list.iter().rposition(|open| suits(open) && open.last == start);
@@ -62,9 +62,9 @@ impl OpenBuckets {
             sectors: sectors.min(open.sectors_free),
             closed: open.sectors_free - sectors.min(open.sectors_free) < block_sectors,
         };
-        open.ptr = open.ptr.advanced(space.sectors);
+        open.ptr = open.ptr.advanced(space.sectors.0);
         open.sectors_free -= space.sectors;
-        open.last = Pos::new(start.inode, start.offset + space.sectors);
+        open.last = Pos::new(start.inode, start.offset + space.sectors.0);
         open.write_point = write_point;
         if !space.closed {
             self.list.push(open);
@@ -77,7 +77,7 @@ impl OpenBuckets {
     pub fn open(
         &mut self,
         ptr: Ptr,
-        sectors: u64,
+        sectors: Sectors,
         write_point: WritePoint,
         flash_only: bool,
         nbuckets: u64,
@@ -97,31 +97,34 @@ mod tests {
     fn streams_keep_apart_and_go_on_where_they_were() {
         let mut open = OpenBuckets::default();
         let (a, b) = (WritePoint(1), WritePoint(2));
-        assert!(open.take(Pos::new(0, 0), 8, a, false, 1).is_none());
-        assert!(open.open(Ptr::new(0, 64, 0), 64, a, false, 10_000).is_none());
-        assert!(open.open(Ptr::new(0, 128, 0), 64, b, false, 10_000).is_none());
-        assert_eq!(open.take(Pos::new(0, 0), 8, a, false, 1).unwrap().ptr.offset(), 64);
-        assert_eq!(open.take(Pos::new(0, 800), 8, b, false, 1).unwrap().ptr.offset(), 128);
+        assert!(open.take(Pos::new(0, 0), Sectors(8), a, false, Sectors(1)).is_none());
+        assert!(open.open(Ptr::new(0, 64, 0), Sectors(64), a, false, 10_000).is_none());
+        assert!(open.open(Ptr::new(0, 128, 0), Sectors(64), b, false, 10_000).is_none());
+        assert_eq!(open.take(Pos::new(0, 0), Sectors(8), a, false, Sectors(1)).unwrap().ptr.offset(), 64);
+        assert_eq!(open.take(Pos::new(0, 800), Sectors(8), b, false, Sectors(1)).unwrap().ptr.offset(), 128);
         // The stream is another, but it goes on where the first ended.
-        assert_eq!(open.take(Pos::new(0, 8), 8, b, false, 1).unwrap().ptr.offset(), 72);
-        assert!(open.take(Pos::new(3, 0), 8, a, true, 1).is_none(), "volumes have buckets of their own");
+        assert_eq!(open.take(Pos::new(0, 8), Sectors(8), b, false, Sectors(1)).unwrap().ptr.offset(), 72);
+        assert!(
+            open.take(Pos::new(3, 0), Sectors(8), a, true, Sectors(1)).is_none(),
+            "volumes have buckets of their own"
+        );
     }
 
     #[test]
     fn a_full_bucket_is_closed() {
         let mut open = OpenBuckets::default();
         let point = WritePoint(1);
-        assert!(open.open(Ptr::new(0, 64, 0), 64, point, false, 10_000).is_none());
-        let space = open.take(Pos::new(0, 0), 100, point, false, 8).unwrap();
-        assert_eq!((space.sectors, space.closed), (64, true));
-        assert!(open.take(Pos::new(0, 64), 8, point, false, 8).is_none());
+        assert!(open.open(Ptr::new(0, 64, 0), Sectors(64), point, false, 10_000).is_none());
+        let space = open.take(Pos::new(0, 0), Sectors(100), point, false, Sectors(8)).unwrap();
+        assert_eq!((space.sectors, space.closed), (Sectors(64), true));
+        assert!(open.take(Pos::new(0, 64), Sectors(8), point, false, Sectors(8)).is_none());
     }
 
     #[test]
     fn small_caches_open_few() {
         let mut open = OpenBuckets::default();
         for i in 0..100u64 {
-            let evicted = open.open(Ptr::new(0, i * 64, 0), 64, WritePoint(i), false, 513);
+            let evicted = open.open(Ptr::new(0, i * 64, 0), Sectors(64), WritePoint(i), false, 513);
             assert_eq!(evicted.is_some(), i >= 8);
         }
     }

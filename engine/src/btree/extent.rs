@@ -1,6 +1,7 @@
 //! An extent as a leaf holds it in memory: 24 bytes, one pointer.
 
 use bcache_format::bkey::{Bkey, KEY_SIZE_MAX, KEY_WORDS, Pos, Ptr};
+use bcache_format::{Sector, Sectors, Span};
 
 const INODE_MASK: u64 = bcache_format::bkey::KEY_INODE_MAX as u64;
 const SIZE_SHIFT: u32 = 20;
@@ -39,6 +40,16 @@ impl Extent {
         let high = RELIC_BIT | (size & KEY_SIZE_MAX) << SIZE_SHIFT | inode as u64 & INODE_MASK;
         Self { high, end, ptr: Ptr(0) }
     }
+    /// That the sectors of `span` are at `ptr`.
+    #[must_use]
+    pub const fn of(span: Span, ptr: Ptr, dirty: bool) -> Self {
+        Self::new(span.inode, span.end.0, span.end.0 - span.start.0, ptr, dirty)
+    }
+    /// That the sectors of `span` are not in the cache.
+    #[must_use]
+    pub const fn hole_of(span: Span) -> Self {
+        Self::hole(span.inode, span.end.0, span.end.0 - span.start.0)
+    }
     /// What a leaf's key says; nothing when it says nothing: no sectors, or sectors before the first.
     /// A pointer to no device of a set (the kernel's placeholder of a cache miss) is a hole.
     #[must_use]
@@ -57,9 +68,9 @@ impl Extent {
     #[must_use]
     pub const fn key(&self) -> Bkey {
         if self.is_hole() {
-            Bkey::new(self.inode(), self.end, self.size())
+            Bkey::new(self.inode(), self.end, self.size().0)
         } else {
-            Bkey::extent(self.inode(), self.end, self.size(), self.ptr, self.dirty())
+            Bkey::extent(self.inode(), self.end, self.size().0, self.ptr, self.dirty())
         }
     }
     /// Slot of the uuid table.
@@ -69,18 +80,33 @@ impl Extent {
     }
     /// First sector.
     #[must_use]
-    pub const fn start(&self) -> u64 {
-        self.end - self.size()
+    pub const fn start(&self) -> Sector {
+        Sector(self.end - self.size().0)
     }
     /// Sector after the last.
     #[must_use]
-    pub const fn end(&self) -> u64 {
-        self.end
+    pub const fn end(&self) -> Sector {
+        Sector(self.end)
     }
     /// Sectors, at least 1.
     #[must_use]
-    pub const fn size(&self) -> u64 {
-        (self.high >> SIZE_SHIFT) & KEY_SIZE_MAX
+    pub const fn size(&self) -> Sectors {
+        Sectors((self.high >> SIZE_SHIFT) & KEY_SIZE_MAX)
+    }
+    /// The sectors that it is about.
+    #[must_use]
+    pub const fn span(&self) -> Span {
+        Span::new(self.inode(), self.start(), self.end())
+    }
+    /// The byte of the cache device where its data begins.
+    #[must_use]
+    pub const fn place(&self) -> u64 {
+        Sector(self.ptr.offset()).byte()
+    }
+    /// Bytes of its data.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.size().bytes() as usize
     }
     /// Where the first sector is.
     #[must_use]
@@ -111,7 +137,7 @@ impl Extent {
     /// Where it starts.
     #[must_use]
     pub const fn start_pos(&self) -> Pos {
-        Pos { inode: self.inode(), offset: self.start() }
+        Pos { inode: self.inode(), offset: self.start().0 }
     }
     /// Words of the key on disk.
     #[must_use]
@@ -120,23 +146,23 @@ impl Extent {
     }
     /// The part that lies in `start .. end` of the same inode. The ranges must overlap.
     #[must_use]
-    pub const fn part(&self, start: u64, end: u64) -> Self {
-        let from = if start > self.start() { start } else { self.start() };
-        let to = if end < self.end { end } else { self.end };
-        let ptr = if self.is_hole() { self.ptr } else { self.ptr.advanced(from - self.start()) };
+    pub const fn part(&self, start: Sector, end: Sector) -> Self {
+        let from = if start.0 > self.start().0 { start.0 } else { self.start().0 };
+        let to = if end.0 < self.end { end.0 } else { self.end };
+        let ptr = if self.is_hole() { self.ptr } else { self.ptr.advanced(from - self.start().0) };
         Self { high: (self.high & !(KEY_SIZE_MAX << SIZE_SHIFT)) | (to - from) << SIZE_SHIFT, end: to, ptr }
     }
     /// This and `next` as one, when `next` goes on where this ends, in the key space and on the device, within a
     /// bucket of `bucket_sectors`. A key's size has 16 bits, which limits it.
     #[must_use]
     pub const fn joined(&self, next: &Self, bucket_sectors: u64) -> Option<Self> {
-        let size = self.size() + next.size();
+        let size = self.size().0 + next.size().0;
         let same = (self.high ^ next.high) & !(KEY_SIZE_MAX << SIZE_SHIFT) == 0;
-        if !same || self.end != next.start() || size > KEY_SIZE_MAX {
+        if !same || self.end != next.start().0 || size > KEY_SIZE_MAX {
             return None;
         }
         let adjacent = self.is_hole()
-            || (self.ptr.advanced(self.size()).0 == next.ptr.0
+            || (self.ptr.advanced(self.size().0).0 == next.ptr.0
                 && !next.ptr.offset().is_multiple_of(bucket_sectors));
         if !adjacent {
             return None;

@@ -42,7 +42,7 @@ impl Run {
     }
     fn set_end(&mut self) {
         if let Some(last) = self.last() {
-            (self.inode, self.end) = (last.inode(), last.end());
+            (self.inode, self.end) = (last.inode(), last.end().0);
         }
     }
     fn set(&mut self, index: usize, extent: Extent) {
@@ -359,8 +359,8 @@ mod tests {
         for extent in map.iter() {
             assert!(extent.start_pos() >= last, "sorted, without overlaps");
             last = extent.pos();
-            for sector in extent.start()..extent.end() {
-                let place = extent.ptr().offset() + sector - extent.start();
+            for sector in extent.start().0..extent.end().0 {
+                let place = extent.ptr().offset() + sector - extent.start().0;
                 model.insert((extent.inode(), sector), (place, extent.dirty()));
             }
         }
@@ -382,8 +382,8 @@ mod tests {
                 };
                 let mut cut = Model::new();
                 map.overlay(new, false, BUCKET, |old| {
-                    for sector in old.start()..old.end() {
-                        let place = old.ptr().offset() + sector - old.start();
+                    for sector in old.start().0..old.end().0 {
+                        let place = old.ptr().offset() + sector - old.start().0;
                         cut.insert((old.inode(), sector), (place, old.dirty()));
                     }
                 });

@@ -6,8 +6,10 @@ use super::misses::MissId;
 use super::node::{Body, Node};
 use crate::error::Result;
 use crate::set::CacheSet;
+use bcache_format::Seq;
 use bcache_format::bkey::KEY_SIZE_MAX;
 use bcache_format::{Pos, SECTOR_SIZE};
+use bcache_format::{Sector, Sectors, Span};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -26,7 +28,7 @@ pub enum Durability {
     /// and what is below may be older.
     JournalUnlessDoubtful(u64),
     /// It is in this journal entry already: replay.
-    Replayed(u64),
+    Replayed(Seq),
     /// It need not: what it replaces is as good until GC frees the bucket, and GC writes the leaves first.
     Unjournaled,
     /// The same, and only as long as nothing else was inserted where this cache miss was seen.
@@ -69,7 +71,7 @@ impl CacheSet {
     /// They are laid over each other first, so that each leaf gets all that it has room for at once: a leaf that must be
     /// written anew for them needs a bucket, buckets need room in the journal, and the journal may be full of what is being
     /// replayed.
-    pub(crate) async fn insert_replayed(self: &Rc<Self>, extents: &[Extent], seq: u64) -> Result<()> {
+    pub(crate) async fn insert_replayed(self: &Rc<Self>, extents: &[Extent], seq: Seq) -> Result<()> {
         let mut rest: VecDeque<Extent> = self.laid_over_each_other(extents).iter().copied().collect();
         while let Some(first) = rest.front() {
             let at = first.start_pos();
@@ -104,15 +106,14 @@ impl CacheSet {
         let mut all = ExtentMap::new();
         for extent in extents {
             let clean = !self.counts_as_dirty(extent);
-            let extent =
-                if clean { Extent::hole(extent.inode(), extent.end(), extent.size()) } else { *extent };
+            let extent = if clean { Extent::hole_of(extent.span()) } else { *extent };
             all.overlay(extent, true, bucket_sectors, |_| ());
         }
         all
     }
 
     /// As many of `rest` as belong to `leaf` and as it may take at once.
-    fn replay_in_leaf(self: &Rc<Self>, leaf: &Rc<Node>, rest: &mut VecDeque<Extent>, seq: u64) {
+    fn replay_in_leaf(self: &Rc<Self>, leaf: &Rc<Node>, rest: &mut VecDeque<Extent>, seq: Seq) {
         // One that is frozen is being written anew, and gets no more than its nodes to be have room for.
         let mut inserts =
             if leaf.is_frozen() { self.node_words() / 2 / WORDS_PER_INSERT } else { usize::MAX };
@@ -133,9 +134,9 @@ impl CacheSet {
 
     /// Compare-and-exchange: where the btree still says what `expected` says, it says `with` from now on, which covers the
     /// same sectors. Answers the sectors that were exchanged.
-    pub(crate) async fn replace(self: &Rc<Self>, expected: Extent, with: Extent) -> Result<u64> {
+    pub(crate) async fn replace(self: &Rc<Self>, expected: Extent, with: Extent) -> Result<Sectors> {
         debug_assert_eq!((expected.start_pos(), expected.pos()), (with.start_pos(), with.pos()));
-        let mut done = 0;
+        let mut done = Sectors(0);
         let mut rest = Some((expected, with));
         while let Some((expected, with)) = rest {
             let mut left = None;
@@ -199,17 +200,17 @@ impl CacheSet {
             let top = top_of_split(map, extent, leaf.max, *hides_holes);
             let mut dirty = 0i64;
             let mut cut =
-                |old: Extent| dirty -= if self.counts_as_dirty(&old) { old.size() as i64 } else { 0 };
+                |old: Extent| dirty -= if self.counts_as_dirty(&old) { old.size().0 as i64 } else { 0 };
             map.overlay(extent, false, bucket_sectors, &mut cut);
             pending.overlay(extent, true, bucket_sectors, |_| ());
             if let Some(top) = top {
                 pending.overlay(top, true, bucket_sectors, |_| ());
             }
-            dirty += if self.counts_as_dirty(&extent) { extent.size() as i64 } else { 0 };
+            dirty += if self.counts_as_dirty(&extent) { extent.size().0 as i64 } else { 0 };
             self.account_dirty(extent.inode(), dirty);
         }
         let own = if let Durability::Miss(miss) = durability { Some(miss) } else { None };
-        self.misses.invalidate(extent.inode(), extent.start(), extent.end(), own);
+        self.misses.invalidate(extent.span(), own);
         if !extent.dirty() && !extent.is_hole() {
             let device = self.devices.borrow().get(&extent.inode()).cloned();
             if let Some(backing) = device.as_ref().and_then(|device| device.backing()) {
@@ -221,7 +222,7 @@ impl CacheSet {
 
     /// Notes that `leaf` has keys to write, the oldest of them in journal entry `seq`, and leaves the writing to later:
     /// to the journal when it needs the room, to GC, to the flusher, or to a write of its own when the bset is large.
-    fn leaf_dirty(self: &Rc<Self>, leaf: &Rc<Node>, seq: Option<u64>) {
+    fn leaf_dirty(self: &Rc<Self>, leaf: &Rc<Node>, seq: Option<Seq>) {
         let large = {
             let mut state = leaf.state_mut();
             if state.write.since == 0 {
@@ -256,7 +257,7 @@ fn cut_at(extent: Extent, max: Pos) -> (Extent, Option<Extent>) {
         return (extent, None);
     }
     let (start, end) = (extent.start(), extent.end());
-    (extent.part(start, max.offset), Some(extent.part(max.offset, end)))
+    (extent.part(start, Sector(max.offset)), Some(extent.part(Sector(max.offset), end)))
 }
 
 /// What `new` leaves of the key behind it, if it splits one in two.
@@ -268,7 +269,7 @@ fn cut_at(extent: Extent, max: Pos) -> (Extent, Option<Extent>) {
 fn top_of_split(map: &ExtentMap, new: Extent, max: Pos, hides_holes: bool) -> Option<Extent> {
     let inode = new.inode();
     // The first extent that overlaps `new`, touches it, or comes after it.
-    let around = map.first_after(Pos::new(inode, new.start().saturating_sub(1)));
+    let around = map.first_after(Pos::new(inode, new.start().0.saturating_sub(1)));
     let around = around.filter(|extent| extent.inode() == inode);
     match around {
         Some(old) if old.start() < new.start() && old.end() > new.end() => {
@@ -276,9 +277,9 @@ fn top_of_split(map: &ExtentMap, new: Extent, max: Pos, hides_holes: bool) -> Op
         }
         Some(old) if old.start() <= new.end() => None,
         next => {
-            let leaf = if max.inode == inode { max.offset } else { u64::MAX };
-            let end = next.map_or(leaf, Extent::start).min(new.end().saturating_add(KEY_SIZE_MAX));
-            (hides_holes && end > new.end()).then(|| Extent::hole(inode, end, end - new.end()))
+            let leaf = Sector(if max.inode == inode { max.offset } else { u64::MAX });
+            let end = next.map_or(leaf, Extent::start).min(Sector(new.end().0.saturating_add(KEY_SIZE_MAX)));
+            (hides_holes && end > new.end()).then(|| Extent::hole_of(Span::new(inode, new.end(), end)))
         }
     }
 }
@@ -301,9 +302,9 @@ mod tests {
     fn extents_are_cut_where_their_leaf_ends() {
         let extent = Extent::new(1, 100, 20, Ptr::new(0, 640, 0), true);
         let (now, later) = cut_at(extent, Pos::new(1, 90));
-        assert_eq!((now.start(), now.end(), now.ptr().offset()), (80, 90, 640));
+        assert_eq!((now.start(), now.end(), now.ptr().offset()), (Sector(80), Sector(90), 640));
         let later = later.unwrap();
-        assert_eq!((later.start(), later.end(), later.ptr().offset()), (90, 100, 650));
+        assert_eq!((later.start(), later.end(), later.ptr().offset()), (Sector(90), Sector(100), 650));
         assert_eq!(cut_at(extent, Pos::new(1, 100)).1, None);
         assert_eq!(cut_at(extent, Pos::MAX).1, None);
     }

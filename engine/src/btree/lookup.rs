@@ -6,6 +6,7 @@ use super::node_io::NodeRef;
 use crate::error::Result;
 use crate::set::CacheSet;
 use bcache_format::Pos;
+use bcache_format::{Sector, Span};
 use std::rc::Rc;
 
 /// A part of a range, as the btree knows it.
@@ -13,13 +14,8 @@ use std::rc::Rc;
 pub enum Piece {
     /// In the cache.
     Cached(Extent),
-    /// Not in the cache: sectors `start .. end`.
-    Missing {
-        /// First sector.
-        start: u64,
-        /// Sector after the last.
-        end: u64,
-    },
+    /// Not in the cache.
+    Missing(Span),
 }
 
 impl CacheSet {
@@ -77,26 +73,17 @@ impl CacheSet {
         }
     }
 
-    /// Collects what the btree knows of sectors `start .. end` of `inode`, as far as nodes in memory say. Answers where it
-    /// stopped, with the node that must be read; nothing when it came to the end.
-    pub fn pieces_resident(
-        &self,
-        inode: u32,
-        start: u64,
-        end: u64,
-        pieces: &mut Vec<Piece>,
-    ) -> Option<(u64, NodeRef)> {
-        let mut at = start;
-        while at < end {
-            let leaf = match self.resident(Pos::new(inode, at), 0) {
-                Ok(leaf) => leaf,
-                Err(wanted) => return Some((at, wanted)),
-            };
-            let leaf_end = if leaf.max.inode == inode { leaf.max.offset.min(end) } else { end };
+    /// Collects what the btree knows of the sectors of `span`, as far as nodes in memory say. Answers what is left of it
+    /// where a node must be read; nothing when it came to the end.
+    pub fn pieces_resident(&self, span: Span, pieces: &mut Vec<Piece>) -> Option<Span> {
+        let (inode, mut at) = (span.inode, span.start);
+        while at < span.end {
+            let Ok(leaf) = self.resident(span.from(at).start_pos(), 0) else { return Some(span.from(at)) };
+            let leaf_end = end_in(&leaf, span);
             let state = leaf.state();
             let Body::Leaf { map, .. } = &state.body else { return None };
             let buckets = self.alloc.buckets.borrow();
-            for extent in map.iter_from(Pos::new(inode, at)) {
+            for extent in map.iter_from(span.from(at).start_pos()) {
                 if extent.inode() != inode || extent.start() >= leaf_end {
                     break;
                 }
@@ -106,56 +93,61 @@ impl CacheSet {
                 }
                 let part = extent.part(at, leaf_end);
                 if part.start() > at {
-                    push_missing(pieces, at, part.start());
+                    push_missing(pieces, Span::new(inode, at, part.start()));
                 }
                 at = part.end();
                 pieces.push(Piece::Cached(part));
             }
             if at < leaf_end {
-                push_missing(pieces, at, leaf_end);
+                push_missing(pieces, Span::new(inode, at, leaf_end));
                 at = leaf_end;
             }
         }
         None
     }
 
-    /// All extents that overlap sectors `start .. end` of `inode`, those too whose buckets moved on: on disk the bucket's
+    /// All extents that overlap `span`, those too whose buckets moved on: on disk the bucket's
     /// generation may still be the old one, and after a crash such an extent counts again.
-    pub(crate) async fn extents_of(&self, inode: u32, start: u64, end: u64) -> Result<Vec<Extent>> {
+    pub(crate) async fn extents_of(&self, span: Span) -> Result<Vec<Extent>> {
         let mut found = Vec::new();
-        let mut at = start;
-        while at < end {
-            let leaf = self.node_at(Pos::new(inode, at), 0).await?;
-            let leaf_end = if leaf.max.inode == inode { leaf.max.offset.min(end) } else { end };
+        let mut at = span.start;
+        while at < span.end {
+            let leaf = self.node_at(span.from(at).start_pos(), 0).await?;
+            let leaf_end = end_in(&leaf, span);
             let state = leaf.state();
             let Body::Leaf { map, .. } = &state.body else { break };
-            let here = map.iter_from(Pos::new(inode, at));
-            let here = here.take_while(|extent| extent.inode() == inode && extent.start() < leaf_end);
+            let here = map.iter_from(span.from(at).start_pos());
+            let here = here.take_while(|extent| extent.inode() == span.inode && extent.start() < leaf_end);
             found.extend(here.map(|extent| extent.part(at, leaf_end)));
             at = leaf_end;
         }
         Ok(found)
     }
 
-    /// What the btree knows of sectors `start .. end` of `inode`, in order and without gaps.
-    pub async fn pieces(&self, inode: u32, start: u64, end: u64) -> Result<Vec<Piece>> {
+    /// What the btree knows of the sectors of `span`, in order and without gaps.
+    pub async fn pieces(&self, span: Span) -> Result<Vec<Piece>> {
         let mut pieces = Vec::with_capacity(1);
-        let mut at = start;
+        let mut rest = span;
         let mut held = Vec::new();
-        while let Some((stopped, _)) = self.pieces_resident(inode, at, end, &mut pieces) {
-            at = stopped;
-            self.node_in_hand(Pos::new(inode, at), 0, &mut held).await?;
+        while let Some(left) = self.pieces_resident(rest, &mut pieces) {
+            rest = left;
+            self.node_in_hand(rest.start_pos(), 0, &mut held).await?;
         }
         Ok(pieces)
     }
 }
 
-fn push_missing(pieces: &mut Vec<Piece>, start: u64, end: u64) {
-    if let Some(Piece::Missing { end: last, .. }) = pieces.last_mut()
-        && *last == start
+/// Where what a leaf says of `span` ends.
+fn end_in(leaf: &Node, span: Span) -> Sector {
+    if leaf.max.inode == span.inode { Sector(leaf.max.offset).min(span.end) } else { span.end }
+}
+
+fn push_missing(pieces: &mut Vec<Piece>, span: Span) {
+    if let Some(Piece::Missing(last)) = pieces.last_mut()
+        && last.end == span.start
     {
-        *last = end;
+        last.end = span.end;
         return;
     }
-    pieces.push(Piece::Missing { start, end });
+    pieces.push(Piece::Missing(span));
 }

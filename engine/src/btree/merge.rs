@@ -238,7 +238,7 @@ impl Cursors {
         for set in (0..count).rev() {
             let extent = &self.cursors[set as usize].extent;
             let start = Start::new(extent, set);
-            self.replay(if extent.size() == 0 { Start { at: END, set } } else { start });
+            self.replay(if extent.size().0 == 0 { Start { at: END, set } } else { start });
         }
         Ok(())
     }

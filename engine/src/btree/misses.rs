@@ -1,5 +1,6 @@
 //! Cache misses whose data is on its way.
 
+use bcache_format::{Sectors, Span};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -10,9 +11,7 @@ pub struct MissId(u64);
 #[derive(Clone, Copy, Debug)]
 struct Miss {
     id: u64,
-    inode: u32,
-    start: u64,
-    end: u64,
+    span: Span,
 }
 
 /// Cache misses whose data is on its way: placeholders in the key space. Whatever is inserted over one ends it, so that
@@ -21,23 +20,23 @@ struct Miss {
 pub struct Misses {
     list: RefCell<Vec<Miss>>,
     next: Cell<u64>,
-    sectors: Cell<u64>,
+    sectors: Cell<Sectors>,
 }
 
 /// A cache miss whose data is on its way, until this is dropped.
 pub struct MissGuard {
     misses: Rc<Misses>,
     id: MissId,
-    sectors: u64,
+    sectors: Sectors,
 }
 
 impl Misses {
     /// Notes a miss. It must stand in the same breath as the lookup that missed.
-    pub fn begin(self: &Rc<Self>, inode: u32, start: u64, end: u64) -> MissGuard {
+    pub fn begin(self: &Rc<Self>, span: Span) -> MissGuard {
         let id = self.next.get();
         self.next.set(id + 1);
-        self.list.borrow_mut().push(Miss { id, inode, start, end });
-        let sectors = end - start;
+        self.list.borrow_mut().push(Miss { id, span });
+        let sectors = span.sectors();
         self.sectors.set(self.sectors.get() + sectors);
         MissGuard { misses: Rc::clone(self), id: MissId(id), sectors }
     }
@@ -46,17 +45,14 @@ impl Misses {
         self.list.borrow().iter().any(|other| other.id == miss.0)
     }
     /// Something was inserted: all misses that overlap it end, but not `own`.
-    pub fn invalidate(&self, inode: u32, start: u64, end: u64, own: Option<MissId>) {
+    pub fn invalidate(&self, span: Span, own: Option<MissId>) {
         if seeded_bug!(MissOverwritesWrite) {
             return;
         }
-        self.list.borrow_mut().retain(|miss| {
-            let hit = miss.inode == inode && miss.start < end && start < miss.end;
-            !hit || own == Some(MissId(miss.id))
-        });
+        self.list.borrow_mut().retain(|miss| !miss.span.overlaps(&span) || own == Some(MissId(miss.id)));
     }
     /// Sectors of misses that are not done.
-    pub fn sectors(&self) -> u64 {
+    pub fn sectors(&self) -> Sectors {
         self.sectors.get()
     }
 }
@@ -85,20 +81,25 @@ impl Drop for MissGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bcache_format::Sector;
+
+    fn span(inode: u32, start: u64, end: u64) -> Span {
+        Span::new(inode, Sector(start), Sector(end))
+    }
 
     #[test]
     fn an_insert_ends_the_misses_it_overlaps() {
         let misses = Rc::new(Misses::default());
-        let a = misses.begin(1, 0, 8);
-        let b = misses.begin(1, 8, 16);
-        misses.invalidate(1, 7, 8, None);
+        let a = misses.begin(span(1, 0, 8));
+        let b = misses.begin(span(1, 8, 16));
+        misses.invalidate(span(1, 7, 8), None);
         assert!(!a.holds() && b.holds());
-        misses.invalidate(2, 0, 100, None);
+        misses.invalidate(span(2, 0, 100), None);
         assert!(b.holds());
-        misses.invalidate(1, 8, 9, Some(b.id()));
+        misses.invalidate(span(1, 8, 9), Some(b.id()));
         assert!(b.holds());
-        assert_eq!(misses.sectors(), 16);
+        assert_eq!(misses.sectors(), Sectors(16));
         drop((a, b));
-        assert_eq!(misses.sectors(), 0);
+        assert_eq!(misses.sectors(), Sectors(0));
     }
 }

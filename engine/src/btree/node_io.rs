@@ -18,7 +18,7 @@ const FLUSHES_BELOW: u32 = 2;
 
 /// A node that is to be read.
 #[derive(Clone, Copy, Debug)]
-pub struct NodeRef {
+pub(crate) struct NodeRef {
     /// Where it is.
     pub ptr: Ptr,
     /// Its level.
@@ -122,7 +122,7 @@ impl CacheSet {
                 return Ok(());
             }
             // A bad pointer may have been covered by a newer key; only what is left counts.
-            if let Some(problem) = geometry.place_problem(extent.ptr(), extent.size()) {
+            if let Some(problem) = geometry.place_problem(extent.ptr(), extent.size().0) {
                 return Err(format!("key {extent:?}: {problem}"));
             }
             let joined = last.and_then(|last| last.joined(&extent, bucket_sectors));

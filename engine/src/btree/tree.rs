@@ -5,6 +5,7 @@ use super::node::{Body, Node};
 use crate::journal::JournalPin;
 use crate::sync::{Mutex, WaitQueue};
 use bcache_format::BucketNr;
+use bcache_format::Seq;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -145,7 +146,7 @@ impl Tree {
     }
     /// Leaves that pin journal entries up to `target`, those with the oldest first.
     #[must_use]
-    pub fn leaves_pinning(&self, target: u64) -> Vec<Rc<Node>> {
+    pub fn leaves_pinning(&self, target: Seq) -> Vec<Rc<Node>> {
         let pin = |node: &Rc<Node>| {
             node.state().write.pin.as_ref().map(JournalPin::seq).filter(|seq| *seq <= target)
         };

@@ -13,6 +13,7 @@ use crate::btree::{Body, Node, children_of};
 use crate::error::Result;
 use crate::set::CacheSet;
 use crate::sync::WaitQueue;
+use bcache_format::Sectors;
 use bcache_format::bkey::KEY_WORDS;
 use bcache_format::{Geometry, Pos};
 use std::cell::Cell;
@@ -67,8 +68,8 @@ impl Gc {
         self.wake.wake_all();
     }
     /// Counts sectors written.
-    pub fn wrote(&self, sectors: u64) {
-        self.budget.set(self.budget.get() - sectors as i64);
+    pub fn wrote(&self, sectors: Sectors) {
+        self.budget.set(self.budget.get() - sectors.0 as i64);
         if self.budget.get() < 0 {
             self.wake.wake_all();
         }

@@ -5,7 +5,7 @@ use crate::btree::{Extent, Piece};
 use crate::dev::Buf;
 use crate::error::Result;
 use crate::set::CacheSet;
-use bcache_format::{BucketNr, Pos, SECTOR_SIZE};
+use bcache_format::{BucketNr, Pos};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -64,13 +64,12 @@ impl CacheSet {
 
     /// Copies one extent and says so in the btree, if it still is where it was.
     async fn move_extent(self: &Rc<Self>, extent: Extent) -> Result<()> {
-        let pieces = self.pieces(extent.inode(), extent.start(), extent.end()).await?;
+        let pieces = self.pieces(extent.span()).await?;
         if pieces != [Piece::Cached(extent)] {
             return Ok(());
         }
         let pin = self.alloc.pin(self.cache.geometry.ptr_bucket(extent.ptr()));
-        let at = extent.ptr().offset() * SECTOR_SIZE;
-        let read = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize)).await;
+        let read = self.cache.dev.read(extent.place(), Buf::recycled(extent.bytes())).await;
         drop(pin);
         // Unreadable data stays where it is; whoever asks for it is told.
         let Ok(data) = read else { return Ok(()) };
@@ -78,11 +77,9 @@ impl CacheSet {
         let Some(placed) = self.place_moved(extent, MOVING)? else { return Ok(()) };
         let mut done = 0usize;
         for part in &placed.extents {
-            let bytes = (part.size() * SECTOR_SIZE) as usize;
-            let slice = data.slice(done..done + bytes);
-            done += bytes;
-            let at = part.ptr().offset() * SECTOR_SIZE;
-            if !self.is_failed() && self.cache.write(at, slice).await.is_ok() {
+            let slice = data.slice(done..done + part.bytes());
+            done += part.bytes();
+            if !self.is_failed() && self.cache.write(part.place(), slice).await.is_ok() {
                 self.replace(extent.part(part.start(), part.end()), *part).await?;
             }
         }

@@ -24,7 +24,7 @@ pub use tail::{
 use crate::sync::WaitQueue;
 use bcache_format::bkey::Bkey;
 use bcache_format::jset::{HEADER_BYTES, Jset};
-use bcache_format::{BucketNr, Geometry, Ptr};
+use bcache_format::{BucketNr, Geometry, Ptr, Seq};
 use pins::Pins;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -37,7 +37,7 @@ const CLOSED_MAX: usize = 16;
 
 /// An entry that is being filled, or waits to be written.
 struct Entry {
-    seq: u64,
+    seq: Seq,
     /// Its own, until it is written.
     pin: JournalPin,
     keys: Vec<Bkey>,
@@ -55,7 +55,7 @@ impl Entry {
 struct RingBucket {
     nr: BucketNr,
     /// Newest entry in it; 0 for none.
-    newest: u64,
+    newest: Seq,
 }
 
 /// Where the next entry goes.
@@ -75,12 +75,12 @@ pub struct Journal {
     replaying: RefCell<Vec<JournalPin>>,
     ring: RefCell<Ring>,
     /// Newest durable entry, and the oldest that it needs.
-    durable: Cell<u64>,
-    durable_last: Cell<u64>,
+    durable: Cell<Seq>,
+    durable_last: Cell<Seq>,
     /// Where the newest durable entry says that root and uuid table are: a crash brings them back.
     durable_roots: Cell<[Option<Ptr>; 2]>,
     /// The open entry must be written even if it holds no keys.
-    requested: Cell<u64>,
+    requested: Cell<Seq>,
     timer_armed: Cell<bool>,
     writer: WaitQueue,
     reclaimer: WaitQueue,
@@ -98,17 +98,17 @@ impl Journal {
     /// The journal of a set whose newest entry is `newest` (0 for none), written to buckets `first .. first + count`.
     /// `last_seq` is the oldest entry that the newest needs, `newest_in` the newest entry of each bucket.
     #[must_use]
-    pub fn new(geometry: &Geometry, first: u64, newest_in: &[u64], newest: u64, last_seq: u64) -> Self {
+    pub fn new(geometry: &Geometry, first: u64, newest_in: &[Seq], newest: Seq, last_seq: Seq) -> Self {
         let bucket =
-            |(i, newest): (usize, &u64)| RingBucket { nr: BucketNr(first + i as u64), newest: *newest };
+            |(i, newest): (usize, &Seq)| RingBucket { nr: BucketNr(first + i as u64), newest: *newest };
         let buckets: Vec<RingBucket> = newest_in.iter().enumerate().map(bucket).collect();
         let current =
             buckets.iter().enumerate().max_by_key(|(_, bucket)| bucket.newest).map_or(0, |(i, _)| i);
-        let front = if newest == 0 { 1 } else { last_seq };
+        let front = if newest == Seq::NONE { newest.next() } else { last_seq };
         let pins = Pins::new(front);
-        let replaying = (front..=newest).map(|_| pins.next()).collect();
+        let replaying = (front.0..=newest.0).map(|_| pins.next()).collect();
         // Nothing is written behind an old entry: the tail may be torn. A new set starts at the start.
-        let used = if newest == 0 { 0 } else { geometry.bucket_bytes() };
+        let used = if newest == Seq::NONE { 0 } else { geometry.bucket_bytes() };
         Self {
             open: RefCell::new(Entry::new(pins.next())),
             closed: RefCell::default(),
@@ -118,7 +118,7 @@ impl Journal {
             durable: Cell::new(newest),
             durable_last: Cell::new(last_seq),
             durable_roots: Cell::default(),
-            requested: Cell::new(0),
+            requested: Cell::new(Seq::NONE),
             timer_armed: Cell::new(false),
             writer: WaitQueue::new(),
             reclaimer: WaitQueue::new(),
@@ -131,7 +131,7 @@ impl Journal {
         }
     }
     /// Adds a key to the open entry and says which that is. Never waits; see [`Self::congested`].
-    pub fn add(&self, key: Bkey) -> u64 {
+    pub fn add(&self, key: Bkey) -> Seq {
         if self.open.borrow().words + key.u64s() > self.entry_words() {
             self.close_open();
         }
@@ -139,7 +139,7 @@ impl Journal {
         open.words += key.u64s();
         open.keys.push(key);
         if let Some(tail) = self.tail.get() {
-            tail.add(open.seq, &key);
+            tail.add(open.seq.0, &key);
             if tail.is_crowded() {
                 self.requested.set(self.requested.get().max(open.seq));
                 self.writer.wake_all();
@@ -192,12 +192,12 @@ impl Journal {
     }
     /// Number of the entry that keys are being added to.
     #[must_use]
-    pub fn open_seq(&self) -> u64 {
+    pub fn open_seq(&self) -> Seq {
         self.open.borrow().seq
     }
     /// Newest durable entry.
     #[must_use]
-    pub fn durable_seq(&self) -> u64 {
+    pub fn durable_seq(&self) -> Seq {
         self.durable.get()
     }
     /// Whether keys wait to be written.
@@ -214,7 +214,7 @@ impl Journal {
         self.durable_roots.set([root.ptr(), uuids.ptr()]);
     }
     /// Keeps entry `seq`, which has keys that nobody wrote yet, from being reclaimed.
-    pub fn pin(&self, seq: u64) -> JournalPin {
+    pub fn pin(&self, seq: Seq) -> JournalPin {
         self.pins.pin(seq)
     }
     /// The pins of the entries that are to be replayed, oldest first. Each is to be dropped when its entry was.
@@ -223,7 +223,7 @@ impl Journal {
     }
     /// Oldest entry that somebody needs.
     #[must_use]
-    pub fn last_seq(&self) -> u64 {
+    pub fn last_seq(&self) -> Seq {
         self.pins.front()
     }
     /// Wakes all who wait, to see that the set failed or stops.
@@ -250,14 +250,14 @@ pub struct Roots {
 }
 
 impl Roots {
-    fn jset(self, seq: u64, last_seq: u64, this_dev: usize, keys: Vec<Bkey>) -> Jset {
+    fn jset(self, seq: Seq, last_seq: Seq, this_dev: usize, keys: Vec<Bkey>) -> Jset {
         let mut prio_bucket = [BucketNr(0); 8];
         if let Some(slot) = prio_bucket.get_mut(this_dev) {
             *slot = self.prio_bucket;
         }
         Jset {
-            seq,
-            last_seq,
+            seq: seq.0,
+            last_seq: last_seq.0,
             version: bcache_format::jset::VERSION,
             uuid_bucket: self.uuid_bucket,
             btree_root: self.btree_root,

@@ -6,11 +6,12 @@
 use super::{Journal, Ring};
 use crate::error::Result;
 use crate::set::CacheSet;
+use bcache_format::Seq;
 use std::rc::Rc;
 
 impl Ring {
     /// Buckets, other than the current, in which no entry from `last_seq` on stands.
-    fn free(&self, last_seq: u64) -> usize {
+    fn free(&self, last_seq: Seq) -> usize {
         let current = self.current;
         self.buckets
             .iter()
@@ -22,8 +23,8 @@ impl Ring {
         (self.current + 1) % self.buckets.len()
     }
     /// Newest entry that must be unpinned for `buckets` more to be free.
-    fn oldest_entries(&self, buckets: usize, last_seq: u64) -> Option<u64> {
-        let mut used: Vec<u64> =
+    fn oldest_entries(&self, buckets: usize, last_seq: Seq) -> Option<Seq> {
+        let mut used: Vec<Seq> =
             self.buckets.iter().map(|bucket| bucket.newest).filter(|newest| *newest >= last_seq).collect();
         used.sort_unstable();
         used.get(buckets.saturating_sub(1)).or(used.last()).copied()
@@ -39,7 +40,7 @@ impl Journal {
         let durable_last = self.durable_last.get();
         let durable_last = if seeded_bug!(ReclaimPinnedJournal) { self.open_seq() } else { durable_last };
         let free_now = ring.free(durable_last);
-        if ring.buckets[next].newest >= durable_last && ring.buckets[next].newest != 0 {
+        if ring.buckets[next].newest >= durable_last && ring.buckets[next].newest != Seq::NONE {
             // A ring that was left full (never by us): the entry to be written is the first to free anything. Its
             // bucket holds nothing that memory still needs, which is as much as the kernel asks for.
             let emergency = free_now == 0 && ring.buckets[next].newest < self.last_seq();
@@ -59,7 +60,7 @@ impl Journal {
         let ring = self.ring.borrow();
         ring.buckets[ring.current].nr.0 * self.bucket_bytes
     }
-    fn low_on_space(&self) -> Option<u64> {
+    fn low_on_space(&self) -> Option<Seq> {
         let ring = self.ring.borrow();
         let last_seq = self.last_seq();
         let wanted = (ring.buckets.len() / 2).max(1);
@@ -93,7 +94,7 @@ impl CacheSet {
             }
             self.stats.journal_full.add(1);
             let before = journal.last_seq();
-            self.write_pinning_leaves(u64::MAX).await?;
+            self.write_pinning_leaves(Seq::MAX).await?;
             self.check()?;
             if journal.last_seq() == before {
                 // Others are writing what pins the oldest entry. Only the caller advances the ring, so until something
@@ -124,7 +125,7 @@ impl CacheSet {
     }
 
     /// Writes the leaves that pin entries up to `target`.
-    async fn write_pinning_leaves(&self, target: u64) -> Result<()> {
+    async fn write_pinning_leaves(&self, target: Seq) -> Result<()> {
         for leaf in self.tree.leaves_pinning(target) {
             self.node_write(&leaf).await?;
         }

@@ -3,6 +3,7 @@
 use crate::dev::Buf;
 use crate::error::{Error, Result};
 use crate::set::CacheDev;
+use bcache_format::Seq;
 use bcache_format::bkey::Bkey;
 use bcache_format::jset::JSET_MAX_BYTES;
 use bcache_format::jset::{Jset, JsetHeader};
@@ -19,9 +20,9 @@ pub struct FoundJournal {
     /// Its checksum.
     pub csum: u64,
     /// The entries to replay, oldest first: number and keys.
-    pub replay: Vec<(u64, Vec<Bkey>)>,
+    pub replay: Vec<(Seq, Vec<Bkey>)>,
     /// Newest entry of each journal bucket; 0 for none.
-    pub newest_in: Vec<u64>,
+    pub newest_in: Vec<Seq>,
 }
 
 /// Reads the journal. Nothing when no bucket holds an entry.
@@ -65,17 +66,17 @@ pub async fn read(cache: &CacheDev, discard: bool) -> Result<Option<FoundJournal
             refuse_rot(cache, &buckets[at], &entries, newest).await?;
         }
     }
-    let newest_in: Vec<u64> = buckets.iter().map(|bucket| bucket.newest).collect();
+    let newest_in: Vec<Seq> = buckets.iter().map(|bucket| Seq(bucket.newest)).collect();
     let Some((_, newest)) = entries.last_key_value() else { return Ok(None) };
     let newest: Jset = newest.clone();
-    let mut replay: Vec<(u64, Vec<Bkey>)> = Vec::new();
+    let mut replay: Vec<(Seq, Vec<Bkey>)> = Vec::new();
     for (seq, entry) in entries.split_off(&newest.last_seq) {
-        let expected = replay.last().map_or(newest.last_seq, |(last, _)| last + 1);
+        let expected = replay.last().map_or(newest.last_seq, |(last, _)| last.0 + 1);
         if seq != expected && !(replay.is_empty() && discard) {
             let what = format!("journal entries {expected}-{} are missing", seq - 1);
             return Err(cache.untrusted(what));
         }
-        replay.push((seq, entry.keys));
+        replay.push((Seq(seq), entry.keys));
     }
     let csum = buckets.iter().find(|bucket| bucket.newest == newest.seq).map_or(0, |bucket| bucket.csum);
     Ok(Some(FoundJournal { newest, csum, replay, newest_in }))

@@ -4,13 +4,14 @@ use super::{Entry, EntryId, Journal, Ring};
 use crate::dev::Buf;
 use crate::error::{Error, Result};
 use crate::set::CacheSet;
+use bcache_format::Seq;
 use bcache_format::jset::JsetHeader;
 use std::rc::Rc;
 use std::time::Duration;
 
 impl CacheSet {
     /// Waits until entry `seq` and all before it are durable; asks for them to be written at once.
-    pub(crate) async fn commit(&self, seq: u64) -> Result<()> {
+    pub(crate) async fn commit(&self, seq: Seq) -> Result<()> {
         let journal = &self.journal;
         if journal.durable.get() < seq {
             journal.requested.set(journal.requested.get().max(seq));
@@ -30,7 +31,7 @@ impl CacheSet {
     pub(crate) async fn commit_keys(&self) -> Result<()> {
         let journal = &self.journal;
         let open = journal.open_seq();
-        let newest = if journal.open.borrow().keys.is_empty() { open - 1 } else { open };
+        let newest = if journal.open.borrow().keys.is_empty() { Seq(open.0 - 1) } else { open };
         self.commit(newest).await
     }
 
@@ -100,7 +101,7 @@ impl CacheSet {
         }
         self.check()?;
         if let (Some(tail), Some(header)) = (journal.tail.get(), JsetHeader::read(&image)) {
-            tail.note(EntryId { seq, csum: header.csum.get() }).map_err(|error| {
+            tail.note(EntryId { seq: seq.0, csum: header.csum.get() }).map_err(|error| {
                 let what = format!(
                     "the journal's tail in memory cannot be written ({error}), and must be before the journal"
                 );
@@ -111,7 +112,7 @@ impl CacheSet {
         journal.durable.set(seq);
         journal.durable_last.set(last_seq);
         if let Some(tail) = journal.tail.get() {
-            tail.durable(seq);
+            tail.durable(seq.0);
         }
         journal.note_roots(&roots.btree_root, &roots.uuid_bucket);
         drop(pin);
@@ -145,7 +146,7 @@ impl Journal {
 
 impl Ring {
     /// Byte on the device where `bytes` of entry `seq` go. There is room: [`CacheSet::journal_space`] saw to it.
-    fn place(&mut self, seq: u64, bytes: u64, bucket_bytes: u64) -> u64 {
+    fn place(&mut self, seq: Seq, bytes: u64, bucket_bytes: u64) -> u64 {
         debug_assert!(self.used + bytes <= bucket_bytes);
         let at = self.buckets[self.current].nr.0 * bucket_bytes + self.used;
         self.used += bytes;

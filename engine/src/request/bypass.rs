@@ -2,6 +2,7 @@
 
 use crate::set::{CacheSet, Device};
 use bcache_format::superblock::CacheMode;
+use bcache_format::{Sector, Sectors};
 use std::cell::Cell;
 
 /// Per cent of the cache in use beyond which nothing is added.
@@ -47,7 +48,13 @@ impl Congestion {
 
 impl CacheSet {
     /// Whether a request should not use the cache (`check_should_bypass`). Counts it as part of its stream.
-    pub(crate) fn should_bypass(&self, device: &Device, start: u64, sectors: u64, write: bool) -> bool {
+    pub(crate) fn should_bypass(
+        &self,
+        device: &Device,
+        start: Sector,
+        sectors: Sectors,
+        write: bool,
+    ) -> bool {
         let mode = device.settings.cache_mode.get();
         let none = mode == CacheMode::None || (mode == CacheMode::Writearound && write);
         if device.detaching.get() || none || self.io_errors.is_retired() {
@@ -60,8 +67,8 @@ impl CacheSet {
             self.gc.request();
             return true;
         }
-        let block = u64::from(self.cache.geometry.block_sectors);
-        if !start.is_multiple_of(block) || !sectors.is_multiple_of(block) {
+        let block = Sectors(self.cache.geometry.block_sectors.into());
+        if !start.is_multiple_of(block) || !sectors.0.is_multiple_of(block.0) {
             return true;
         }
         let cutoff = device.settings.sequential_cutoff.get();

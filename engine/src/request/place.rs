@@ -4,14 +4,12 @@ use crate::alloc::{BucketPin, Mark, Reserve, Space, TakenBucket, WritePoint};
 use crate::btree::Extent;
 use crate::error::Result;
 use crate::set::CacheSet;
-use bcache_format::{BucketNr, Pos, Ptr};
+use bcache_format::{BucketNr, Ptr, Sector, Sectors, Span};
 
 /// Data that is to be placed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    pub inode: u32,
-    pub start: u64,
-    pub end: u64,
+    pub span: Span,
     pub dirty: bool,
     pub stream: WritePoint,
 }
@@ -22,6 +20,13 @@ pub(crate) struct Placed<'a> {
     /// The places, in the order of the data. Each holds a pin on its bucket.
     pub extents: Vec<Extent>,
     set: &'a CacheSet,
+}
+
+impl Wanted {
+    /// Requests of a device are a stream.
+    pub(crate) fn of_request(span: Span, dirty: bool) -> Self {
+        Self { span, dirty, stream: WritePoint(span.inode.into()) }
+    }
 }
 
 impl<'a> Placed<'a> {
@@ -49,8 +54,8 @@ impl CacheSet {
     /// The set failed or stops, or GC and writing back have nothing left to free.
     pub(crate) async fn place(&self, wanted: Wanted) -> Result<Placed<'_>> {
         let mut placed = Placed::none(self);
-        let mut at = wanted.start;
-        while at < wanted.end {
+        let mut at = wanted.span.start;
+        while at < wanted.span.end {
             match self.place_part(wanted, at) {
                 Some(part) => {
                     at = part.0.end();
@@ -65,8 +70,8 @@ impl CacheSet {
     /// Places for data if there are free buckets, or nothing.
     pub(crate) fn try_place(&self, wanted: Wanted, reserve: Reserve) -> Option<Placed<'_>> {
         let mut placed = Placed::none(self);
-        let mut at = wanted.start;
-        while at < wanted.end {
+        let mut at = wanted.span.start;
+        while at < wanted.span.end {
             if let Some(part) = self.place_part(wanted, at) {
                 at = part.0.end();
                 placed.add(part);
@@ -79,8 +84,7 @@ impl CacheSet {
 
     /// Places for an extent that GC moves.
     pub(crate) fn place_moved(&self, extent: Extent, stream: WritePoint) -> Result<Option<Placed<'_>>> {
-        let (inode, start, end) = (extent.inode(), extent.start(), extent.end());
-        let wanted = Wanted { inode, start, end, dirty: extent.dirty(), stream };
+        let wanted = Wanted { span: extent.span(), dirty: extent.dirty(), stream };
         self.check()?;
         Ok(self.try_place(wanted, Reserve::MovingGc))
     }
@@ -89,16 +93,17 @@ impl CacheSet {
         self.uuids.borrow().entries.get(inode as usize).is_some_and(|entry| entry.is_flash_only())
     }
 
-    fn place_part(&self, wanted: Wanted, at: u64) -> Option<(Extent, BucketPin<'_>)> {
+    fn place_part(&self, wanted: Wanted, at: Sector) -> Option<(Extent, BucketPin<'_>)> {
         let geometry = &self.cache.geometry;
         // An extent's size has 16 bits; keep it a multiple of the block.
-        let sectors = (wanted.end - at).min(0x8000);
+        let rest = wanted.span.from(at);
+        let sectors = rest.sectors().min(Sectors(0x8000));
         let space: Space = self.alloc.open.borrow_mut().take(
-            Pos::new(wanted.inode, at),
+            rest.start_pos(),
             sectors,
             wanted.stream,
-            self.is_flash_only(wanted.inode),
-            geometry.block_sectors.into(),
+            self.is_flash_only(wanted.span.inode),
+            Sectors(geometry.block_sectors.into()),
         )?;
         let bucket: BucketNr = geometry.ptr_bucket(space.ptr);
         let mut buckets = self.alloc.buckets.borrow_mut();
@@ -113,8 +118,9 @@ impl CacheSet {
         // A bucket without room for more is not open any more: its pin is ours.
         let pin = if space.closed { self.alloc.take_pin(bucket) } else { self.alloc.pin(bucket) };
         self.gc.wrote(space.sectors);
-        self.stats.sectors_written.add(space.sectors);
-        Some((Extent::new(wanted.inode, at + space.sectors, space.sectors, space.ptr, wanted.dirty), pin))
+        self.stats.sectors_written.add(space.sectors.0);
+        let span = Span { end: at + space.sectors, ..rest };
+        Some((Extent::of(span, space.ptr, wanted.dirty), pin))
     }
 
     fn open_bucket(&self, taken: TakenBucket<'_>, wanted: Wanted) {
@@ -125,9 +131,9 @@ impl CacheSet {
         let ptr = Ptr::new(self.cache.this_dev() as u16, geometry.bucket_start(bucket).0, generation);
         let evicted = self.alloc.open.borrow_mut().open(
             ptr,
-            geometry.bucket_sectors.into(),
+            Sectors(geometry.bucket_sectors.into()),
             wanted.stream,
-            self.is_flash_only(wanted.inode),
+            self.is_flash_only(wanted.span.inode),
             geometry.nbuckets,
         );
         if let Some(evicted) = evicted {

@@ -1,13 +1,14 @@
 //! Ranges of sectors that something is happening to.
 
 use crate::sync::WaitQueue;
+use bcache_format::Sector;
 use std::cell::{Cell, RefCell};
 
 #[derive(Clone, Copy, Debug)]
 struct Range {
     id: u64,
-    start: u64,
-    end: u64,
+    start: Sector,
+    end: Sector,
 }
 
 /// Ranges of one device that are being written. Two writes of overlapping ranges never run at once: the order in which
@@ -34,18 +35,22 @@ struct InLine<'a> {
 }
 
 impl Range {
-    const fn overlaps(&self, start: u64, end: u64) -> bool {
+    fn overlaps(&self, start: Sector, end: Sector) -> bool {
         self.start < end && start < self.end
     }
 }
 
 impl Ranges {
     /// Whether any part of `start .. end` is held.
-    pub fn overlaps(&self, start: u64, end: u64) -> bool {
+    pub fn overlaps(&self, start: Sector, end: Sector) -> bool {
         self.held.borrow().iter().any(|held| held.overlaps(start, end))
     }
+    /// Whether nothing is held.
+    pub fn is_free(&self) -> bool {
+        self.held.borrow().is_empty()
+    }
     /// Whether somebody who asked before `id` waits for a part of the range.
-    fn is_asked_for(&self, start: u64, end: u64, id: u64) -> bool {
+    fn is_asked_for(&self, start: Sector, end: Sector, id: u64) -> bool {
         let waiting = self.waiting.borrow();
         waiting.iter().any(|other| other.id < id && other.overlaps(start, end)) && !seeded_bug!(RangesUnfair)
     }
@@ -63,11 +68,11 @@ impl Ranges {
         Some(RangeGuard { ranges: self, id })
     }
     /// Holds a range if nobody else holds a part of it, or waits for one.
-    pub fn try_hold(&self, start: u64, end: u64) -> Option<RangeGuard<'_>> {
+    pub fn try_hold(&self, start: Sector, end: Sector) -> Option<RangeGuard<'_>> {
         self.take(Range { id: self.number(), start, end })
     }
     /// Holds a range; waits until nobody else holds a part of it.
-    pub async fn hold(&self, start: u64, end: u64) -> RangeGuard<'_> {
+    pub async fn hold(&self, start: Sector, end: Sector) -> RangeGuard<'_> {
         let range = Range { id: self.number(), start, end };
         if let Some(guard) = self.take(range) {
             return guard;
@@ -77,7 +82,7 @@ impl Ranges {
         self.freed.wait_for(|| self.take(line.range)).await
     }
     /// Waits until nobody holds a part of a range.
-    pub async fn wait_free(&self, start: u64, end: u64) {
+    pub async fn wait_free(&self, start: Sector, end: Sector) {
         self.freed.wait_until(|| !self.overlaps(start, end)).await;
     }
 }
@@ -104,11 +109,11 @@ mod tests {
     #[test]
     fn overlapping_ranges_exclude_each_other() {
         let ranges = Ranges::default();
-        let held = ranges.try_hold(10, 20).unwrap();
-        assert!(ranges.try_hold(19, 30).is_none());
-        assert!(ranges.try_hold(20, 30).is_some());
+        let held = ranges.try_hold(Sector(10), Sector(20)).unwrap();
+        assert!(ranges.try_hold(Sector(19), Sector(30)).is_none());
+        assert!(ranges.try_hold(Sector(20), Sector(30)).is_some());
         drop(held);
-        assert!(ranges.try_hold(19, 30).is_some());
+        assert!(ranges.try_hold(Sector(19), Sector(30)).is_some());
     }
 
     #[test]
@@ -116,14 +121,14 @@ mod tests {
         let runtime = crate::sim::Runtime::new(1);
         let ranges = Rc::new(Ranges::default());
         runtime.block_on(async {
-            let small = ranges.try_hold(10, 20).unwrap();
+            let small = ranges.try_hold(Sector(10), Sector(20)).unwrap();
             let all = Rc::clone(&ranges);
-            let waits = runtime.env().spawn(async move { drop(all.hold(0, 100).await) });
+            let waits = runtime.env().spawn(async move { drop(all.hold(Sector(0), Sector(100)).await) });
             runtime.env().sleep(std::time::Duration::from_secs(1)).await;
-            assert!(ranges.try_hold(50, 60).is_none(), "somebody waits for it");
+            assert!(ranges.try_hold(Sector(50), Sector(60)).is_none(), "somebody waits for it");
             drop(small);
             waits.await;
-            assert!(ranges.try_hold(50, 60).is_some());
+            assert!(ranges.try_hold(Sector(50), Sector(60)).is_some());
         });
     }
 }

@@ -1,22 +1,22 @@
 //! Reads.
 
 use super::place::Wanted;
-use crate::alloc::{Reserve, WritePoint};
+use crate::alloc::Reserve;
 use crate::btree::{Durability, Extent, MissGuard, Piece};
 use crate::dev::{Buf, Io, Shared};
 use crate::error::{Error, Result};
 use crate::set::{CacheSet, Device, DeviceKind, Stage};
 use bcache_format::prio::INITIAL_PRIO;
-use bcache_format::{Pos, SECTOR_SIZE};
+use bcache_format::{Sector, Sectors, Span};
 use std::rc::Rc;
 
 /// Sectors of missed data that may be on their way into the cache; what misses beyond is not cached.
-const MISS_SECTORS_MAX: u64 = 32 << 11;
+const MISS_SECTORS_MAX: Sectors = Sectors(32 << 11);
 
 /// A part of a read under way.
 enum ReadPiece {
     Cached { extent: Extent, io: Io<Buf>, began: u64 },
-    Missing { start: u64, end: u64, io: Option<Io<Buf>>, miss: Option<MissGuard> },
+    Missing { span: Span, io: Option<Io<Buf>>, miss: Option<MissGuard> },
 }
 
 impl CacheSet {
@@ -24,19 +24,19 @@ impl CacheSet {
     pub(crate) async fn read(
         self: &Rc<Self>,
         device: &Rc<Device>,
-        start: u64,
-        end: u64,
+        start: Sector,
+        end: Sector,
     ) -> Result<Vec<Shared>> {
         let Some(inode) = device.inode.get() else { return self.read_uncached(device, start, end).await };
         if self.is_failed() {
-            return self.read_failed_set(device, inode, start, end).await;
+            return self.read_failed_set(device, Span::new(inode, start, end)).await;
         }
         let bypass = self.should_bypass(device, start, end - start, false);
         let mut answer = Vec::with_capacity(1);
         let mut hit = true;
-        let mut at = start;
-        while at < end {
-            let parts = self.begin_parts(device, inode, at, end, bypass).await?;
+        let mut rest = Span::new(inode, start, end);
+        while !rest.is_empty() {
+            let parts = self.begin_parts(device, rest, bypass).await?;
             for part in parts {
                 match part {
                     ReadPiece::Cached { extent, io, began } => {
@@ -45,12 +45,12 @@ impl CacheSet {
                             // The bucket was reused meanwhile: look again, from here.
                             None => break,
                         }
-                        at = extent.end();
+                        rest = rest.from(extent.end());
                     }
-                    ReadPiece::Missing { start, end, io, miss } => {
+                    ReadPiece::Missing { span, io, miss } => {
                         hit = false;
-                        answer.push(self.finish_missing(device, inode, start, end, io, miss).await?);
-                        at = end;
+                        answer.push(self.finish_missing(device, span, io, miss).await?);
+                        rest = rest.from(span.end);
                     }
                 }
             }
@@ -59,49 +59,41 @@ impl CacheSet {
         Ok(answer)
     }
 
-    /// Looks up `at .. end` and begins to read all of it. Lookup, placeholders and the start of all I/O stand in one
+    /// Looks up `span` and begins to read all of it. Lookup, placeholders and the start of all I/O stand in one
     /// breath: nothing can change in between.
-    async fn begin_parts(
-        &self,
-        device: &Device,
-        inode: u32,
-        at: u64,
-        end: u64,
-        bypass: bool,
-    ) -> Result<Vec<ReadPiece>> {
+    async fn begin_parts(&self, device: &Device, span: Span, bypass: bool) -> Result<Vec<ReadPiece>> {
         let mut pieces = Vec::with_capacity(1);
         // In hand until all are there, or reading one could put another out of memory, for ever.
         let mut held = Vec::new();
-        while let Some((stopped, _)) = self.pieces_resident(inode, at, end, &mut pieces) {
+        while let Some(rest) = self.pieces_resident(span, &mut pieces) {
             // Something must be read; after that the whole range is looked up again.
-            let leaf = self.node_in_hand(Pos::new(inode, stopped), 0, &mut held).await?;
+            let leaf = self.node_in_hand(rest.start_pos(), 0, &mut held).await?;
             held.push(leaf);
             pieces.clear();
         }
-        Ok(pieces.into_iter().map(|piece| self.begin_part(device, inode, piece, bypass)).collect())
+        Ok(pieces.into_iter().map(|piece| self.begin_part(device, piece, bypass)).collect())
     }
 
-    fn begin_part(&self, device: &Device, inode: u32, piece: Piece, bypass: bool) -> ReadPiece {
+    fn begin_part(&self, device: &Device, piece: Piece, bypass: bool) -> ReadPiece {
         match piece {
             Piece::Cached(extent) => {
-                let at = extent.ptr().offset() * SECTOR_SIZE;
-                let io = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize));
+                let io = self.cache.dev.read(extent.place(), Buf::recycled(extent.bytes()));
                 let bucket = self.cache.geometry.ptr_bucket(extent.ptr());
                 self.alloc.buckets.borrow_mut().get_mut(bucket).prio = INITIAL_PRIO;
                 ReadPiece::Cached { extent, io, began: self.env.now() }
             }
-            Piece::Missing { start, end } => {
+            Piece::Missing(span) => {
+                let sectors = span.sectors();
                 let io = device.backing().map(|backing| {
-                    let buf = Buf::recycled(((end - start) * SECTOR_SIZE) as usize);
-                    backing.dev.dev.read(start * SECTOR_SIZE, buf)
+                    backing.dev.dev.read(span.start.byte(), Buf::recycled(sectors.bytes() as usize))
                 });
-                let room = self.misses.sectors() + (end - start) <= MISS_SECTORS_MAX;
+                let room = self.misses.sectors() + sectors <= MISS_SECTORS_MAX;
                 // What is read while it is being written may be old.
-                let quiet = !device.writes.overlaps(start, end);
+                let quiet = !device.writes.overlaps(span.start, span.end);
                 let trusted = device.flush_failures() == 0;
                 let cache = !bypass && room && quiet && trusted && io.is_some();
-                let miss = cache.then(|| self.misses.begin(inode, start, end));
-                ReadPiece::Missing { start, end, io, miss }
+                let miss = cache.then(|| self.misses.begin(span));
+                ReadPiece::Missing { span, io, miss }
             }
         }
     }
@@ -129,7 +121,7 @@ impl CacheSet {
             Err(source) => {
                 self.stats.cache_read_errors.add(1);
                 if extent.dirty() && !seeded_bug!(OldForLostDirty) {
-                    return Err(Error::DirtyLost { start: extent.start(), end: extent.end(), source });
+                    return Err(Error::DirtyLost { start: extent.start().0, end: extent.end().0, source });
                 }
                 let data = self.read_uncached(device, extent.start(), extent.end()).await?;
                 Ok(data.into_iter().next())
@@ -140,13 +132,11 @@ impl CacheSet {
     async fn finish_missing(
         self: &Rc<Self>,
         device: &Rc<Device>,
-        inode: u32,
-        start: u64,
-        end: u64,
+        span: Span,
         io: Option<Io<Buf>>,
         miss: Option<MissGuard>,
     ) -> Result<Shared> {
-        let Some(io) = io else { return Ok(Buf::zeroed(((end - start) * SECTOR_SIZE) as usize).freeze()) };
+        let Some(io) = io else { return Ok(Buf::zeroed(span.sectors().bytes() as usize).freeze()) };
         let data = match io.await {
             Ok(buf) => buf.freeze(),
             Err(error) => {
@@ -157,7 +147,7 @@ impl CacheSet {
         };
         if let Some(miss) = miss {
             let (set, device, copy) = (Rc::clone(self), Rc::clone(device), data.clone());
-            let wanted = Wanted { inode, start, end, dirty: false, stream: WritePoint(u64::from(inode)) };
+            let wanted = Wanted::of_request(span, false);
             // The client does not wait for this.
             self.task(Stage::Device, async move {
                 set.insert_miss(&device, wanted, copy, &miss).await;
@@ -179,9 +169,9 @@ impl CacheSet {
             if self.is_failed() {
                 break;
             }
-            let from = ((extent.start() - wanted.start) * SECTOR_SIZE) as usize;
-            let slice = data.slice(from..from + (extent.size() * SECTOR_SIZE) as usize);
-            wrote.push(self.cache.write(extent.ptr().offset() * SECTOR_SIZE, slice).await);
+            let from = (extent.start() - wanted.span.start).bytes() as usize;
+            let slice = data.slice(from..from + extent.bytes());
+            wrote.push(self.cache.write(extent.place(), slice).await);
         }
         for (extent, wrote) in extents.iter().zip(wrote) {
             self.count_cache_io(wrote.is_err());
@@ -201,12 +191,17 @@ impl CacheSet {
     }
 
     /// Reads from below, without the cache.
-    pub(crate) async fn read_uncached(&self, device: &Device, start: u64, end: u64) -> Result<Vec<Shared>> {
-        let bytes = ((end - start) * SECTOR_SIZE) as usize;
+    pub(crate) async fn read_uncached(
+        &self,
+        device: &Device,
+        start: Sector,
+        end: Sector,
+    ) -> Result<Vec<Shared>> {
+        let bytes = (end - start).bytes() as usize;
         match &device.kind {
             DeviceKind::FlashOnly { .. } => Ok(vec![Buf::zeroed(bytes).freeze()]),
             DeviceKind::Cached(backing) => {
-                let read = backing.dev.dev.read(start * SECTOR_SIZE, Buf::recycled(bytes)).await;
+                let read = backing.dev.dev.read(start.byte(), Buf::recycled(bytes)).await;
                 let buf = read.inspect_err(|_| {
                     device.stats.backing_read_errors.add(1);
                     device.count_backing_error();
@@ -218,27 +213,22 @@ impl CacheSet {
 
     /// A set that stopped writing still answers reads that cannot hide dirty data: of a device that has none, from below;
     /// of others, what the nodes in memory say.
-    async fn read_failed_set(
-        &self,
-        device: &Device,
-        inode: u32,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<Shared>> {
-        if device.backing().is_some() && self.has_nothing_dirty(device, inode) {
-            return self.read_uncached(device, start, end).await;
+    async fn read_failed_set(&self, device: &Device, span: Span) -> Result<Vec<Shared>> {
+        if device.backing().is_some() && self.has_nothing_dirty(device, span.inode) {
+            return self.read_uncached(device, span.start, span.end).await;
         }
         let mut pieces = Vec::new();
-        if self.pieces_resident(inode, start, end, &mut pieces).is_some() {
+        if self.pieces_resident(span, &mut pieces).is_some() {
             self.check()?;
         }
         let mut answer = Vec::new();
         for piece in pieces {
             match piece {
-                Piece::Missing { start, end } => answer.extend(self.read_uncached(device, start, end).await?),
+                Piece::Missing(span) => {
+                    answer.extend(self.read_uncached(device, span.start, span.end).await?);
+                }
                 Piece::Cached(extent) => {
-                    let at = extent.ptr().offset() * SECTOR_SIZE;
-                    let io = self.cache.dev.read(at, Buf::recycled((extent.size() * SECTOR_SIZE) as usize));
+                    let io = self.cache.dev.read(extent.place(), Buf::recycled(extent.bytes()));
                     // Nothing is reused any more, but what was on its way to be may be gone.
                     let data = self.finish_cached(device, extent, io, self.env.now()).await?;
                     answer.push(data.ok_or_else(|| self.check().err().unwrap_or(Error::Stopping))?);
@@ -250,7 +240,7 @@ impl CacheSet {
 }
 
 /// Counts a read as a hit or a miss.
-fn count(device: &Device, bypass: bool, hit: bool, sectors: u64) {
+fn count(device: &Device, bypass: bool, hit: bool, sectors: Sectors) {
     device.stats.reads.add(1);
     let counter = match (bypass, hit) {
         (false, true) => &device.stats.cache_hits,
@@ -260,6 +250,6 @@ fn count(device: &Device, bypass: bool, hit: bool, sectors: u64) {
     };
     counter.add(1);
     if bypass {
-        device.stats.bypassed_sectors.add(sectors);
+        device.stats.bypassed_sectors.add(sectors.0);
     }
 }

@@ -1,5 +1,6 @@
 //! Sequential streams of requests.
 
+use bcache_format::{Sector, Sectors};
 use std::cell::{Cell, RefCell};
 
 /// Streams that are remembered (`RECENT_IO`).
@@ -9,7 +10,7 @@ const STREAM_LIFE: u64 = 5_000_000_000;
 
 #[derive(Clone, Copy, Default)]
 struct Stream {
-    last: u64,
+    last: Sector,
     until: u64,
     bytes: u64,
 }
@@ -25,7 +26,7 @@ pub struct Streams {
 
 impl Streams {
     /// Counts a request and answers the bytes of the stream it belongs to.
-    pub fn count(&self, start: u64, sectors: u64, now: u64) -> u64 {
+    pub fn count(&self, start: Sector, sectors: Sectors, now: u64) -> u64 {
         let mut recent = self.recent.borrow_mut();
         let known = recent.iter().position(|stream| stream.last == start && now < stream.until);
         let mut stream = match known {
@@ -39,7 +40,7 @@ impl Streams {
                 Stream::default()
             }
         };
-        stream.bytes = stream.bytes.saturating_add(sectors * bcache_format::SECTOR_SIZE);
+        stream.bytes = stream.bytes.saturating_add(sectors.bytes());
         stream.last = start + sectors;
         stream.until = now + STREAM_LIFE;
         self.current.set(stream.bytes);
@@ -56,13 +57,13 @@ mod tests {
     fn a_stream_is_recognised_where_it_goes_on() {
         let streams = Streams::default();
         for i in 0..8u64 {
-            assert_eq!(streams.count(i * 8, 8, 0), (i + 1) * 4096);
+            assert_eq!(streams.count(Sector(i * 8), Sectors(8), 0), (i + 1) * 4096);
         }
         // Another place: a new stream, but the mean of the old ones counts.
-        assert_eq!(streams.count(10_000, 8, 0), 4096);
-        assert_eq!(streams.count(64, 8, 0), 9 * 4096);
+        assert_eq!(streams.count(Sector(10_000), Sectors(8), 0), 4096);
+        assert_eq!(streams.count(Sector(64), Sectors(8), 0), 9 * 4096);
         assert_eq!(
-            streams.count(72, 8, STREAM_LIFE + 1),
+            streams.count(Sector(72), Sectors(8), STREAM_LIFE + 1),
             8192,
             "forgotten after five seconds; the mean is not"
         );

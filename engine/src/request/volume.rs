@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::set::{AtWork, CacheSet, Device, Stage};
 use crate::volume::{Volume, VolumeError, VolumeFuture, VolumeId, check_range};
 use bcache_format::SECTOR_SIZE;
+use bcache_format::{Sector, Sectors};
 use std::rc::Rc;
 
 /// Bytes of zeros written at once.
@@ -82,11 +83,11 @@ impl DeviceVolume {
     }
 
     /// The range in sectors of the device's keys.
-    fn range(&self, at: u64, len: u64) -> Result<(u64, u64), VolumeError> {
+    fn range(&self, at: u64, len: u64) -> Result<(Sector, Sector), VolumeError> {
         let unit = if seeded_bug!(PartsOfBlocks) { SECTOR_SIZE } else { u64::from(self.block_size()) };
         let end = check_range(at, len, self.size_bytes(), unit)?;
         let first = self.device.first_sector();
-        Ok((first + at / SECTOR_SIZE, first + end / SECTOR_SIZE))
+        Ok((first + Sectors::from_bytes(at), first + Sectors::from_bytes(end)))
     }
 }
 
@@ -151,8 +152,8 @@ impl Volume for DeviceVolume {
             let (mut at, end) = range?;
             let failures = device.flush_failures();
             while at < end {
-                let now = (end - at).min(ZEROES / SECTOR_SIZE);
-                set.write(&device, at, zeroes.slice(0..(now * SECTOR_SIZE) as usize), false).await?;
+                let now = (end - at).min(Sectors::from_bytes(ZEROES));
+                set.write(&device, at, zeroes.slice(0..now.bytes() as usize), false).await?;
                 at += now;
             }
             if fua { Ok(set.flush_written(&device, failures).await?) } else { Ok(()) }

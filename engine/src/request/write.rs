@@ -1,12 +1,12 @@
 //! Writes, flushes and discards.
 
 use super::place::Wanted;
-use crate::alloc::{Reserve, WritePoint};
+use crate::alloc::Reserve;
 use crate::btree::{Durability, Extent};
 use crate::dev::Shared;
 use crate::error::{Error, Result};
 use crate::set::{Backing, CacheSet, Device};
-use bcache_format::SECTOR_SIZE;
+use bcache_format::{Sector, Sectors, Span};
 use std::rc::Rc;
 
 /// Where a write to a cached device goes.
@@ -19,17 +19,24 @@ enum Way {
     Around,
 }
 
+/// A write to a device of the set, whose range is held.
+struct Write<'a> {
+    device: &'a Rc<Device>,
+    span: Span,
+    data: Shared,
+}
+
 impl CacheSet {
     /// Writes `data` at sector `start` (in the keys' terms) of an attached device.
     pub(crate) async fn write(
         self: &Rc<Self>,
         device: &Rc<Device>,
-        start: u64,
+        start: Sector,
         data: Shared,
         fua: bool,
     ) -> Result<()> {
         device.stats.writes.add(1);
-        let end = start + data.len() as u64 / SECTOR_SIZE;
+        let end = start + Sectors::from_bytes(data.len() as u64);
         let failures = device.flush_failures();
         let held = device.writes.hold(start, end).await;
         if device.inode.get().is_some() {
@@ -37,7 +44,10 @@ impl CacheSet {
         }
         // Looked up when nothing is waited for any more: the device may have been detached meanwhile.
         match device.inode.get() {
-            Some(inode) => self.write_cached(device, inode, start, end, data).await?,
+            Some(inode) => {
+                let write = Write { device, span: Span::new(inode, start, end), data };
+                self.write_cached(&write).await?;
+            }
             None => write_below(device, start, data).await?,
         }
         drop(held);
@@ -50,31 +60,23 @@ impl CacheSet {
         if fua { self.flush_written(device, failures).await } else { Ok(()) }
     }
 
-    async fn write_cached(
-        self: &Rc<Self>,
-        device: &Rc<Device>,
-        inode: u32,
-        start: u64,
-        end: u64,
-        data: Shared,
-    ) -> Result<()> {
-        let Some(backing) = device.backing() else {
-            return self.write_dirty(device, None, inode, start, end, data).await;
-        };
-        match self.choose_way(device, start, end) {
-            Way::Dirty => self.write_dirty(device, Some(backing), inode, start, end, data).await,
+    async fn write_cached(self: &Rc<Self>, write: &Write<'_>) -> Result<()> {
+        let Some(backing) = write.device.backing() else { return self.write_dirty(write, None).await };
+        match self.choose_way(write) {
+            Way::Dirty => self.write_dirty(write, Some(backing)).await,
             Way::Around => {
-                device.stats.bypassed_sectors.add(end - start);
-                self.write_around(device, inode, start, end, data).await
+                write.device.stats.bypassed_sectors.add(write.span.sectors().0);
+                self.write_around(write).await
             }
-            Way::Through => self.write_through(device, inode, start, end, data).await,
+            Way::Through => self.write_through(write).await,
         }
     }
 
-    fn choose_way(&self, device: &Device, start: u64, end: u64) -> Way {
-        let bypass = self.should_bypass(device, start, end - start, true);
+    fn choose_way(&self, write: &Write<'_>) -> Way {
+        let Write { device, span, .. } = write;
+        let bypass = self.should_bypass(device, span.start, span.sectors(), true);
         // Older data of this range is on its way to the backing device. Written there, ours could arrive first.
-        if device.writeback.active.overlaps(start, end) || self.should_writeback(device, bypass) {
+        if device.writeback.active.overlaps(span.start, span.end) || self.should_writeback(device, bypass) {
             Way::Dirty
         } else if bypass {
             Way::Around
@@ -84,41 +86,33 @@ impl CacheSet {
     }
 
     /// To the cache only. The backing superblock says dirty first.
-    async fn write_dirty(
-        self: &Rc<Self>,
-        device: &Rc<Device>,
-        backing: Option<&Backing>,
-        inode: u32,
-        start: u64,
-        end: u64,
-        data: Shared,
-    ) -> Result<()> {
+    async fn write_dirty(self: &Rc<Self>, write: &Write<'_>, backing: Option<&Backing>) -> Result<()> {
+        let Write { device, span, .. } = write;
         let writer = DirtyWriter::begin(device);
         let result = async {
             let mark = !seeded_bug!(DirtyWithoutSuperblock);
             if let Some(backing) = backing.filter(|_| mark) {
                 backing.mark_dirty().await?;
             }
-            let stream = WritePoint(u64::from(inode));
-            let placed = self.place(Wanted { inode, start, end, dirty: true, stream }).await?;
-            self.fill_and_insert(&placed.extents, start, &data).await
+            let placed = self.place(Wanted::of_request(*span, true)).await?;
+            self.fill_and_insert(&placed.extents, write).await
         }
         .await;
         match (result, backing) {
             // What has a backing device need not wait for room in the cache. Older data of this range that is on its way there
             // must not arrive after ours.
             (Err(Error::NoSpace(_)), Some(_)) => {
-                device.writeback.active.wait_free(start, end).await;
+                device.writeback.active.wait_free(span.start, span.end).await;
                 drop(writer);
-                self.write_around(device, inode, start, end, data).await
+                self.write_around(write).await
             }
             (result, _) => result,
         }
     }
 
     /// Data first, then the keys that name it.
-    async fn fill_and_insert(self: &Rc<Self>, extents: &[Extent], start: u64, data: &Shared) -> Result<()> {
-        let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, data)).collect();
+    async fn fill_and_insert(self: &Rc<Self>, extents: &[Extent], write: &Write<'_>) -> Result<()> {
+        let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, write)).collect();
         if seeded_bug!(TailBeforeData) {
             for extent in extents {
                 self.insert(*extent, Durability::Journal).await?;
@@ -150,29 +144,20 @@ impl CacheSet {
         result
     }
 
-    fn begin_fill(&self, extent: &Extent, start: u64, data: &Shared) -> crate::dev::Io<()> {
-        let from = ((extent.start() - start) * SECTOR_SIZE) as usize;
-        let slice = data.slice(from..from + (extent.size() * SECTOR_SIZE) as usize);
-        self.cache.dev.write(extent.ptr().offset() * SECTOR_SIZE, slice, false)
+    fn begin_fill(&self, extent: &Extent, write: &Write<'_>) -> crate::dev::Io<()> {
+        let from = (extent.start() - write.span.start).bytes() as usize;
+        self.cache.dev.write(extent.place(), write.data.slice(from..from + extent.bytes()), false)
     }
 
     /// To both.
-    async fn write_through(
-        self: &Rc<Self>,
-        device: &Rc<Device>,
-        inode: u32,
-        start: u64,
-        end: u64,
-        data: Shared,
-    ) -> Result<()> {
-        let wanted = Wanted { inode, start, end, dirty: false, stream: WritePoint(u64::from(inode)) };
-        let Some(placed) = self.try_place(wanted, Reserve::None) else {
-            return self.write_around(device, inode, start, end, data).await;
+    async fn write_through(self: &Rc<Self>, write: &Write<'_>) -> Result<()> {
+        let Some(placed) = self.try_place(Wanted::of_request(write.span, false), Reserve::None) else {
+            return self.write_around(write).await;
         };
         let extents = &placed.extents;
-        let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, start, &data)).collect();
-        let failures = device.flush_failures();
-        let below = self.write_around(device, inode, start, end, data).await;
+        let ios: Vec<_> = extents.iter().map(|extent| self.begin_fill(extent, write)).collect();
+        let failures = write.device.flush_failures();
+        let below = self.write_around(write).await;
         let filled = self.filled(ios).await.is_ok();
         let mut result = below;
         for extent in extents.iter().filter(|_| filled) {
@@ -188,17 +173,11 @@ impl CacheSet {
     /// A power cut may keep the new data below and a clean copy of the old in the cache, or lose the new data below and
     /// forget newer, dirty data in the cache. Neither may be: clean copies are forgotten, durably, before the write, and
     /// dirty data only when the write is durable.
-    async fn write_around(
-        self: &Rc<Self>,
-        device: &Rc<Device>,
-        inode: u32,
-        start: u64,
-        end: u64,
-        data: Shared,
-    ) -> Result<()> {
+    async fn write_around(self: &Rc<Self>, write: &Write<'_>) -> Result<()> {
+        let Write { device, span, data } = write;
         // Reads that began before may have old data on its way into the cache; those that begin now do not cache.
-        self.misses.invalidate(inode, start, end, None);
-        let cached = self.extents_of(inode, start, end).await?;
+        self.misses.invalidate(*span, None);
+        let cached = self.extents_of(*span).await?;
         let (dirty, clean): (Vec<Extent>, Vec<Extent>) =
             cached.into_iter().partition(|extent| extent.dirty());
         let strict = !seeded_bug!(StaleCleanCopy);
@@ -211,7 +190,7 @@ impl CacheSet {
         }
         self.commit_doubt(device).await?;
         let failures = device.flush_failures();
-        write_below(device, start, data).await?;
+        write_below(device, span.start, data.clone()).await?;
         if !dirty.is_empty() {
             self.flush_below_since(device, failures).await?;
             self.forget(&dirty).await?;
@@ -232,8 +211,7 @@ impl CacheSet {
     /// Says that sectors are not in the cache.
     async fn forget(self: &Rc<Self>, extents: &[Extent]) -> Result<()> {
         for extent in extents {
-            self.insert(Extent::hole(extent.inode(), extent.end(), extent.size()), Durability::Journal)
-                .await?;
+            self.insert(Extent::hole_of(extent.span()), Durability::Journal).await?;
         }
         Ok(())
     }
@@ -273,14 +251,20 @@ impl CacheSet {
     }
 
     /// Forgets sectors, in the cache and below: their content is undefined.
-    pub(crate) async fn discard(self: &Rc<Self>, device: &Rc<Device>, start: u64, end: u64) -> Result<()> {
+    pub(crate) async fn discard(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        start: Sector,
+        end: Sector,
+    ) -> Result<()> {
         let _held = device.writes.hold(start, end).await;
         // What is being written back must not come back after the discard.
         device.writeback.active.wait_free(start, end).await;
         if let Some(inode) = device.inode.get() {
             self.journal_admission().await?;
-            self.misses.invalidate(inode, start, end, None);
-            let cached = self.extents_of(inode, start, end).await?;
+            let span = Span::new(inode, start, end);
+            self.misses.invalidate(span, None);
+            let cached = self.extents_of(span).await?;
             if !cached.is_empty() {
                 // As before a write: no copy may come back when what is below is gone.
                 self.forget(&cached).await?;
@@ -289,8 +273,7 @@ impl CacheSet {
             self.commit_doubt(device).await?;
         }
         if let Some(backing) = device.backing().filter(|backing| backing.dev.dev.geometry().discard) {
-            let (at, len) = (start * SECTOR_SIZE, (end - start) * SECTOR_SIZE);
-            let result = backing.dev.dev.discard(at, len).await;
+            let result = backing.dev.dev.discard(start.byte(), (end - start).bytes()).await;
             backing.dev.completed();
             result?;
         }
@@ -316,9 +299,9 @@ impl Drop for DirtyWriter<'_> {
     }
 }
 
-async fn write_below(device: &Device, start: u64, data: Shared) -> Result<()> {
+async fn write_below(device: &Device, start: Sector, data: Shared) -> Result<()> {
     let Some(backing) = device.backing() else { return Err(Error::refused("a volume has nothing below it")) };
-    let result = backing.dev.write(start * SECTOR_SIZE, data).await;
+    let result = backing.dev.write(start.byte(), data).await;
     result.inspect_err(|_| {
         device.stats.backing_write_errors.add(1);
         device.count_backing_error();

@@ -9,6 +9,7 @@ use crate::request::{AloneVolume, DeviceVolume};
 use crate::sim::{Fault, FaultOn};
 use crate::volume::Volume;
 use bcache_format::superblock::{BackingState, CacheMode};
+use bcache_format::{Sectors, Span};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -321,7 +322,7 @@ fn a_flush_that_failed_between_two_sets_is_remembered() {
         it.wait(10).await;
         let inode = device.inode.get().expect("a slot");
         let first = device.first_sector();
-        let pieces = it.set.pieces(inode, first, first + 8).await.expect("looked up");
+        let pieces = it.set.pieces(Span::new(inode, first, first + Sectors(8))).await.expect("looked up");
         let cached = pieces.iter().any(|piece| matches!(piece, Piece::Cached(_)));
         assert!(!cached, "a copy of what may be gone: {pieces:?}");
     });

@@ -86,7 +86,7 @@ impl CacheSet {
             return Err(Error::refused("not an attached backing device"));
         };
         // Looked at when no request is under way that could change it.
-        if !self.can_abandon(device) || device.writeback.active.overlaps(0, u64::MAX) {
+        if !self.can_abandon(device) || !device.writeback.active.is_free() {
             return Err(Error::refused("it works, or its newest data is in the cache"));
         }
         // What was acknowledged below must not be lost with the cache's word for it.

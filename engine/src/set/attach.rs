@@ -8,6 +8,7 @@ use super::{CacheSet, Stage};
 use crate::dev::BlockDev;
 use crate::dev::FlushTracked;
 use crate::error::{Error, Result};
+use bcache_format::Sector;
 use bcache_format::superblock::{BackingState, Superblock};
 use bcache_format::units::Sectors;
 use bcache_format::uuid_entry::UuidEntry;
@@ -210,7 +211,7 @@ impl CacheSet {
         };
         if sectors < size.get() {
             // Should it grow again, there are zeroes.
-            self.discard(device, sectors, size.get()).await?;
+            self.discard(device, Sector(sectors), Sector(size.get())).await?;
             self.flush(device).await?;
         }
         self.change_uuids(|entries| {
@@ -246,7 +247,7 @@ impl CacheSet {
         device.detaching.set(true);
         device.writeback.wake();
         // A write to where older data is on its way down goes to the cache even now, so nothing may be.
-        let quiet = || !device.writeback.active.overlaps(0, u64::MAX);
+        let quiet = || device.writeback.active.is_free();
         let clean = || self.has_nothing_dirty(device, inode) && quiet();
         device.writeback.stuck.set(0);
         let stuck = || (1..=device.writeback.stuck.get()).contains(&self.dirty_sectors(inode));
@@ -345,7 +346,7 @@ impl CacheSet {
         };
         device.close().await;
         // Its keys are dirty: without this they would keep their buckets for ever.
-        let emptied = match self.discard(device, 0, device.bytes() / bcache_format::SECTOR_SIZE).await {
+        let emptied = match self.discard(device, device.first_sector(), device.end_sector()).await {
             Ok(()) => self.flush(device).await,
             Err(error) => Err(error),
         };

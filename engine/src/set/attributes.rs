@@ -131,7 +131,10 @@ impl CacheSet {
         list.add("metadata_written", (stats.node_sectors_written.get() + other) * SECTOR_SIZE);
         list.add("freelist_percent", self.alloc.free_count() as u64 * 100 / geometry.nbuckets.max(1));
         list.add("priority_stats", self.priority_stats());
-        list.add("internal/active_journal_entries", self.journal.open_seq() - self.journal.last_seq());
+        list.add(
+            "internal/active_journal_entries",
+            self.journal.open_seq().behind(self.journal.last_seq()).unwrap_or(0),
+        );
         let features = self.cache.sb.borrow().features;
         list.add("internal/feature_compat", "");
         list.add("internal/feature_ro_compat", "");

@@ -93,7 +93,7 @@ impl CacheSet {
                 }
                 from = extent.pos();
                 if self.counts_as_dirty(extent) {
-                    *dirty.entry(extent.inode()).or_default() += extent.size() as i64;
+                    *dirty.entry(extent.inode()).or_default() += extent.size().0 as i64;
                 }
                 let buckets = self.alloc.buckets.borrow();
                 if buckets.staleness(extent.ptr()) == 0 {

@@ -8,7 +8,9 @@ use crate::settings::DeviceSettings;
 use crate::stats::{DeviceStats, Windows};
 use crate::sync::WaitQueue;
 use crate::writeback::Writeback;
+use bcache_format::Seq;
 use bcache_format::superblock::{BackingState, Label, Superblock};
+use bcache_format::{Sector, Sectors};
 use std::cell::Cell;
 use uuid::Uuid;
 
@@ -58,7 +60,7 @@ pub struct Device {
     /// Being detached: everything bypasses the cache.
     pub(crate) detaching: Cell<bool>,
     /// The journal entry with the last of the holes that stand for what a failed flush put in doubt.
-    pub(crate) doubt: Cell<u64>,
+    pub(crate) doubt: Cell<Seq>,
     /// Dirty writes that are not in the btree yet.
     pub(crate) dirty_writers: Cell<u32>,
     /// The set stops: no more requests.
@@ -146,7 +148,7 @@ impl Device {
             writeback: Writeback::default(),
             streams: Streams::default(),
             detaching: Cell::new(false),
-            doubt: Cell::new(0),
+            doubt: Cell::new(Seq::NONE),
             dirty_writers: Cell::new(0),
             closed: Cell::new(false),
             requests: Cell::new(0),
@@ -175,10 +177,15 @@ impl Device {
     }
     /// Sector in keys of the device's first: keys of a backing device hold its own sectors.
     #[must_use]
-    pub const fn first_sector(&self) -> u64 {
+    pub const fn first_sector(&self) -> Sector {
         match &self.kind {
-            DeviceKind::Cached(backing) => backing.data_offset,
-            DeviceKind::FlashOnly { .. } => 0,
+            DeviceKind::Cached(backing) => Sector(backing.data_offset),
+            DeviceKind::FlashOnly { .. } => Sector::ZERO,
         }
+    }
+    /// The sector behind its last, in the same terms.
+    #[must_use]
+    pub fn end_sector(&self) -> Sector {
+        self.first_sector() + Sectors::from_bytes(self.bytes())
     }
 }

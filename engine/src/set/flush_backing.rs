@@ -3,6 +3,7 @@
 use super::{CacheSet, Device};
 use crate::btree::{Body, Extent, NodeState};
 use crate::error::Result;
+use bcache_format::Span;
 
 impl CacheSet {
     /// Makes what was written to the device's backing device before `epoch` durable.
@@ -31,7 +32,7 @@ impl CacheSet {
         }
         let Some(inode) = device.inode.get().filter(|_| failed) else { return };
         tracing::warn!(inode, "a flush of the backing device failed, its latest clean copies are forgotten");
-        self.misses.invalidate(inode, 0, u64::MAX, None);
+        self.misses.invalidate(Span::whole(inode), None);
         let bucket_sectors = u64::from(self.cache.geometry.bucket_sectors);
         for node in self.tree.dirty_nodes() {
             let mut state = node.state_mut();
@@ -50,7 +51,7 @@ impl CacheSet {
             let doubtful = |extent: &&Extent| extent.inode() == inode && !extent.dirty() && !extent.is_hole();
             let doubtful: Vec<Extent> = pending.iter().filter(doubtful).copied().collect();
             for extent in doubtful {
-                let hole = Extent::hole(inode, extent.end(), extent.size());
+                let hole = Extent::hole_of(extent.span());
                 if !seeded_bug!(DoubtInMemory) {
                     // What is on disk may be an older key that says dirty. Before anything newer is written below the hole
                     // must be durable: see `write_around`.

@@ -12,7 +12,7 @@ impl CacheSet {
                 left.push(format!("{what}: {count}"));
             }
         };
-        look("sectors of cache misses", self.misses.sectors());
+        look("sectors of cache misses", self.misses.sectors().0);
         look("reads of btree nodes", self.tree.reads_under_way() as u64);
         look("merges of bsets", u64::from(!self.tree.merges_are_whole()));
         look("blocks of prio writes", u64::from(self.alloc.prio_blocks()));
@@ -23,8 +23,8 @@ impl CacheSet {
         for device in self.devices() {
             look("requests", device.requests.get() as u64);
             look("dirty writes", device.dirty_writers.get() as u64);
-            look("held ranges", u64::from(device.writes.overlaps(0, u64::MAX)));
-            look("held ranges of writeback", u64::from(device.writeback.active.overlaps(0, u64::MAX)));
+            look("held ranges", u64::from(!device.writes.is_free()));
+            look("held ranges of writeback", u64::from(!device.writeback.active.is_free()));
         }
         left
     }

@@ -71,6 +71,7 @@ use crate::request::{Congestion, IoErrors};
 use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
 use crate::sync::{Mutex, WaitQueue};
+use bcache_format::Sector;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
@@ -96,7 +97,7 @@ pub struct CacheSet {
     /// Dirty sectors of each inode.
     dirty: RefCell<BTreeMap<u32, i64>>,
     /// Where the dirty data of each inode ended at the start, in sectors of the backing device.
-    dirty_ends: RefCell<BTreeMap<u32, u64>>,
+    dirty_ends: RefCell<BTreeMap<u32, Sector>>,
     /// UUIDs of backing devices that are being attached.
     attaching: RefCell<BTreeSet<Uuid>>,
     /// Devices that are of the set no more.
@@ -138,8 +139,7 @@ impl CacheSet {
     pub fn missing_sectors(&self, device: &Device) -> u64 {
         let ends = self.dirty_ends.borrow();
         let end = device.backing().and(device.inode.get()).and_then(|inode| ends.get(&inode).copied());
-        let there = device.first_sector() + device.bytes() / bcache_format::SECTOR_SIZE;
-        end.map_or(0, |end| end.saturating_sub(there))
+        end.map_or(0, |end| end.0.saturating_sub(device.end_sector().0))
     }
     /// Whether an extent is data that only the cache has. One whose bucket was given to others was written back, or written
     /// anew, before.

@@ -25,6 +25,7 @@ use crate::request::{Congestion, IoErrors};
 use crate::settings::SetSettings;
 use crate::stats::{SetStats, Timings};
 use crate::sync::WaitQueue;
+use bcache_format::Seq;
 use bcache_format::bkey::Bkey;
 use bcache_format::jset::JSET_MAX_BYTES;
 use bcache_format::jset::Jset;
@@ -235,8 +236,8 @@ impl CacheSet {
             let blank = Buf::zeroed(geometry.block_bytes() as usize).freeze();
             cache.write(at, blank).await?;
         }
-        let newest_in = vec![0; count.into()];
-        let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, 0, 0);
+        let newest_in = vec![Seq::NONE; count.into()];
+        let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, Seq::NONE, Seq::NONE);
         if let Some(place) = place {
             // What is there is of an earlier life of the set.
             keep_anew(&journal, &cache, place, EntryId { seq: 0, csum: 0 });
@@ -287,8 +288,8 @@ impl CacheSet {
         let FoundJournal { newest, csum, mut replay, newest_in } = found;
         let count = newest_in.len() as u16;
         // With discard on, leading entries may be gone; what pins them is given up at once.
-        let first = replay.first().map_or(newest.seq, |(seq, _)| *seq);
-        let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, newest.seq, first);
+        let first = replay.first().map_or(Seq(newest.seq), |(seq, _)| *seq);
+        let journal = Journal::new(&geometry, geometry.first_bucket, &newest_in, Seq(newest.seq), first);
         journal.note_roots(&newest.btree_root, &newest.uuid_bucket);
         let newest_id = EntryId { seq: newest.seq, csum };
         let behind = match place {
@@ -296,7 +297,7 @@ impl CacheSet {
             None => Vec::new(),
         };
         // To whoever asks what the journal names, they are one entry more.
-        replay.push((newest.seq + 1, behind));
+        replay.push((Seq(newest.seq).next(), behind));
         let entries = read_uuids(&cache, &newest.uuid_bucket, newest.version).await?;
         let uuids = UuidTable { entries, key: newest.uuid_bucket };
         let starting = Starting::begin(Self::build(env, cache, settings, journal, uuids));
@@ -322,7 +323,7 @@ impl CacheSet {
 
     /// Replays what the journal holds. Replaying may need buckets, buckets need room in the journal, and the journal may be full
     /// of what is being replayed: where nothing moves any more the start is given up, and nothing is lost.
-    async fn replay_or_stall(self: &Rc<Self>, replay: Vec<(u64, Vec<Bkey>)>) -> Result<()> {
+    async fn replay_or_stall(self: &Rc<Self>, replay: Vec<(Seq, Vec<Bkey>)>) -> Result<()> {
         let mut replaying = Box::pin(self.replay(replay));
         loop {
             let before = self.moved();
@@ -344,7 +345,7 @@ impl CacheSet {
         counts.iter().map(|count| count.get()).sum()
     }
 
-    async fn replay(self: &Rc<Self>, mut replay: Vec<(u64, Vec<Bkey>)>) -> Result<()> {
+    async fn replay(self: &Rc<Self>, mut replay: Vec<(Seq, Vec<Bkey>)>) -> Result<()> {
         let behind = replay.pop().map(|(_, keys)| keys).unwrap_or_default();
         for ((seq, keys), pin) in replay.into_iter().zip(self.journal.replay_pins()) {
             let extents = self.all_replayed(&keys)?;
@@ -490,7 +491,7 @@ impl CacheSet {
             }
             drop(buckets);
             if self.counts_as_dirty(extent) {
-                self.account_dirty(extent.inode(), extent.size() as i64);
+                self.account_dirty(extent.inode(), extent.size().0 as i64);
                 self.note_dirty_end(extent);
             }
         });
@@ -505,7 +506,7 @@ impl CacheSet {
     /// Refuses a set of which a bucket's generation is ahead of dirty data in it, though nothing else is there that it could
     /// have been given to. A leaf says that data is clean, durably, before its bucket is given up, so that generation is
     /// wrong. (Of what only the journal says dirty this is no sign: that data was written back is not journaled.)
-    async fn refuse_stale_dirty(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<()> {
+    async fn refuse_stale_dirty(&self, replay: &[(Seq, Vec<Bkey>)]) -> Result<()> {
         let suspects = std::mem::take(&mut *self.stale_dirty.borrow_mut());
         let mut newer = ExtentMap::new();
         for key in replay.iter().flat_map(|(_, keys)| keys) {
@@ -538,7 +539,7 @@ impl CacheSet {
     }
 
     /// What the journal names is in use until it is replayed: the pins. Generations from its pointers.
-    fn mark_journal(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<Vec<BucketPin<'_>>> {
+    fn mark_journal(&self, replay: &[(Seq, Vec<Bkey>)]) -> Result<Vec<BucketPin<'_>>> {
         let mut pins = Vec::new();
         for key in replay.iter().flat_map(|(_, keys)| keys) {
             let Some(extent) = self.replayed(key)?.filter(|extent| !extent.is_hole()) else { continue };
@@ -548,7 +549,7 @@ impl CacheSet {
         Ok(pins)
     }
 
-    fn mark_journal_data(&self, replay: &[(u64, Vec<Bkey>)]) -> Result<()> {
+    fn mark_journal_data(&self, replay: &[(Seq, Vec<Bkey>)]) -> Result<()> {
         for key in replay.iter().flat_map(|(_, keys)| keys) {
             let Some(extent) = self.replayed(key)?.filter(|extent| !extent.is_hole()) else { continue };
             let mut buckets = self.alloc.buckets.borrow_mut();

@@ -10,6 +10,7 @@ use bcache_format::superblock::{
     BackingFields, CacheFields, CacheMode, Replacement, Role, SB_BYTES, SB_OFFSET, Superblock, Version,
 };
 use bcache_format::uuid_entry::UuidEntry;
+use bcache_format::{Sector, Span};
 use uuid::Uuid;
 
 /// A device whose requests fail while they are told to.
@@ -351,11 +352,11 @@ fn garbage_collection_and_pruning_can_be_asked_for() {
         for i in 0..64 {
             world.volume.write(i * 8192, block(1), false).await.unwrap();
         }
-        let cached = world.set.pieces(0, 16, 1024).await.unwrap().len();
+        let cached = world.set.pieces(Span::new(0, Sector(16), Sector(1024))).await.unwrap().len();
         let before = world.set.stats.gc_passes.get();
         world.set.set_attribute("trigger_gc", "1").await.unwrap();
         assert!(world.set.stats.gc_passes.get() > before);
-        let kept = world.set.pieces(0, 16, 1024).await.unwrap().len();
+        let kept = world.set.pieces(Span::new(0, Sector(16), Sector(1024))).await.unwrap().len();
         assert_eq!(kept, cached, "there are empty buckets to reuse, also while GC counts");
         world.set.set_attribute("prune_cache", "1").await.unwrap();
         assert_eq!(world.set.tree.len(), 1, "the root stays");

@@ -14,16 +14,16 @@ use crate::dev::{Buf, DevError, Shared};
 use crate::error::Result;
 use crate::request::RangeGuard;
 use crate::set::{CacheSet, Device};
-use bcache_format::{Pos, SECTOR_SIZE};
+use bcache_format::{Sector, Sectors, Span};
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Sectors taken at once.
-const BATCH_SECTORS: u64 = 4 << 11;
+const BATCH_SECTORS: Sectors = Sectors(4 << 11);
 /// Extents taken at once.
 const BATCH_EXTENTS: usize = 128;
 /// Sectors of the largest single write.
-const RUN_SECTORS: u64 = 1 << 11;
+const RUN_SECTORS: Sectors = Sectors(1 << 11);
 /// Pause when all that is dirty is being written to.
 const BUSY: Duration = Duration::from_millis(10);
 /// Pause after an error.
@@ -34,12 +34,12 @@ struct Batch<'a> {
     taken: Vec<Extent>,
     /// Writes to these sectors go to the cache while this lives.
     held: Vec<RangeGuard<'a>>,
-    next: u64,
+    next: Sector,
 }
 
 /// Where an extent's data is in memory while it is written back.
 struct Run {
-    start: u64,
+    start: Sector,
     data: Vec<Shared>,
     extents: Vec<Extent>,
 }
@@ -48,7 +48,7 @@ impl CacheSet {
     /// Runs until the set or the device stops.
     pub(crate) async fn writeback_task(self: Rc<Self>, device: Rc<Device>) {
         let writeback = &device.writeback;
-        let mut at = 0;
+        let mut at = Sector::ZERO;
         loop {
             let ended = || writeback.is_closed() || self.is_closing();
             writeback.woken.wait_until(|| ended() || self.may_write_back(&device)).await;
@@ -61,7 +61,7 @@ impl CacheSet {
             match step {
                 Ok(Some((next, sectors))) => {
                     at = next;
-                    if sectors == 0 {
+                    if sectors.0 == 0 {
                         // All of it is being written to just now.
                         self.env.sleep(BUSY).await;
                     }
@@ -81,7 +81,7 @@ impl CacheSet {
                         writeback.progress.wake_all();
                         self.pause_unless(RETRY, ended).await;
                     }
-                    let at_start = std::mem::take(&mut at) == 0;
+                    let at_start = std::mem::take(&mut at) == Sector::ZERO;
                     self.end_of_pass(&device, at_start).await;
                 }
                 Err(error) => {
@@ -148,25 +148,29 @@ impl CacheSet {
         }
     }
 
-    async fn writeback_pause(&self, device: &Device, sectors: u64) {
+    async fn writeback_pause(&self, device: &Device, sectors: Sectors) {
         // Requests that wait go first, also where devices answer at once.
         self.env.yield_now().await;
         if self.hurries(device) || device.settings.writeback_percent.get() == 0 {
             return;
         }
         let rate = device.settings.writeback_rate.get();
-        let wait = device.writeback.controller.wait(sectors, rate, self.env.now());
+        let wait = device.writeback.controller.wait(sectors.0, rate, self.env.now());
         self.pause(device, Duration::from_nanos(wait)).await;
     }
 
     /// Writes back what is dirty from sector `at` on, as much as is taken at once. Answers where to go on and how many
     /// sectors it was; nothing at the end.
-    async fn writeback_step(self: &Rc<Self>, device: &Rc<Device>, at: u64) -> Result<Option<(u64, u64)>> {
+    async fn writeback_step(
+        self: &Rc<Self>,
+        device: &Rc<Device>,
+        at: Sector,
+    ) -> Result<Option<(Sector, Sectors)>> {
         let Some(inode) = device.inode.get() else { return Ok(None) };
         let Some(Batch { taken, held, next }) = self.take_dirty(device, inode, at).await? else {
             return Ok(None);
         };
-        let sectors: u64 = taken.iter().map(Extent::size).sum();
+        let sectors: Sectors = taken.iter().map(Extent::size).sum();
         // The keys first: after a crash an older, clean key would stand in for one that only memory had, and what is below
         // would be newer than what the cache calls clean.
         let commit = !seeded_bug!(WritebackBeforeJournal);
@@ -181,7 +185,7 @@ impl CacheSet {
         }
         for extent in &written {
             let done = self.replace(*extent, extent.with_dirty(false)).await?;
-            device.stats.written_back_sectors.add(done);
+            device.stats.written_back_sectors.add(done.0);
         }
         drop(held);
         Ok(Some((next, sectors)))
@@ -191,26 +195,26 @@ impl CacheSet {
     ///
     /// An extent is looked up and held in one breath: from then on a write to its sectors goes to the cache. Where one was
     /// only seen, something newer could be below by the time that the next leaf is read.
-    async fn take_dirty<'a>(&self, device: &'a Device, inode: u32, at: u64) -> Result<Option<Batch<'a>>> {
-        let mut pos = Pos::new(inode, at);
+    async fn take_dirty<'a>(&self, device: &'a Device, inode: u32, at: Sector) -> Result<Option<Batch<'a>>> {
+        let mut pos = Span::whole(inode).from(at).start_pos();
         let mut batch = Batch { taken: Vec::new(), held: Vec::new(), next: at };
-        let (mut sectors, mut seen) = (0, false);
-        let end_of_device = device.first_sector() + device.bytes() / SECTOR_SIZE;
+        let (mut sectors, mut seen) = (Sectors(0), false);
+        let end_of_device = device.end_sector();
         loop {
             let leaf = self.node_at(pos, 0).await?;
             let mut full = false;
-            let from = pos.offset;
+            let from = Sector(pos.offset);
             leaf.for_each_extent(|extent| {
                 let wanted = extent.inode() == inode && extent.end() > from && self.counts_as_dirty(extent);
                 if full || !wanted {
                     return;
                 }
-                let part = extent.part(from, u64::MAX);
+                let part = extent.part(from, Sector::MAX);
                 (seen, batch.next) = (true, part.end());
                 if part.end() > end_of_device && !seeded_bug!(WritesBehindTheEnd) {
                     // The device is shorter than it was. This data has no place below, and stays.
                     let stays = &device.writeback.unwritable;
-                    stays.set(stays.get() + part.size());
+                    stays.set(stays.get() + part.size().0);
                     return;
                 }
                 // A write to the backing device is under way there; this extent's turn comes again.
@@ -247,10 +251,7 @@ impl CacheSet {
         let Some(backing) = device.backing() else { return Ok(Vec::new()) };
         let reads: Vec<_> = extents
             .iter()
-            .map(|extent| {
-                let buf = Buf::recycled((extent.size() * SECTOR_SIZE) as usize);
-                (*extent, self.cache.dev.read(extent.ptr().offset() * SECTOR_SIZE, buf))
-            })
+            .map(|extent| (*extent, self.cache.dev.read(extent.place(), Buf::recycled(extent.bytes()))))
             .collect();
         let mut runs: Vec<Run> = Vec::new();
         for (extent, io) in reads {
@@ -260,7 +261,7 @@ impl CacheSet {
                 Ok(buf) => add_to_runs(&mut runs, extent, buf.freeze()),
                 Err(error) => {
                     let unreadable = &device.writeback.unreadable;
-                    unreadable.set(unreadable.get() + extent.size());
+                    unreadable.set(unreadable.get() + extent.size().0);
                     self.stats.cache_read_errors.add(1);
                     self.count_cache_io(true);
                     tracing::warn!(%error, "dirty data cannot be read and stays where it is");
@@ -269,7 +270,7 @@ impl CacheSet {
         }
         let writes: Vec<_> = runs
             .iter()
-            .map(|run| backing.dev.dev.write(run.start * SECTOR_SIZE, joined(&run.data), false))
+            .map(|run| backing.dev.dev.write(run.start.byte(), joined(&run.data), false))
             .collect();
         let mut arrived = Vec::new();
         let mut failed: Option<DevError> = None;
@@ -297,7 +298,7 @@ impl CacheSet {
 
 fn add_to_runs(runs: &mut Vec<Run>, extent: Extent, data: Shared) {
     if let Some(run) = runs.last_mut() {
-        let sectors: u64 = run.extents.iter().map(Extent::size).sum();
+        let sectors: Sectors = run.extents.iter().map(Extent::size).sum();
         if run.start + sectors == extent.start() && sectors + extent.size() <= RUN_SECTORS {
             run.data.push(data);
             run.extents.push(extent);

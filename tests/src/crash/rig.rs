@@ -1,5 +1,6 @@
 //! A small set with one backing device on simulated disks, for tests that arrange one thing.
 
+use bcache_format::{Sector, Span};
 use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
@@ -194,10 +195,13 @@ impl Started {
     /// The sectors from there on are not in the cache.
     pub async fn cached_at(&self, sector: u64) -> Range<u64> {
         let inode = self.device.inode.get().expect("it is attached");
-        let start = DATA_OFFSET + sector;
-        let pieces = self.set.pieces(inode, start, start + 1).await.expect("the btree is read");
+        let start = Sector(DATA_OFFSET + sector);
+        let pieces = self
+            .set
+            .pieces(Span::new(inode, start, Sector(DATA_OFFSET + sector + 1)))
+            .await
+            .expect("the btree is read");
         let Some(Piece::Cached(extent)) = pieces.first() else { panic!("sector {sector} is not cached") };
-        let at = extent.ptr().offset() * 512;
-        at..at + extent.size() * 512
+        extent.place()..extent.place() + extent.size().bytes()
     }
 }

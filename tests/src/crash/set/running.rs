@@ -1,5 +1,6 @@
 //! A set that runs.
 
+use bcache_format::{SECTOR_SIZE, Span};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -152,16 +153,16 @@ impl RunningSet {
             let Some(device) = device.as_ref().filter(|device| device.backing().is_some()) else { continue };
             let Some(inode) = device.inode.get() else { continue };
             let first = device.first_sector();
-            let pieces = set.pieces(inode, first, first + device.bytes() / 512).await.map_err(text)?;
+            let pieces = set.pieces(Span::new(inode, first, device.end_sector())).await.map_err(text)?;
             let (cache, below) = (self.disks[0].snapshot(), disk.snapshot());
             let (mut ours, mut theirs) = ([0; 512], [0; 512]);
             for piece in pieces {
                 let Piece::Cached(extent) = piece else { continue };
-                for i in (0..extent.size()).filter(|_| !extent.dirty()) {
-                    cache.read((extent.ptr().offset() + i) * 512, &mut ours);
-                    below.read((extent.start() + i) * 512, &mut theirs);
+                for i in (0..extent.size().0).filter(|_| !extent.dirty()) {
+                    cache.read(extent.place() + i * SECTOR_SIZE, &mut ours);
+                    below.read(extent.start().byte() + i * SECTOR_SIZE, &mut theirs);
                     if ours != theirs {
-                        let sector = extent.start() + i - first;
+                        let sector = (extent.start() - first).0 + i;
                         return Err(format!(
                             "sector {sector} of {} is clean in the cache, but below is something else: \
                              {} for {}; {extent:?}",
@@ -450,7 +451,7 @@ impl Running for RunningSet {
                 continue;
             };
             let first = device.first_sector();
-            let pieces = set.pieces(inode, first, first + device.bytes() / 512).await;
+            let pieces = set.pieces(Span::new(inode, first, device.end_sector())).await;
             trace(|| {
                 format!(
                     "device {index}, inode {inode}, first sector {first}: {:?} {:?}",
