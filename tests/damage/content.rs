@@ -254,10 +254,10 @@ fn one(seed: u64, came: &mut Came) {
     damaged.judge(&mut random, came);
 }
 
-fn many(seeds: std::ops::Range<u64>) {
+fn many(seeds: impl Iterator<Item = u64> + Clone) {
     let mut came = Came::default();
     let mut failed = Vec::new();
-    let all = seeds.end - seeds.start;
+    let all = seeds.clone().count() as u64;
     for seed in seeds {
         let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| one(seed, &mut came)));
         if ran.is_err() {
@@ -271,7 +271,9 @@ fn many(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn a_repair_changes_only_what_the_destroyed_bytes_held() {
-    many(0..60);
+    // In the last ones a byte is wrong of the number that says what need not be replayed, and a bit of an entry behind a
+    // sector that cannot be read.
+    many((0..60).chain([3591, 7951, 8306]));
 }
 
 #[test]
@@ -279,6 +281,14 @@ fn a_repair_changes_only_what_the_destroyed_bytes_held() {
 fn one_seed() {
     let seed = std::env::var("CONTENT_SEED").ok().and_then(|seed| seed.parse().ok());
     one(seed.expect("CONTENT_SEED is a number"), &mut Came::default());
+}
+
+#[test]
+#[ignore = "replays some seeds"]
+fn some_seeds() {
+    let number = |name| std::env::var(name).ok().and_then(|seed| seed.parse().ok());
+    let (from, to) = (number("CONTENT_FROM"), number("CONTENT_TO"));
+    many(from.expect("CONTENT_FROM is a number")..to.expect("CONTENT_TO is a number"));
 }
 
 mod long {

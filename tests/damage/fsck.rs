@@ -53,7 +53,7 @@ fn golden_sets_have_no_finding() {
     for set in Set::all().unwrap() {
         let devices: Vec<_> = Patched::all_of(&set.name).iter().map(Patched::device).collect();
         for data in [false, true] {
-            let checked = check(devices.iter().cloned(), Options { data, progress: None });
+            let checked = check(devices.iter().cloned(), Options { data, ..Options::default() });
             assert_eq!(*checked.findings, [], "{}", set.name);
             assert!(plan(&devices, &checked).unwrap().is_empty());
         }
@@ -113,7 +113,7 @@ fn one(case: &Case, stops: &Stops) {
     (case.damage)(&mut world);
     let devices = world.devices();
     let data = matches!(case.kind, Kind::DataUnreadable | Kind::DataDiffers);
-    let run = |devices: &[Device]| check(devices.iter().cloned(), Options { data, progress: None });
+    let run = |devices: &[Device]| check(devices.iter().cloned(), Options { data, ..Options::default() });
     let checked = run(&devices);
     assert!(checked.has(case.kind), "{name}: found {:?} instead of {}", ids(&checked), case.kind);
     let planned = plan(&devices, &checked);

@@ -13,6 +13,7 @@ mod cuts;
 mod enlarge;
 mod flush;
 mod fsck;
+mod kept;
 mod links;
 mod lost;
 mod memory;

@@ -172,7 +172,7 @@ fn repaired(case: &cases::Case, pile: &mut Pile) -> Vec<String> {
     (case.damage)(&mut world);
     let devices = world.devices();
     let data = matches!(case.kind, Kind::DataUnreadable | Kind::DataDiffers);
-    let checked = check(devices.iter().cloned(), Options { data, progress: None });
+    let checked = check(devices.iter().cloned(), Options { data, ..Options::default() });
     let mut life = 1 << 60;
     let mut random = || {
         life += 1;

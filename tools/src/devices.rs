@@ -18,7 +18,7 @@ use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
 use crate::in_use::{loop_of, patiently};
-use crate::kept::refuse_if_ahead;
+use crate::kept::{refuse_if_ahead, refuse_unless_laid};
 use crate::queue::Queue;
 
 /// Metadata that an image may unpack to: more than the largest cache has, less than what stops a machine.
@@ -40,6 +40,11 @@ pub enum InUse {
     /// Refused, but of what the set has acknowledged and the cache does not have is only told: who looks at a set that
     /// cannot be started, or rescues what it has, must be able to.
     Tell,
+    /// Refused, but of what the set has acknowledged and the cache does not have only what cannot be had: the rest is laid over
+    /// what the cache has.
+    Lay,
+    /// The same, where what cannot be had is only told.
+    LayOrTell,
 }
 
 /// What a device is opened for.
@@ -204,6 +209,8 @@ pub fn open_for(path: &Path, in_use: InUse, access: Access) -> Result<(Device, O
         InUse::Allow => {}
         InUse::Refuse => refuse_if_ahead(&device).map_err(|error| bad(error.to_string()))?,
         InUse::Tell => refuse_if_ahead(&device).err().iter().for_each(told),
+        InUse::Lay => refuse_unless_laid(&device).map_err(|error| bad(error.to_string()))?,
+        InUse::LayOrTell => refuse_unless_laid(&device).err().iter().for_each(told),
     }
     Ok((device, writable))
 }

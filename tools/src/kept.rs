@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use bcache_engine::fsck::view::journal::Journal;
-use bcache_engine::fsck::view::{Device, Devices, FileDevice};
+use bcache_engine::fsck::view::{Cache, Device, Devices, FileDevice};
 use bcache_engine::journal::{EntryId, Left, TAIL_BYTES_MAX, TAIL_SLOTS, TailFault, TailPlace, TailStore};
 use bcache_format::jset::{HEADER_BYTES, JsetHeader};
 use uuid::Uuid;
@@ -118,54 +118,140 @@ impl TailStore for Keys {
     }
 }
 
+/// What the engine of a set that has none any more left in memory; nothing where it left nothing of this boot.
+///
+/// # Errors
+/// There is something that cannot be read.
+fn left(set: Uuid) -> Result<Option<Left>> {
+    left_in(&paths::keys(set), set)
+}
+
+fn left_in(path: &Path, set: Uuid) -> Result<Option<Left>> {
+    let bytes = match read(path, OpenOptions::new().read(true)) {
+        Ok(None) => return Ok(None),
+        Ok(Some((_, bytes))) => bytes,
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    // What is kept by one that is alive is of the disk that it serves; what is looked at is a copy.
+    if paths::has_engine(set) {
+        return Ok(None);
+    }
+    let boot = boot().context(BOOT_ID)?;
+    Ok(Left::parse(&bytes, boot, set).ok())
+}
+
+/// The same for who has asked [`refuse_unless_laid`] before.
+#[must_use]
+pub fn left_of(set: Uuid) -> Option<Left> {
+    left(set).ok().flatten()
+}
+
+/// What a set's memory has that its journal lacks.
+enum Ahead {
+    /// Keys of so many writes, of which nothing is known that speaks against them.
+    Keys(u64),
+    /// Keys of so many, whose data may be lost.
+    Doubtful(u64),
+}
+
+fn ahead(device: &Device) -> Result<Option<(Uuid, Ahead)>> {
+    let Ok(devices) = Devices::open([Arc::clone(device)]) else { return Ok(None) };
+    let Some(cache) = devices.caches.first() else { return Ok(None) };
+    let set = cache.sb.set_uuid;
+    let left = match left(set) {
+        Ok(left) => left,
+        // No engine has a file of somebody who is not root.
+        Err(error) if is_denied(&error) && !is_block_device(device.name()) => return Ok(None),
+        Err(error) => {
+            let why = "whether writes are acknowledged that are not on the disk yet cannot be told";
+            bail!("{}: {why}: {error:#}", device.name());
+        }
+    };
+    Ok(left.and_then(|left| of_cache(&left, cache)).map(|found| (set, found)))
+}
+
+/// Nothing where the cache's journal has it all, or is not the one that it continues: it is of another copy of this set, or of
+/// one that others have used since.
+fn of_cache(left: &Left, cache: &Cache) -> Option<Ahead> {
+    let newest = Journal::read(cache).newest()?.clone();
+    let mut header = [0; HEADER_BYTES];
+    cache.device.read_at(newest.byte, &mut header).ok()?;
+    let csum = JsetHeader::read(&header)?.csum.get();
+    let found = match left.behind(EntryId { seq: newest.jset.seq, csum }) {
+        Ok(behind) => Ahead::Keys(behind.keys.len() as u64 + behind.damaged),
+        Err(TailFault::Doubtful { keys }) => Ahead::Doubtful(keys),
+        Err(_) => return None,
+    };
+    (!matches!(found, Ahead::Keys(0))).then_some(found)
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 /// An error if `device` is the cache of a set some of whose acknowledged keys are in that file only: whoever takes what is
 /// on the disk for all there is would lose them.
 ///
 /// # Errors
 /// So it is.
 pub fn refuse_if_ahead(device: &Device) -> Result<()> {
-    let Ok(devices) = Devices::open([Arc::clone(device)]) else { return Ok(()) };
-    let Some(cache) = devices.caches.first() else { return Ok(()) };
-    let (set, path) = (cache.sb.set_uuid, paths::keys(cache.sb.set_uuid));
-    let bytes = match read(&path, OpenOptions::new().read(true)) {
-        Ok(None) => return Ok(()),
-        Ok(Some((_, bytes))) => bytes,
-        // No engine has a file of somebody who is not root.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_block_device(device.name()) => {
-            return Ok(());
-        }
-        Err(error) => {
-            let why = "whether writes are acknowledged that are not on the disk yet cannot be told";
-            bail!("{}: {why}: {}: {error}", device.name(), path.display());
-        }
-    };
-    // What is kept by one that is alive is of the disk that it serves; this one is a copy.
-    if paths::has_engine(set) {
-        return Ok(());
-    }
-    let boot = boot().context(BOOT_ID)?;
-    let Ok(left) = Left::parse(&bytes, boot, set) else { return Ok(()) };
-    let journal = Journal::read(cache);
-    let Some(newest) = journal.newest() else { return Ok(()) };
-    let mut header = [0; HEADER_BYTES];
-    let Some(header) = device.read_at(newest.byte, &mut header).ok().and(JsetHeader::read(&header)) else {
-        return Ok(());
-    };
-    let keys = match left.behind(EntryId { seq: newest.jset.seq, csum: header.csum.get() }) {
-        Ok(behind) => behind.keys.len() as u64 + behind.damaged,
-        Err(TailFault::Doubtful { keys }) => keys,
-        // It continues another copy of this set, or one that others have used since.
-        Err(_) => 0,
-    };
-    if keys == 0 {
-        return Ok(());
-    }
+    let Some((set, Ahead::Keys(keys) | Ahead::Doubtful(keys))) = ahead(device)? else { return Ok(()) };
     bail!(
         "{}: {keys} writes that were acknowledged are not in the journal yet, but in {}, which the set's engine left when it \
-         died; `bcache register {0}` starts it again. Moving that file away gives them up",
+         died; `bcache register {0}` starts it again, and `bcache fsck -y` makes them part of the set. Moving that file away \
+         gives them up",
         device.name(),
-        path.display()
+        paths::keys(set).display()
     )
+}
+
+/// The same for who lays those keys over what is on the disk: an error only where they cannot be had, or may name what is
+/// lost.
+///
+/// # Errors
+/// So it is.
+pub fn refuse_unless_laid(device: &Device) -> Result<()> {
+    let Some((set, Ahead::Doubtful(keys))) = ahead(device)? else { return Ok(()) };
+    bail!(
+        "{}: {}; they are in {}. Moving that file away gives them up",
+        device.name(),
+        TailFault::Doubtful { keys },
+        paths::keys(set).display()
+    )
+}
+
+/// A repair has made the keys of a set part of it. What memory has of them is kept beside, for an undo.
+///
+/// # Errors
+/// It cannot be. No start takes them anew all the same: they do not continue the journal that it finds.
+pub fn set_aside(set: Uuid) -> Result<()> {
+    let path = paths::keys(set);
+    let moved = std::fs::rename(&path, laid(&path));
+    moved.with_context(|| path.display().to_string())
+}
+
+/// Brings that back, if the journal is the one again that it continues.
+///
+/// # Errors
+/// It cannot be.
+pub fn bring_back(devices: &[Device]) -> Result<()> {
+    for cache in Devices::open(devices.iter().cloned()).into_iter().flat_map(|devices| devices.caches) {
+        let set = cache.sb.set_uuid;
+        let path = paths::keys(set);
+        let beside = laid(&path);
+        let continues = || {
+            left_in(&beside, set).is_ok_and(|left| left.is_some_and(|left| of_cache(&left, &cache).is_some()))
+        };
+        if !path.exists() && continues() {
+            std::fs::rename(&beside, &path).with_context(|| beside.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn laid(path: &Path) -> PathBuf {
+    path.with_extension("keys.laid")
 }
 
 fn is_block_device(path: &str) -> bool {

@@ -110,6 +110,7 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
     let kinds = [
         Kind::JournalEmpty,
         Kind::JournalMissing,
+        Kind::JournalUnreadable,
         Kind::JournalHole,
         Kind::JournalTailTorn,
         Kind::JournalHidden,
@@ -120,7 +121,12 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
     }
     let mut left = ENTRIES_TRIED;
     for scan in &checked.journal.scans {
-        let Some(Stop::Invalid { seq, .. }) = &scan.stopped else { continue };
+        let seq = match &scan.stopped {
+            None => continue,
+            Some(Stop::Invalid { seq, .. }) => *seq,
+            // What is behind a sector that cannot be read is read all the same.
+            Some(Stop::Fault(_)) => None,
+        };
         // Somebody took it for the torn end and went on from there: another entry has its number by now.
         if seq.is_some_and(|seq| checked.journal.entries.contains_key(&seq)) {
             continue;

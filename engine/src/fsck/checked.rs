@@ -8,7 +8,7 @@ use super::view::journal::Journal;
 use super::view::slot::SlotUse;
 use super::view::{Backing, Cache, SetView};
 use bcache_format::superblock::{BackingState, Label};
-use bcache_format::{BucketNr, Pos, Superblock};
+use bcache_format::{Bkey, BucketNr, Pos, Superblock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Checked {
     pub backings: Vec<Backing>,
     /// What the journal looks like to recovery.
     pub journal: Journal,
+    /// Keys that only memory has, oldest first. In the set they are of the newest entry.
+    pub kept: Vec<Bkey>,
     /// Sectors of live data of each slot: dirty, all, and where they end.
     pub slots: BTreeMap<u32, SlotUse>,
     /// Sectors of the cache that live data is in.

@@ -23,6 +23,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use thiserror::Error;
+use uuid::Uuid;
 
 /// Bytes read before they are written, at most: neighbours on the backing device go in one write.
 const CHUNK: u64 = 1 << 20;
@@ -125,7 +126,14 @@ impl Flush {
     /// # Errors
     /// A set that is not in order is not touched.
     pub fn new(devices: &[Device]) -> Result<Self, FlushError> {
-        let checked = check(devices.iter().cloned(), Options::default());
+        Self::with(devices, Options::default())
+    }
+    /// The same with what else the check is to know.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with(devices: &[Device], options: Options<'_>) -> Result<Self, FlushError> {
+        let checked = check(devices.iter().cloned(), options);
         if let Some(finding) = checked.findings.iter().find(|finding| finding.severity() > Severity::Harmless)
         {
             return Err(FlushError::Findings(finding.kind.id(), finding.detail.clone()));
@@ -152,6 +160,11 @@ impl Flush {
     fn dirty(&self, slot: u32) -> u64 {
         self.checked.slots.get(&slot).map_or(0, |used| used.dirty)
     }
+    /// The set some of whose keys only memory has, which [`Self::finish`] makes part of it.
+    #[must_use]
+    pub fn kept(&self) -> Option<Uuid> {
+        self.checked.set.as_ref().filter(|_| !self.checked.kept.is_empty()).map(|view| view.cache.sb.set_uuid)
+    }
     /// Slots of backing devices that have dirty data but were not named, with their UUIDs.
     #[must_use]
     pub fn left_out(&self) -> Vec<UuidEntry> {
@@ -170,7 +183,11 @@ impl Flush {
     pub fn memory(&self) -> u64 {
         let slots =
             self.checked.slots.iter().filter(|(slot, _)| self.targets.iter().any(|(_, of)| of == *slot));
-        if slots.map(|(_, used)| used.dirty).sum::<u64>() > 0 { repair::of_extents(&self.checked) } else { 0 }
+        if slots.map(|(_, used)| used.dirty).sum::<u64>() > 0 || !self.checked.kept.is_empty() {
+            repair::of_extents(&self.checked)
+        } else {
+            0
+        }
     }
 
     /// Copies all dirty data of the targets, in order, around sectors that cannot be read or written, and flushes the
@@ -235,7 +252,7 @@ fn finish(
     let mut plan = Plan::default();
     let block = u64::from(cache.sb.block_sectors).max(1);
     let mut keys = Vec::new();
-    let mut any = false;
+    let mut any = !checked.kept.is_empty();
     repair::each_extent(checked, view, &mut |extent| {
         let key = extent.key;
         match slots.get(&key.inode()).filter(|_| key.dirty()) {

@@ -126,6 +126,12 @@ kinds! {
     JournalTailTorn "journal-tail-torn" Harmless
         "The newest entry was cut off by a crash. It was never acknowledged: nothing is lost."
         "The torn entry is cleared.";
+    JournalKept "journal-kept" Harmless
+        "The set's engine died, and memory has keys of acknowledged writes that no journal entry has yet: whoever starts the set next takes them over. They are in what was checked."
+        "They become part of the set.";
+    JournalKeptDamaged "journal-kept-damaged" Loss
+        "Of the keys that memory has, some are damaged: the writes that they were of are lost."
+        "The others become part of the set.";
     JournalHidden "journal-newest-hidden" Lossless
         "Linux' search would not find the newest entry, because a bucket in between is empty or damaged."
         "Journal buckets that are not needed are cleared, so that the newest is found.";

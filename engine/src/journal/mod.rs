@@ -17,8 +17,8 @@ mod write;
 pub use pins::JournalPin;
 pub use replay::{FoundJournal, read as read_journal};
 pub use tail::{
-    BYTES_MAX as TAIL_BYTES_MAX, Behind, EntryId, Left, SLOTS as TAIL_SLOTS, Tail, TailFault, TailPlace,
-    TailStore,
+    BYTES_MAX as TAIL_BYTES_MAX, Behind, EntryId, Left, MAGIC as TAIL_MAGIC, SLOTS as TAIL_SLOTS, Tail,
+    TailFault, TailPlace, TailStore,
 };
 
 use crate::sync::WaitQueue;

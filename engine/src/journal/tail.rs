@@ -35,7 +35,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 /// What a tail begins with. The last byte is the version.
-pub(super) const MAGIC: [u8; 16] = *b"bcache tail\0\0\0\0\x01";
+pub const MAGIC: [u8; 16] = *b"bcache tail\0\0\0\0\x01";
 /// Where the slots begin.
 const SLOTS_AT: u64 = 4096;
 /// Bytes of a slot.
@@ -299,6 +299,14 @@ impl Left {
             return Err(TailFault::Doubtful { keys });
         }
         Ok(behind)
+    }
+
+    /// What is here of the keys that are newer than entry `whole`, the newest that is whole of a journal that had `lost` behind it.
+    /// Of lost entries it need not be all: what was durable may have been written over, or never have been here.
+    #[must_use]
+    pub fn behind_lost(&self, lost: EntryId, whole: u64) -> Option<Behind> {
+        let known = self.notes.contains(&Some(lost)) && !self.doubtful;
+        known.then(|| self.keys_behind(whole))
     }
 
     /// How many keys a journal does not have whose newest entry has the number `seq`.

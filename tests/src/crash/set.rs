@@ -37,6 +37,8 @@ pub const DATA_OFFSET: u64 = 16;
 
 /// How often what is at rest is also written back offline.
 const FLUSH_EVERY: u64 = 4;
+/// The same of those of which only memory has some keys, which are repaired, too.
+const REPAIR_EVERY: u64 = 8;
 
 /// What runs are about. The default is a bit of everything.
 #[derive(Clone, Copy, Debug, Default)]
@@ -364,11 +366,15 @@ impl Subject for CachedSet {
         let data = clean && !states.contains(&Some(BackingState::Stale));
         let devices = self.devices(disks).into_iter().enumerate();
         let devices = devices.filter(|(i, _)| *i == 0 || states[i - 1] != Some(BackingState::None));
-        let options = fsck::Options { data, progress: None };
-        let checked = fsck::check(devices.map(|(_, device)| device), options);
+        let devices: Vec<_> = devices.map(|(_, device)| device).collect();
+        let left = |set| Left::parse(&kept.bytes()?, kept.boot(), set).ok();
+        let options = fsck::Options { data, kept: Some(&left), ..fsck::Options::default() };
+        let checked = fsck::check(devices.iter().cloned(), options);
         // Before the first start is complete nothing on the cache counts.
         let counts = checked.superblock().is_some_and(Superblock::sync);
-        let legal = |kind| !clean && (kind == Kind::JournalTailTorn || !counts);
+        let crashed = |kind| matches!(kind, Kind::JournalTailTorn | Kind::JournalKept);
+        let spoilt = |kind| kind == Kind::JournalKeptDamaged;
+        let legal = |kind| !clean && (crashed(kind) || spoilt(kind) || !counts);
         let newest = checked.journal.newest().map(|entry| (entry.jset.seq, entry.jset.last_seq));
         if clean && newest.is_some_and(|(seq, last_seq)| seq != last_seq) {
             return Err(format!("after a clean stop entries are to be replayed: {newest:?}"));
@@ -381,17 +387,21 @@ impl Subject for CachedSet {
         if !wrong.is_empty() {
             return Err(format!("fsck finds {}", wrong.join("; ")));
         }
-        // What only memory has is nobody's but the next engine's: all others refuse such a set.
+        // What memory has that cannot be had is nobody's: such a set is refused.
         let seq = newest.map_or(0, |(seq, _)| seq);
-        let left = kept.bytes().and_then(|bytes| Left::parse(&bytes, kept.boot(), SET_UUID).ok());
-        if left.is_some_and(|left| left.count_behind(seq) > 0) {
+        let more = left(SET_UUID).map_or(0, |left| left.count_behind(seq));
+        if more > checked.kept.len() as u64 {
             return Ok(());
         }
-        let at_rest = offline::AtRest { shape: self, disks, states: &states, checked: &checked };
+        let at_rest = offline::AtRest { shape: self, disks, states: &states, checked: &checked, options };
         at_rest.judge(models)?;
         self.looks.set(self.looks.get() + 1);
-        if !self.looks.get().is_multiple_of(FLUSH_EVERY) {
+        let with_kept = !checked.kept.is_empty();
+        if !self.looks.get().is_multiple_of(if with_kept { REPAIR_EVERY } else { FLUSH_EVERY }) {
             return Ok(());
+        }
+        if with_kept && counts {
+            at_rest.judge_repaired(&devices, models)?;
         }
         at_rest.judge_salvaged(models)?;
         at_rest.judge_flushed(models)

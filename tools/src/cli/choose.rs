@@ -13,6 +13,7 @@ use bcache_format::{Pos, Sectors};
 
 use super::partial::partial;
 use super::{BadInput, memory};
+use crate::kept;
 
 /// What `--of` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,10 +107,16 @@ impl Opened {
             }
             Err(refusal) => return Err(BadInput(refusal.to_string()).into()),
         };
-        let checked = check(devices.iter().cloned(), Options::default());
+        let options = Options { kept: Some(&kept::left_of), ..Options::default() };
+        let mut checked = check(devices.iter().cloned(), options);
         let worst = checked.findings.iter().find(|finding| finding.severity() > Severity::Harmless);
         let Some(Finding { kind, device, byte, detail, .. }) = worst else {
             return match (opened, refused) {
+                // With what only memory has.
+                (Some(opened), _) if !checked.kept.is_empty() => {
+                    let set = checked.set.take();
+                    Ok(Best::whole(Self { set, ..opened }))
+                }
                 (Some(opened), _) => Ok(Best::whole(opened)),
                 (None, Some(refusal)) => Err(BadInput(refusal.to_string()).into()),
                 (None, None) => bail!("nothing to read"),

@@ -47,7 +47,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     each_once(&args.devices)?;
     let mut devices = Vec::new();
     for path in &args.devices {
-        devices.push(open(path, InUse::Refuse)?);
+        devices.push(open(path, InUse::Lay)?);
     }
     each_has_data(&devices)?;
     let Best { opened, lost, complete } = Opened::best(&devices, args.of.as_ref())?;

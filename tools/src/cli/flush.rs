@@ -4,15 +4,16 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bcache_engine::fsck::Kind;
 use bcache_engine::fsck::flush::{Flush, FlushError, Left};
 use bcache_engine::fsck::repair::{WriteAt, apply};
+use bcache_engine::fsck::{Kind, Options};
 use bcache_format::Sectors;
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{BadInput, Out, Outcome, memory};
 use crate::devices::{Access, InUse, each_has_data, each_once, open_for};
+use crate::kept;
 
 /// Write all dirty data to the backing devices, which are clean and complete afterwards
 ///
@@ -36,18 +37,20 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
     for path in &args.devices {
         let access = if args.dry_run { Access::Read } else { Access::Write };
-        let (device, write) = open_for(path, InUse::Refuse, access)?;
+        let (device, write) = open_for(path, InUse::Lay, access)?;
         devices.push(device);
         writable.extend(write);
     }
     each_has_data(&devices)?;
-    let flush = Flush::new(&devices).map_err(|error| match &error {
-        FlushError::NoCache => BadInput(error.to_string()).into(),
-        FlushError::Findings(kind, _) if Kind::from_id(kind).is_some_and(Kind::is_choice) => {
-            BadInput(error.to_string()).into()
-        }
-        _ => anyhow::Error::new(error),
-    })?;
+    let flush = Flush::with(&devices, Options { kept: Some(&kept::left_of), ..Options::default() }).map_err(
+        |error| match &error {
+            FlushError::NoCache => BadInput(error.to_string()).into(),
+            FlushError::Findings(kind, _) if Kind::from_id(kind).is_some_and(Kind::is_choice) => {
+                BadInput(error.to_string()).into()
+            }
+            _ => anyhow::Error::new(error),
+        },
+    )?;
     let mut total = 0;
     for target in flush.targets() {
         let size = ByteSize::b(Sectors(target.dirty).bytes()).display().iec();
@@ -75,6 +78,9 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     bar.finish_and_clear();
     let plan = flush.finish(&devices, &copied, &mut || uuid::Uuid::new_v4().as_u64_pair().0)?;
     apply(&plan, &targets)?;
+    if let Some(set) = flush.kept() {
+        kept::set_aside(set)?;
+    }
     let mut sectors = 0;
     for Left { backing, from, to, device, byte, message } in copied.left() {
         writeln!(

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::canceled::Canceled;
 use super::{Out, Outcome, memory};
 use crate::devices::{Access, InUse, Writable, each_once, open_for};
-use crate::{raw, signature};
+use crate::{kept, raw, signature};
 
 /// Exit code: nothing found.
 const OK: u8 = 0;
@@ -136,7 +136,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let (mut devices, mut writable) = (Vec::new(), Vec::new());
     for path in &args.devices {
         let (in_use, access) =
-            if writes { (InUse::Refuse, Access::Write) } else { (InUse::Tell, Access::Read) };
+            if writes { (InUse::Lay, Access::Write) } else { (InUse::LayOrTell, Access::Read) };
         let (device, write) = open_for(path, in_use, access)?;
         devices.push(device);
         writable.extend(write);
@@ -190,7 +190,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         return Ok(ExitCode::from(CANCELED | UNCORRECTED));
     }
     canceled.not_any_more();
-    repair_now(&args, &plan, &devices, &writable, out)
+    repair_now(&args, &plan, &checked, &devices, &writable, out)
 }
 
 /// What a device without a superblock is of by now, if that is not bcache: its superblock is not lost, but overwritten.
@@ -234,14 +234,21 @@ fn look(args: &Args, devices: &[Device]) -> Result<Checked> {
             let _ = writeln!(file, "{} {done} {of} {name}", pass + 1);
         }
     };
-    let options = Options { data: args.data, progress: Some(&progress) };
+    let options = Options { data: args.data, progress: Some(&progress), kept: Some(&kept::left_of) };
     let checked = check(devices.iter().cloned(), options);
     bar.finish_and_clear();
     Ok(checked)
 }
 
 /// Writes the undo file, then the repair, and looks again.
-fn repair_now(args: &Args, plan: &Plan, devices: &[Device], writable: &[Writable], out: &mut Out) -> Outcome {
+fn repair_now(
+    args: &Args,
+    plan: &Plan,
+    checked: &Checked,
+    devices: &[Device],
+    writable: &[Writable],
+    out: &mut Out,
+) -> Outcome {
     let undo = keep_old(args, plan, devices)?;
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     let done = repair::apply(plan, &targets);
@@ -252,6 +259,9 @@ fn repair_now(args: &Args, plan: &Plan, devices: &[Device], writable: &[Writable
         writeln!(out, "what was overwritten is in {undo}; `bcache undo` puts it back")?;
     }
     done?;
+    if let Some(cache) = checked.cache.as_ref().filter(|_| !checked.kept.is_empty()) {
+        kept::set_aside(cache.sb.set_uuid)?;
+    }
     let again = check(devices.iter().cloned(), Options::default());
     if !args.json || !again.findings.is_empty() {
         tell(&again, args.json, out)?;

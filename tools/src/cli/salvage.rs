@@ -23,6 +23,7 @@ use super::output::{Output, Readers, finish_standard};
 use super::partial::partial;
 use super::{BadInput, Out, Outcome};
 use crate::devices::{Access, InUse, Writable, each_has_data, each_once, open_for};
+use crate::kept;
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
@@ -95,11 +96,11 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     each_once(args.devices.iter().chain(&args.to))?;
     let mut devices = Vec::new();
     for path in &args.devices {
-        devices.push(open_for(path, InUse::Tell, Access::Read)?.0);
+        devices.push(open_for(path, InUse::LayOrTell, Access::Read)?.0);
     }
     let mut writable = None;
     if let Some(path) = &args.to {
-        let (device, writes) = open_for(path, InUse::Tell, Access::Write)?;
+        let (device, writes) = open_for(path, InUse::LayOrTell, Access::Write)?;
         devices.push(device);
         writable = writes;
     }
@@ -109,7 +110,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
         bar.set_length(now.of);
         bar.set_position(now.done);
     };
-    let checked = check(devices, Options { data: false, progress: Some(&tell) });
+    let checked = check(devices, Options { data: false, progress: Some(&tell), kept: Some(&kept::left_of) });
     bar.finish_and_clear();
     // Of a device that was cut off, what is left is worth having.
     let cut_off = |kind: Kind| matches!(kind, Kind::BackingTooShort | Kind::SbTooBig);

@@ -11,6 +11,7 @@ use bcache_engine::fsck::repair::{WriteAt, apply};
 
 use super::{BadInput, Out, Outcome};
 use crate::devices::{Access, InUse, each_once, open_for};
+use crate::kept::bring_back;
 
 /// Put back, byte for byte, what a repair overwrote
 ///
@@ -44,6 +45,7 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let plan = undo::plan(&undo, &devices).map_err(|refused| BadInput(refused.to_string()))?;
     let targets: Vec<_> = writable.iter().map(|device| (device.name(), device as &dyn WriteAt)).collect();
     apply(&plan, &targets)?;
+    bring_back(&devices)?;
     for write in plan.writes() {
         writeln!(out, "{} byte {}, {} bytes", write.device, write.byte, write.bytes.len())?;
     }

@@ -4,12 +4,14 @@ use super::super::evidence::{Evidence, is_same};
 use super::super::finding::{Finding, narrowed};
 use super::super::kind::Kind;
 use super::super::ranges::Ranges;
-use super::super::view::journal::{Journal, Scan, Stop};
+use super::super::view::extent_map::SeenMap;
+use super::super::view::journal::{Entry, Journal, Scan, Stop};
 use super::super::view::node::NodeView;
 use super::super::view::prio::PrioChain;
 use super::super::view::{Cache, Fault, SetView, What};
 use super::{Checked, Options};
-use bcache_format::bset::Keys;
+use crate::journal::{Behind, EntryId};
+use bcache_format::bset::{self, Keys};
 use bcache_format::jset::{HEADER_BYTES, JsetHeader};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::UuidEntry;
@@ -43,9 +45,6 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     let torn = journal.torn_tail().filter(|_| hole.is_none());
     // One entry is written at a time: a crash tears no more than one.
     let rotted = torn.and_then(|torn| last_head(&cache, &journal, torn));
-    if let Some(last) = rotted {
-        full.forget_before(last.last_seq.get());
-    }
     let Some(newest) = full.newest() else { return lost(checked, full, options) };
     if let Some((byte, seq)) = hole {
         let reached = journal.newest().map_or(0, |newest| newest.jset.seq);
@@ -63,16 +62,37 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
         checked.found(Finding::new(Kind::JournalHidden, &name, found.byte, detail));
     }
     let newest_table = newest.jset.uuid_bucket.ptr();
+    let newest_byte = newest.byte;
+    let kept = Kept::of(&cache, newest, torn, rotted.as_ref(), options);
+    full.replay_also(&kept.behind.keys);
     let mut faults = Vec::new();
     let mut view = SetView::above_leaves(cache.clone(), full.clone(), &mut |fault| faults.push(fault));
-    match (rotted, torn) {
-        (_, None) => {}
-        (Some(last), Some(torn)) => {
+    // What leaves have of an entry that cannot be read would be hidden by what older entries say.
+    let mut forget = |view: &mut SetView, mut full: Journal| {
+        faults.clear();
+        forget_replayed(view, &mut full);
+        *view = SetView::above_leaves(cache.clone(), full, &mut |fault| faults.push(fault));
+    };
+    match (rotted, torn, kept.instead_of_lost) {
+        (_, None, _) => {}
+        (_, Some(torn), true) => {
+            let detail =
+                format!("entry {next} is damaged, and was whole before: memory knows what follows it");
+            checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
+            forget(&mut view, full);
+        }
+        // It was being written when the process died: memory has all of it.
+        (None, Some(torn), false) if !kept.behind.keys.is_empty() => {
+            let detail = format!("entry {next} is not whole");
+            checked.found(Finding::new(Kind::JournalTailTorn, &name, torn.end, detail));
+        }
+        (Some(last), Some(torn), false) => {
             let detail =
                 format!("entries {next}..={} are damaged: more than a crash can leave", last.seq.get());
             checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
+            forget(&mut view, full);
         }
-        (None, Some(torn)) => match whole_before(&cache, &view, torn) {
+        (None, Some(torn), false) => match whole_before(&cache, &view, torn) {
             None => {
                 let detail = format!("entry {next} is not whole");
                 checked.found(Finding::new(Kind::JournalTailTorn, &name, torn.end, detail));
@@ -80,14 +100,12 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
             Some(whole) => {
                 let detail = format!("entry {next} is damaged, and was whole before: {}", whole.by);
                 checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
-                // What leaves have of it would be hidden by what older entries say.
-                full.forget_before(whole.last_seq);
                 full.replay_also(&whole.keys);
-                faults.clear();
-                view = SetView::above_leaves(cache, full, &mut |fault| faults.push(fault));
+                forget(&mut view, full);
             }
         },
     }
+    kept.tell(checked, &name, newest_byte);
     checked.reserved.extend(&view.garbage);
     let table_lost = view.uuids.iter().all(UuidEntry::is_free) && has_keys(&view);
     let lost: Vec<_> = faults.iter().filter_map(lost_nodes).collect();
@@ -118,12 +136,95 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     true
 }
 
+/// Forgets the keys that leaves have, under others perhaps: those are newer then, and of an entry that cannot be read.
+fn forget_replayed(view: &SetView, journal: &mut Journal) {
+    let geometry = &view.cache.geometry;
+    let sound =
+        |key: &Bkey| key.size() > 0 && key.size() <= key.offset() && geometry.ptr_problem(key).is_none();
+    journal.replace(sound, |keys| {
+        let mut all = SeenMap::default();
+        keys.into_iter().for_each(|key| all.insert(key));
+        let mut had = Ranges::default();
+        for leaf in view.leaves.iter().filter(|at| all.overlaps(at.lower, at.key.pos())) {
+            let Some(node) = NodeView::read(&view.cache, *leaf).ok().filter(|node| node.whole) else {
+                continue;
+            };
+            for set in &node.sets {
+                let Ok(bytes) = view.cache.read(Structure::Bset, node.byte + set.offset, set.bytes) else {
+                    continue;
+                };
+                let keys = bytes.get(bset::HEADER_BYTES..).unwrap_or_default();
+                for key in Keys::new(keys, bset::HEADER_BYTES as u64, Structure::Bset).map_while(Result::ok) {
+                    let near = all.from(key.start_pos()).take_while(|other| other.start_pos() < key.pos());
+                    for other in near.filter(|other| is_same(other, &key)) {
+                        had.add((key.start_pos().max(other.start_pos()), key.pos().min(other.pos())));
+                    }
+                }
+            }
+        }
+        let parts = all.into_keys().into_iter().flat_map(|key| {
+            let outside = had.outside((key.start_pos(), key.pos())).collect::<Vec<_>>();
+            outside.into_iter().filter_map(move |(from, to)| {
+                let mut part = key;
+                (part.cut_front(from) && part.cut_back(to)).then_some(part)
+            })
+        });
+        parts.collect()
+    });
+}
+
+/// What memory has of keys that the journal lacks.
+#[derive(Default)]
+struct Kept {
+    behind: Behind,
+    /// It continues an entry that is damaged.
+    instead_of_lost: bool,
+}
+
+impl Kept {
+    /// What continues the newest entry, or the one that is damaged behind it.
+    fn of(
+        cache: &Cache,
+        newest: &Entry,
+        torn: Option<&Scan>,
+        rotted: Option<&JsetHeader>,
+        options: Options<'_>,
+    ) -> Self {
+        let Some(left) = options.kept.and_then(|kept| kept(cache.sb.set_uuid)) else {
+            return Self::default();
+        };
+        let head = |byte| JsetHeader::read(&cache.read(Structure::Jset, byte, SECTOR_SIZE).ok()?);
+        let id = |header: &JsetHeader| EntryId { seq: header.seq.get(), csum: header.csum.get() };
+        if let Some(Ok(behind)) = head(newest.byte).map(|header: JsetHeader| left.behind(id(&header))) {
+            return Self { behind, instead_of_lost: false };
+        }
+        let continued = || {
+            let lost = rotted.copied().or_else(|| head(torn?.end))?;
+            let behind = left.behind_lost(id(&lost), newest.jset.seq)?;
+            Some(Self { behind, instead_of_lost: true })
+        };
+        continued().unwrap_or_default()
+    }
+
+    fn tell(self, checked: &mut Checked, name: &Arc<str>, byte: u64) {
+        let Behind { keys, damaged, .. } = self.behind;
+        if !keys.is_empty() {
+            let detail = format!("memory has {} keys that no entry has", keys.len());
+            checked.found(Finding::new(Kind::JournalKept, name, byte, detail));
+        }
+        if damaged > 0 && !self.instead_of_lost {
+            let detail = format!("{damaged} keys that memory had are damaged");
+            checked.found(Finding::new(Kind::JournalKeptDamaged, name, byte, detail));
+        }
+        checked.kept = keys;
+    }
+}
+
 /// What shows that an entry had been whole that looks torn.
 struct Whole {
     by: String,
     /// Keys of it that leaves have.
     keys: Vec<Bkey>,
-    last_seq: u64,
 }
 
 /// What followed from an entry that is not whole: then no crash tore it. Leaves have its keys, or there is a chain of prio
@@ -151,17 +252,16 @@ fn whole_before(cache: &Cache, view: &SetView, torn: &Scan) -> Option<Whole> {
     };
     let keys: Vec<Bkey> =
         keys.map_while(Result::ok).filter(sound).filter(|key| !known(key) && in_leaf(key)).collect();
-    let last_seq = header.last_seq.get().min(header.seq.get());
     if !keys.is_empty() {
         let by = format!("leaves have {} of its keys", keys.len());
-        return Some(Whole { by, keys, last_seq });
+        return Some(Whole { by, keys });
     }
     let (_, named) = view.prios.buckets.first()?;
     let number = cache.sb.cache().map_or(0, |cache| usize::from(cache.nr_this_dev));
     let bucket = BucketNr(header.prio_bucket.get(number)?.get());
     let newer = PrioChain::read(cache, bucket, torn.end).buckets.first().map(|(_, seq)| *seq)?;
     let by = format!("prio sets {newer} are there, and an entry must have named those before them");
-    (newer > named.saturating_add(1)).then_some(Whole { by, keys, last_seq })
+    (newer > named.saturating_add(1)).then_some(Whole { by, keys })
 }
 
 /// The newest head of an entry that is newer than the torn one, of which nothing is valid.

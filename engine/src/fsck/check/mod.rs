@@ -17,6 +17,8 @@ use super::finding::Findings;
 use super::lost;
 use super::repair::Plan;
 use super::view::Device;
+use crate::journal::Left;
+use uuid::Uuid;
 
 /// The passes, in their order, with a word on each.
 pub const PASSES: [(&str, &str); 8] = [
@@ -37,6 +39,8 @@ pub struct Options<'o> {
     pub data: bool,
     /// Told how far the check is.
     pub progress: Option<&'o dyn Fn(Progress)>,
+    /// What memory has of the keys of a set, where it has any that its journal may lack.
+    pub kept: Option<&'o dyn Fn(Uuid) -> Option<Left>>,
 }
 
 /// How far a check is.

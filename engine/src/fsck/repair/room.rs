@@ -69,10 +69,11 @@ pub(super) fn prios_alone(
     let sink =
         Sink { free: &mut || free.pop_front(), random: &mut || 0, write: &mut |write| writes.push(write) };
     let bucket = rebuild::prios(shape, entries, seq, sink).ok_or_else(no_room)?;
-    // The newest entry once more, without its keys: those are replayed from where they are.
+    // The newest entry once more, without its keys: those are replayed from where they are. What only memory has is in none,
+    // and memory does not continue this one.
     let mut jset = view.journal.newest().ok_or_else(no_room)?.jset.clone();
     jset.seq = jset.seq.checked_add(1).ok_or_else(no_room)?;
-    jset.keys.clear();
+    jset.keys.clone_from(&checked.kept);
     name_prios(&mut jset, cache, bucket).ok_or_else(no_room)?;
     let placed = place_entry(checked, cache, view, &jset)?;
     if !placed.found {

@@ -51,7 +51,7 @@ impl Salvage {
     /// There is no set on it, or a device that changes while it is read.
     pub fn scan(cache: &Cache, progress: &dyn Fn(u64, u64)) -> Result<Self, Refused> {
         let tell = |now: super::check::Progress| progress(now.done, now.of);
-        let options = Options { data: false, progress: Some(&tell) };
+        let options = Options { progress: Some(&tell), ..Options::default() };
         Self::of(&check([std::sync::Arc::clone(&cache.device)], options))
     }
 

@@ -112,10 +112,13 @@ impl Journal {
         }
         journal
     }
-    /// Forgets the keys of entries before one: a newer entry, of which no more than that can be read, said that they need not
-    /// be replayed, for the btree has them or what is newer.
-    pub fn forget_before(&mut self, last_seq: u64) {
-        self.entries.range_mut(..last_seq).for_each(|(_, entry)| entry.jset.keys.clear());
+    /// Puts other keys in the place of those that `take` says.
+    pub fn replace(&mut self, take: impl Fn(&Bkey) -> bool, with: impl FnOnce(Vec<Bkey>) -> Vec<Bkey>) {
+        let mut taken = Vec::new();
+        for entry in self.entries.values_mut() {
+            taken.extend(entry.jset.keys.extract_if(.., |key| take(key)));
+        }
+        self.replay_also(&with(taken));
     }
     /// Adds keys to those of the newest entry: a newer one, of which no more than that can be believed, said so.
     pub fn replay_also(&mut self, keys: &[Bkey]) {

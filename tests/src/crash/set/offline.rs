@@ -9,11 +9,11 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use bcache_engine::fsck::Checked;
 use bcache_engine::fsck::flush::{Flush, FlushError};
 use bcache_engine::fsck::repair::WriteAt;
 use bcache_engine::fsck::salvage::{Belief, Salvage, data_byte};
 use bcache_engine::fsck::view::{Backing, Content, Device, SetView};
+use bcache_engine::fsck::{Checked, Options, check, repair};
 use bcache_engine::sim::Image;
 use bcache_format::superblock::{BackingState, Superblock};
 
@@ -23,12 +23,15 @@ use super::super::run::Subject;
 use super::{Bytes, CachedSet, DATA_OFFSET, VOLUME_UUID};
 
 /// Disks that nobody uses.
+#[derive(Clone, Copy)]
 pub(super) struct AtRest<'a> {
     pub shape: &'a CachedSet,
     pub disks: &'a [Image],
     /// What the superblocks of the backing devices say; nothing where one cannot be read.
     pub states: &'a [Option<BackingState>],
     pub checked: &'a Checked,
+    /// What the check was told.
+    pub options: Options<'a>,
 }
 
 /// A disk that is written.
@@ -104,6 +107,26 @@ impl AtRest<'_> {
         Ok(())
     }
 
+    /// Judges what is exported of the repaired set, which memory has nothing of any more.
+    pub(super) fn judge_repaired(&self, devices: &[Device], models: &mut [Model]) -> Result<(), String> {
+        let mut random = 1;
+        let plan = repair::plan(devices, self.checked, &mut || {
+            random += 1;
+            random
+        });
+        let plan = plan.map_err(|refused| format!("repair: {refused}"))?;
+        if !plan.changed.is_empty() {
+            return Err("a repair would change what is read".to_owned());
+        }
+        let after = plan.simulate(devices, usize::MAX).map_err(|error| format!("repair: {error}"))?;
+        let checked = check(after, self.options);
+        if let Some(finding) = checked.findings.first() {
+            return Err(format!("repaired, fsck finds {}: {}", finding.kind, finding.detail));
+        }
+        let repaired = AtRest { checked: &checked, ..*self };
+        repaired.judge(models).map_err(|wrong| format!("repaired: {wrong}"))
+    }
+
     /// Judges what `bcache salvage` would write of each backing device.
     pub(super) fn judge_salvaged(&self, models: &mut [Model]) -> Result<(), String> {
         if self.view().is_none() {
@@ -142,7 +165,7 @@ impl AtRest<'_> {
             Arc::new(Bytes { name: config.name.clone(), size: config.geometry.bytes, image: image.clone() })
         };
         let devices: Vec<Device> = devices.map(device).collect();
-        let flush = match Flush::new(&devices) {
+        let flush = match Flush::with(&devices, self.options) {
             Ok(flush) => flush,
             // Somebody has to say first that this is to be repaired.
             Err(FlushError::Findings(..)) => return Ok(()),
