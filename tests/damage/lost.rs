@@ -1,5 +1,6 @@
 //! Superblocks that are gone, and what a repair puts in their place.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bcache_engine::fsck::made::{Shape, make};
@@ -240,5 +241,55 @@ fn the_chain_of_prio_sets_tells_how_many_buckets_there_were() {
         let whole = 20_000 * 8;
         let dirty: u64 = checked.slots.values().map(|used| used.dirty).sum();
         assert_eq!(dirty, whole, "{part} of {size} bytes: {:?}", checked.findings.to_vec());
+    }
+}
+
+/// Takes the cache's superblock and its prio sets away, and expects the size of its buckets and its dirty data to be found.
+fn is_measured(cache: &mut Patched, backings: &[Device], at: &str) {
+    let view = crate::regions::view(cache.cache());
+    let (before, geometry) = (dirty(&view), view.cache.geometry);
+    wipe(cache, DAMAGES[1]);
+    for (bucket, _) in &view.prios.buckets {
+        wipe(cache, (geometry.bucket_start_byte(*bucket), geometry.meta_bucket_bytes() as usize));
+    }
+    let devices: Vec<Device> = std::iter::once(cache.device()).chain(backings.iter().cloned()).collect();
+    let checked = run(&devices);
+    assert!(checked.has(Kind::SbLost), "{at}: {:?}", checked.findings.to_vec());
+    let sb = checked.superblock().unwrap().cache().unwrap().clone();
+    assert_eq!(sb.bucket_sectors, geometry.bucket_sectors, "{at}: {:?}", checked.findings.to_vec());
+    let mut random = Random::new(11);
+    let plan = repair::plan(&devices, &checked, &mut || random.next());
+    let after =
+        plan.unwrap_or_else(|refused| panic!("{at}: {refused}")).simulate(&devices, usize::MAX).unwrap();
+    let last = run(&after);
+    assert_eq!(*last.findings, [], "{at}");
+    assert!(dirty(last.set.as_ref().unwrap()) == before, "{at}");
+}
+
+#[test]
+fn buckets_are_measured_though_the_prio_sets_are_gone_too() {
+    for set in SETS {
+        let mut world = World::of(set);
+        let backings: Vec<Device> = world.backings.iter().map(Patched::device).collect();
+        is_measured(&mut world.cache, &backings, set);
+    }
+    // Nodes of buckets of several sizes are of one size.
+    for bucket_sectors in [512, 1024, 2048, 4096, 8192, 16384, 65536] {
+        let shape = Shape::of(4000, 8, bucket_sectors);
+        let dir = bcache_tests::paths::scratch().unwrap();
+        let open = |name: &str, bytes: u64| {
+            let file = std::fs::File::create(dir.path().join(name)).unwrap();
+            file.set_len(bytes).unwrap();
+            file
+        };
+        let (cache, backing) = (open("cache.img", shape.bytes()), open("backing.img", 64 << 20));
+        let mut keys = (0..4000).map(|i| shape.extent(i, 4000, 8));
+        make(shape, &mut keys, &mut |at, part| cache.write_all_at(part, at)).unwrap();
+        let mut block = vec![0; 4096];
+        shape.backing().write_to(&mut block).unwrap();
+        backing.write_all_at(&block, SB_OFFSET).unwrap();
+        let mut cache = Patched::open(&dir.path().join("cache.img"));
+        let backing = Patched::open(&dir.path().join("backing.img")).device();
+        is_measured(&mut cache, &[backing], &format!("buckets of {bucket_sectors} sectors"));
     }
 }

@@ -364,6 +364,7 @@ fn opened(device: &Device, sb: &Superblock) -> Option<Cache> {
 
 /// The set's magic and the size of buckets, by journal entries at the start of journal buckets.
 fn by_journal(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
+    let mut best: Option<((u64, u32), SetMagic)> = None;
     // Of a device that was cut off a few may be left.
     for bucket_sectors in bucket_sizes(device, BUCKETS_LEFT) {
         let first = u64::from(RESERVED_SECTORS / bucket_sectors + 1);
@@ -386,15 +387,40 @@ fn by_journal(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
             let journal = Journal::read(&cache);
             let Some(newest) = journal.newest() else { continue };
             let first = newest.jset.prio_bucket.first().copied().unwrap_or_default();
-            let root = newest.jset.btree_root;
-            let node_sectors = cache.geometry.btree_node_bytes() / SECTOR_SIZE;
-            if PrioChain::read(&cache, first, newest.byte).buckets.is_empty() && root.size() != node_sectors {
-                continue;
+            if !PrioChain::read(&cache, first, newest.byte).buckets.is_empty() {
+                return Some((magic, bucket_sectors, "its journal entries"));
             }
-            return Some((magic, bucket_sectors, "its journal entries"));
+            // Smaller ones miss the entries behind their middle, larger ones every other bucket.
+            let found = journal.scans.iter().map(|scan| scan.entries).sum();
+            if is_measure(&cache, journal) && best.is_none_or(|(before, _)| before < (found, bucket_sectors))
+            {
+                best = Some(((found, bucket_sectors), magic));
+            }
         }
     }
-    None
+    best.map(|((_, bucket_sectors), magic)| (magic, bucket_sectors, "its journal entries"))
+}
+
+/// Whether buckets can have this size by all that a journal leads to but prio sets: the uuid table and nodes take what one has
+/// of it, they begin with one, and no extent goes beyond one.
+fn is_measure(cache: &Cache, journal: Journal) -> bool {
+    // Where the device ends is another question: it may have been cut off.
+    let geometry = Geometry { nbuckets: u64::from(u32::MAX), ..cache.geometry };
+    let Some(newest) = journal.newest() else { return false };
+    let (table, root) = (newest.jset.uuid_bucket, newest.jset.btree_root);
+    let whole = [u64::from(geometry.bucket_sectors), geometry.meta_bucket_bytes() / SECTOR_SIZE];
+    let begins =
+        |key: &Bkey| key.ptr().is_some_and(|ptr| ptr.offset().is_multiple_of(geometry.bucket_sectors.into()));
+    let fits = whole.contains(&table.size()) && root.size() == geometry.btree_node_bytes() / SECTOR_SIZE;
+    let ends = |key: &Bkey| key.ptrs().is_empty() || geometry.ptr_problem(key).is_none();
+    if !fits
+        || ![table, root].iter().all(begins)
+        || !journal.entries.values().flat_map(|entry| &entry.jset.keys).all(ends)
+    {
+        return false;
+    }
+    let view = SetView::above_leaves(cache.clone(), journal, &mut |_| {});
+    view.leaves.iter().all(|at| begins(&at.key))
 }
 
 /// Buckets of a device that was cut off without which nothing is looked for.
