@@ -15,7 +15,16 @@ pub const DIED: i32 = 125;
 
 /// A fresh Debian, as `tests/kernel/root` makes it: the directory of `root.ext4` and `root.tar`.
 pub fn fresh_debian() -> Result<PathBuf> {
-    let place = cmd::done(&mut Command::new(paths::repository().join("tests/kernel/root")))?;
+    debian(&[])
+}
+
+/// The same with LVM, md, LUKS, XFS, btrfs, and clients and servers of NBD and iSCSI.
+pub fn debian_to_stack() -> Result<PathBuf> {
+    debian(&["--stack"])
+}
+
+fn debian(options: &[&str]) -> Result<PathBuf> {
+    let place = cmd::done(Command::new(paths::repository().join("tests/kernel/root")).args(options))?;
     Ok(PathBuf::from(place.trim()))
 }
 

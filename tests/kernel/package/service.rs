@@ -1,6 +1,7 @@
 //! The installed package at work: udev finds parts, systemd runs engines.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use bcache_tests::package::make;
@@ -9,15 +10,19 @@ use bcache_tests::{cmd, paths};
 
 /// Runs a script of `package/` with an argument, in a Debian that has the package, with a cache and a backing device.
 fn run(script: &str, argument: u32, seconds: u32) {
+    run_in(&vm::fresh_debian().unwrap(), &[("cache", 300), ("backing", 200)], script, argument, seconds);
+}
+
+/// The same in that Debian, with disks of so many MiB.
+fn run_in(debian: &Path, disks: &[(&str, u64)], script: &str, argument: u32, seconds: u32) {
     let dir = paths::scratch().unwrap();
     let here = paths::repository().join("tests/kernel");
-    let (package, fresh, kernel) =
-        (make(dir.path()).unwrap(), vm::fresh_debian().unwrap(), vm::kernel("6.12").unwrap());
+    let (package, kernel) = (make(dir.path()).unwrap(), vm::kernel("6.12").unwrap());
     let mut root = Command::new(here.join("package/make_root"));
-    root.args([&package, &fresh, &kernel]).arg(dir.path()).arg("--root-only");
+    root.args([&package, debian, &kernel]).arg(dir.path()).arg("--root-only");
     cmd::done(&mut root).unwrap();
     let machine = Machine::new("6.12").root(&dir.path().join("root.ext4")).seconds(seconds);
-    let machine = machine.new_disks(dir.path(), &[("cache", 300), ("backing", 200)]).unwrap();
+    let machine = machine.new_disks(dir.path(), disks).unwrap();
     let text = |path: &str| fs::read_to_string(here.join(path)).unwrap();
     let job = format!("{}\nset -- {argument}\n{}", text("system/lib.sh"), text(&format!("package/{script}")));
     println!("{}", machine.succeed(&job).unwrap());
@@ -33,6 +38,13 @@ fn parts_appear_to_udev_in_any_order() {
 #[ignore = "boots a kernel"]
 fn systemd_keeps_an_engine_alive_and_ends_it() {
     run("systemd.sh", 1, 300);
+}
+
+#[test]
+#[ignore = "boots a kernel"]
+fn whatever_people_put_on_a_device_or_below_it_finds_one() {
+    let disks = [("cache", 600), ("one", 400), ("two", 400), ("low", 300)];
+    run_in(&vm::debian_to_stack().unwrap(), &disks, "stack.sh", 1, 900);
 }
 
 mod long {
