@@ -15,19 +15,25 @@
 //! 0x0d0 d[256] u64      journal buckets: first_bucket + i
 //! 0x8d0 obso_bucket_size_hi u16, never covered by the checksum
 //! ```
-//!
-//! Long because cache and backing devices share one layout, with all fields read, checked and written.
+
+mod fields;
+mod raw;
+mod rules;
+
+pub use fields::{BackingFields, BackingState, CacheFields, CacheMode, Replacement, Role, Version};
+pub(crate) use raw::D_OFFSET;
+pub use raw::RawSuperblock;
+use rules::{backing, cache, features};
 
 pub use crate::label::{LABEL_BYTES, Label};
 
-use crate::csum::{SEED_ONES, crc64};
 use crate::error::{Error, Problem, Structure, field};
 use crate::feature::{Features, INCOMPAT_LOG_LARGE_BUCKET_SIZE, INCOMPAT_OBSO_LARGE_BUCKET};
 use crate::geometry::Geometry;
 use crate::magic::{self, SetMagic};
 use crate::units::Sectors;
 use uuid::Uuid;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
+use zerocopy::FromBytes;
 
 /// Sector of the superblock.
 pub const SB_SECTOR: u64 = 8;
@@ -52,229 +58,6 @@ const FLAG_SYNC: u64 = 1;
 const FLAG_DISCARD: u64 = 1 << 1;
 const REPLACEMENT_SHIFT: u32 = 2;
 const STATE_SHIFT: u32 = 61;
-
-/// The bytes as they stand on disk.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-#[allow(missing_docs)] // the layout above says what each is
-pub struct RawSuperblock {
-    pub csum: le::U64,
-    pub offset: le::U64,
-    pub version: le::U64,
-    pub magic: [u8; 16],
-    pub uuid: [u8; 16],
-    pub set_uuid: [u8; 16],
-    pub label: [u8; LABEL_BYTES],
-    pub flags: le::U64,
-    pub seq: le::U64,
-    pub feature_compat: le::U64,
-    pub feature_incompat: le::U64,
-    pub feature_ro_compat: le::U64,
-    pub pad: [u8; 40],
-    pub nbuckets_or_data_offset: le::U64,
-    pub block_size: le::U16,
-    pub bucket_size: le::U16,
-    pub nr_in_set: le::U16,
-    pub nr_this_dev: le::U16,
-    pub last_mount: le::U32,
-    pub first_bucket: le::U16,
-    pub keys: le::U16,
-    pub d: [le::U64; JOURNAL_BUCKETS_MAX],
-    pub obso_bucket_size_hi: le::U16,
-}
-pub(crate) const D_OFFSET: usize = 0xd0;
-const _: () = assert!(std::mem::offset_of!(RawSuperblock, nbuckets_or_data_offset) == 0xb8);
-const _: () = assert!(std::mem::offset_of!(RawSuperblock, d) == D_OFFSET);
-const _: () = assert!(size_of::<RawSuperblock>() == 0x8d2);
-
-impl RawSuperblock {
-    /// The superblock at the start of `bytes`, unchecked; nothing when they are too few.
-    #[must_use]
-    pub fn read(bytes: &[u8]) -> Option<Self> {
-        Self::read_from_prefix(bytes).ok().map(|(raw, _)| raw)
-    }
-    /// Whether this is a bcache superblock at all.
-    #[must_use]
-    pub fn has_magic(&self) -> bool {
-        self.magic == magic::SUPERBLOCK
-    }
-    /// What the checksum must be.
-    #[must_use]
-    pub fn expected_csum(&self) -> u64 {
-        let keys = usize::from(self.keys.get()).min(JOURNAL_BUCKETS_MAX);
-        crc64(SEED_ONES, self.as_bytes().get(8..D_OFFSET + 8 * keys).unwrap_or_default())
-    }
-    /// Sectors of a bucket, in whichever way the version and the features encode them (`get_bucket_size`);
-    /// nothing when they overflow.
-    #[must_use]
-    pub fn bucket_sectors(&self) -> Option<u32> {
-        let low = self.bucket_size.get();
-        if self.version.get() == Version::CacheWithFeatures as u64 {
-            let incompat = self.feature_incompat.get();
-            if incompat & INCOMPAT_LOG_LARGE_BUCKET_SIZE != 0 {
-                return 1u32.checked_shl(low.into());
-            }
-            if incompat & INCOMPAT_OBSO_LARGE_BUCKET != 0 {
-                return Some(u32::from(low) | u32::from(self.obso_bucket_size_hi.get()) << 16);
-            }
-        }
-        Some(low.into())
-    }
-}
-
-/// Versions of superblocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u64)]
-pub enum Version {
-    /// Cache device whose uuid entries may have 64 bytes; raised to `CacheWithUuid` at the first run.
-    Cache = 0,
-    /// Backing device with its data at the default offset.
-    Backing = 1,
-    /// Cache device.
-    CacheWithUuid = 3,
-    /// Backing device with a data offset.
-    BackingWithOffset = 4,
-    /// Cache device with feature words: large buckets.
-    CacheWithFeatures = 5,
-    /// Backing device with feature words, which nobody reads.
-    BackingWithFeatures = 6,
-}
-
-impl Version {
-    /// The version numbered `number`.
-    #[must_use]
-    pub const fn from_number(number: u64) -> Option<Self> {
-        Some(match number {
-            0 => Self::Cache,
-            1 => Self::Backing,
-            3 => Self::CacheWithUuid,
-            4 => Self::BackingWithOffset,
-            5 => Self::CacheWithFeatures,
-            6 => Self::BackingWithFeatures,
-            _ => return None,
-        })
-    }
-    /// Its number.
-    #[must_use]
-    pub const fn number(self) -> u64 {
-        self as u64
-    }
-    /// Whether it is of a backing device.
-    #[must_use]
-    pub const fn is_backing(self) -> bool {
-        matches!(self, Self::Backing | Self::BackingWithOffset | Self::BackingWithFeatures)
-    }
-}
-
-/// How buckets are chosen for reuse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Replacement {
-    Lru,
-    Fifo,
-    Random,
-}
-
-impl Replacement {
-    /// The policies, by their numbers.
-    pub const ALL: [Self; 3] = [Self::Lru, Self::Fifo, Self::Random];
-    /// The kernel's name of it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Lru => "lru",
-            Self::Fifo => "fifo",
-            Self::Random => "random",
-        }
-    }
-}
-
-/// What the cache does with writes to a backing device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CacheMode {
-    /// To both; acknowledged when both have it.
-    Writethrough,
-    /// To the cache; to the backing device later.
-    Writeback,
-    /// To the backing device; dropped from the cache.
-    Writearound,
-    /// Nothing is cached, neither reads nor writes.
-    None,
-}
-
-impl CacheMode {
-    /// The modes, by their numbers.
-    pub const ALL: [Self; 4] = [Self::Writethrough, Self::Writeback, Self::Writearound, Self::None];
-    /// The kernel's name of it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Writethrough => "writethrough",
-            Self::Writeback => "writeback",
-            Self::Writearound => "writearound",
-            Self::None => "none",
-        }
-    }
-}
-
-/// What a backing superblock says of the device's dirty data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BackingState {
-    /// Never attached, or detached.
-    None,
-    /// Attached, no dirty data.
-    Clean,
-    /// Attached; the cache may hold data that the device does not have.
-    Dirty,
-    /// Ran without its cache: what the cache holds is out of date.
-    Stale,
-}
-
-impl BackingState {
-    const ALL: [Self; 4] = [Self::None, Self::Clean, Self::Dirty, Self::Stale];
-    /// All of the device's data is on it: whatever a cache may have of it is out of date.
-    #[must_use]
-    pub const fn is_whole(self) -> bool {
-        matches!(self, Self::None | Self::Stale)
-    }
-}
-
-/// What only superblocks of caches have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheFields {
-    /// Buckets of the device.
-    pub nbuckets: u64,
-    /// Sectors of a bucket.
-    pub bucket_sectors: u32,
-    /// Caches in the set: 1.
-    pub nr_in_set: u16,
-    /// Number of this one.
-    pub nr_this_dev: u16,
-    /// First bucket behind the superblock; the journal starts there.
-    pub first_bucket: u16,
-    /// Journal buckets, from `first_bucket` on; 0 before the first run.
-    pub njournal_buckets: u16,
-}
-
-/// What only superblocks of backing devices have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackingFields {
-    /// Where the data starts.
-    pub data_offset: Sectors,
-    /// The bucket size it was formatted with, in sectors; of no meaning for the device.
-    pub bucket_sectors: u16,
-}
-
-/// Cache or backing device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Role {
-    Cache(CacheFields),
-    Backing(BackingFields),
-}
 
 /// A superblock that passed its checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -561,93 +344,6 @@ impl Superblock {
     const fn set_flag(&mut self, flag: u64, yes: bool) {
         self.flags = if yes { self.flags | flag } else { self.flags & !flag };
     }
-}
-
-const fn features(raw: &RawSuperblock) -> Features {
-    Features {
-        compat: raw.feature_compat.get(),
-        incompat: raw.feature_incompat.get(),
-        ro_compat: raw.feature_ro_compat.get(),
-    }
-}
-
-fn backing(raw: &RawSuperblock, version: Version) -> Result<Role, Error> {
-    let data_offset = if version == Version::Backing {
-        DATA_OFFSET_DEFAULT
-    } else {
-        Sectors(raw.nbuckets_or_data_offset.get())
-    };
-    if data_offset < DATA_OFFSET_DEFAULT {
-        let rule = "must be at least 16";
-        return Err(field(Structure::Superblock, 0xb8, "data_offset", data_offset.0, rule));
-    }
-    Ok(Role::Backing(BackingFields { data_offset, bucket_sectors: raw.bucket_size.get() }))
-}
-
-fn cache(raw: &RawSuperblock, version: Version) -> Result<Role, Error> {
-    if version == Version::CacheWithFeatures
-        && let Some((kind, bits)) = features(raw).unknown()
-    {
-        let byte = match kind {
-            "compat" => 0x78,
-            "incompat" => 0x80,
-            _ => 0x88,
-        };
-        return Err(Error::new(Structure::Superblock, byte, Problem::Features { kind, bits }));
-    }
-    let err = |byte, name, value, rule| Err(field(Structure::Superblock, byte, name, value, rule));
-    let (keys, nbuckets) = (raw.keys.get(), raw.nbuckets_or_data_offset.get());
-    let (block, first) = (raw.block_size.get(), raw.first_bucket.get());
-    if usize::from(keys) > JOURNAL_BUCKETS_MAX {
-        return err(0xce, "njournal_buckets", keys.into(), "at most 256");
-    }
-    // The kernel takes up to LONG_MAX buckets; no device has more sectors than a pointer's 43 bits can name.
-    if nbuckets > 1 << 43 {
-        return err(0xb8, "nbuckets", nbuckets, "more than pointers can name");
-    }
-    if nbuckets < NBUCKETS_MIN {
-        return err(0xb8, "nbuckets", nbuckets, "not enough: at least 128");
-    }
-    if !block.is_power_of_two() || block > BLOCK_SECTORS_MAX {
-        return err(0xc0, "block_size", block.into(), "must be a power of two up to a page (8 sectors)");
-    }
-    let bucket_sectors = raw.bucket_sectors().unwrap_or(0);
-    if !bucket_sectors.is_power_of_two() || bucket_sectors < BUCKET_SECTORS_MIN {
-        let value = raw.bucket_size.get().into();
-        return err(0xc2, "bucket_size", value, "must be a power of two of at least a page (8 sectors)");
-    }
-    if raw.set_uuid == [0; 16] {
-        return err(0x38, "set_uuid", 0, "must not be zero");
-    }
-    let (nr_in_set, nr_this_dev) = (raw.nr_in_set.get(), raw.nr_this_dev.get());
-    if nr_in_set == 0 || nr_in_set <= nr_this_dev || nr_in_set > crate::bkey::MAX_CACHES_PER_SET {
-        return err(0xc4, "nr_in_set", nr_in_set.into(), "must be 1 to 8 and more than nr_this_dev");
-    }
-    for (i, bucket) in raw.d.iter().take(keys.into()).enumerate() {
-        if bucket.get() != u64::from(first) + i as u64 {
-            let byte = (D_OFFSET + 8 * i) as u64;
-            return err(
-                byte,
-                "d",
-                bucket.get(),
-                "journal buckets must follow each other from first_bucket on",
-            );
-        }
-    }
-    if u64::from(first) + u64::from(keys) > nbuckets {
-        return err(0xce, "njournal_buckets", keys.into(), "the journal leaves the device");
-    }
-    if u64::from(first).saturating_mul(bucket_sectors.into()) < 16 {
-        return err(0xcc, "first_bucket", first.into(), "comes before the end of the superblock");
-    }
-    Ok(Role::Cache(CacheFields {
-        nbuckets,
-        bucket_sectors,
-        nr_in_set,
-        nr_this_dev,
-        first_bucket: first,
-        njournal_buckets: keys,
-    }))
 }
 
 #[cfg(test)]

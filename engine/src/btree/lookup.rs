@@ -1,8 +1,7 @@
 //! Looking up where sectors are.
 
 use super::extent::Extent;
-use super::node::{Body, Node};
-use super::node_io::NodeRef;
+use super::node::{Body, Node, NodeRef};
 use crate::error::Result;
 use crate::set::CacheSet;
 use bcache_format::Pos;

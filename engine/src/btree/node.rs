@@ -69,6 +69,17 @@ pub struct NodeState {
     pub write: PendingWrite,
 }
 
+/// A node that is to be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NodeRef {
+    /// Where it is.
+    pub ptr: Ptr,
+    /// Its level.
+    pub level: u8,
+    /// Everything up to here is in it.
+    pub max: Pos,
+}
+
 /// A btree node.
 pub struct Node {
     /// Where it is.
@@ -99,15 +110,8 @@ pub struct Node {
 
 impl Node {
     /// A node with this content.
-    pub fn new(
-        ptr: Ptr,
-        geometry: &Geometry,
-        level: u8,
-        max: Pos,
-        seq: u64,
-        body: Body,
-        written: u64,
-    ) -> Self {
+    pub(crate) fn new(at: NodeRef, geometry: &Geometry, seq: u64, body: Body, written: u64) -> Self {
+        let NodeRef { ptr, level, max } = at;
         Self {
             ptr,
             bucket: geometry.ptr_bucket(ptr),

@@ -3,6 +3,7 @@
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
 use super::merge::{Merge, Sets};
+use super::node::NodeRef;
 use super::node::{Body, Child, Node, PendingWrite};
 use crate::dev::Buf;
 use crate::error::{Error, Result};
@@ -15,17 +16,6 @@ use std::rc::Rc;
 
 /// Times that a leaf's keys wait for flushes of backing devices before no more keys may come.
 const FLUSHES_BELOW: u32 = 2;
-
-/// A node that is to be read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NodeRef {
-    /// Where it is.
-    pub ptr: Ptr,
-    /// Its level.
-    pub level: u8,
-    /// Everything up to here is in it.
-    pub max: Pos,
-}
 
 impl CacheSet {
     /// The node, from memory or from the device. Others that want it meanwhile wait for this read, and see the node
@@ -105,7 +95,7 @@ impl CacheSet {
         };
         let body = body.map_err(broken)?;
         let written = parsed.written / geometry.block_bytes();
-        let node = Node::new(wanted.ptr, &geometry, wanted.level, wanted.max, first.seq(), body, written);
+        let node = Node::new(wanted, &geometry, first.seq(), body, written);
         Ok(Rc::new(node))
     }
 

@@ -12,6 +12,7 @@
 
 use super::extent::Extent;
 use super::extent_map::ExtentMap;
+use super::node::NodeRef;
 use super::node::{Body, Child, Node, child_key, freeing_marker};
 use crate::alloc::{BucketPin, Reserve, TakenBucket};
 use crate::error::{Error, Result};
@@ -213,7 +214,7 @@ impl CacheSet {
                 Body::Interior { children, stale: Vec::new(), pending: Vec::new() }
             }
         };
-        let node = Rc::new(Node::new(ptr, geometry, level, plan.max, seq, body, written));
+        let node = Rc::new(Node::new(NodeRef { ptr, level, max: plan.max }, geometry, seq, body, written));
         // Children are durable when they are named; data is only written.
         let epoch = if level == 0 { self.cache.epoch() } else { 0 };
         if seeded_bug!(NewNodeUnpinned) {

@@ -2,7 +2,7 @@
 
 use super::CacheSet;
 use crate::alloc::Mark;
-use crate::btree::{Body, NodeRef, children_of};
+use crate::btree::{Body, Node, NodeRef, children_of};
 use crate::error::Result;
 use bcache_format::{BucketNr, Pos};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,23 +31,9 @@ impl CacheSet {
 
     /// The same of a tree that is in memory; the nodes that are not.
     fn audit_resident(&self) -> std::result::Result<Vec<String>, Vec<NodeRef>> {
+        let mut seen = Seen::default();
         let mut missing = Vec::new();
-        let mut wrong = Vec::new();
-        let mut metadata: BTreeSet<BucketNr> =
-            self.journal.bucket_numbers().into_iter().map(BucketNr).collect();
-        let mut claim = |nr: BucketNr, what: &str, wrong: &mut Vec<String>| {
-            if !metadata.insert(nr) {
-                wrong.push(format!("bucket {nr} is used twice, now as {what}"));
-            }
-        };
-        for nr in &self.alloc.prio.borrow().buckets {
-            claim(*nr, "prio set", &mut wrong);
-        }
-        if let Some(ptr) = self.uuids.borrow().key.ptr() {
-            claim(self.cache.geometry.ptr_bucket(ptr), "uuid table", &mut wrong);
-        }
-        let mut dirty: BTreeMap<u32, i64> = BTreeMap::new();
-        let mut data: BTreeMap<BucketNr, bool> = BTreeMap::new();
+        self.claim_metadata(&mut seen);
         let root = self.tree.root();
         let mut todo = vec![(NodeRef { ptr: root.ptr, level: root.level, max: Pos::MAX }, Pos::ZERO)];
         drop(root);
@@ -56,57 +42,69 @@ impl CacheSet {
                 missing.push(wanted);
                 continue;
             };
-            claim(node.bucket, "btree node", &mut wrong);
-            let mut from = min;
-            for child in children_of(&node) {
-                if child.max <= from {
-                    wrong.push(format!(
-                        "child {} of {} ends at {}, before it begins",
-                        child.ptr, node.ptr, child.max
-                    ));
-                }
-                todo.push((NodeRef { ptr: child.ptr, level: wanted.level - 1, max: child.max }, from));
-                from = child.max;
-            }
-            let state = node.state();
-            let Body::Leaf { map, pending, .. } = &state.body else {
-                if from != node.max {
-                    wrong.push(format!("node {} ends at {}, its last child at {from}", node.ptr, node.max));
-                }
-                continue;
-            };
-            if pending.is_empty() != (state.write.since == 0)
-                || (pending.is_empty() && state.write.pin.is_some())
-            {
-                wrong.push(format!(
-                    "leaf {} has {} keys to write since {}, pinned: {}",
-                    node.ptr,
-                    pending.len(),
-                    state.write.since,
-                    state.write.pin.is_some()
-                ));
-            }
-            for extent in map.iter() {
-                if extent.start_pos() < from || extent.pos() > node.max {
-                    wrong
-                        .push(format!("{extent:?} overlaps others or leaves its node {}..{}", min, node.max));
-                }
-                from = extent.pos();
-                if self.counts_as_dirty(extent) {
-                    *dirty.entry(extent.inode()).or_default() += extent.size().0 as i64;
-                }
-                let buckets = self.alloc.buckets.borrow();
-                if buckets.staleness(extent.ptr()) == 0 {
-                    *data.entry(self.cache.geometry.ptr_bucket(extent.ptr())).or_default() |= extent.dirty();
-                } else if extent.dirty() {
-                    wrong.push(format!("{extent:?} is stale and dirty"));
-                }
+            seen.claim(node.bucket, "btree node");
+            let leaf = matches!(node.state().body, Body::Leaf { .. });
+            if leaf {
+                self.audit_leaf(&node, min, &mut seen);
+            } else {
+                audit_interior(&node, min, &mut todo, &mut seen.wrong);
             }
         }
         if !missing.is_empty() {
             return Err(missing);
         }
-        self.audit_buckets(&metadata, &data, &mut wrong);
+        self.audit_buckets(&seen.metadata, &seen.data, &mut seen.wrong);
+        self.audit_dirty(seen.dirty, &mut seen.wrong);
+        Ok(seen.wrong)
+    }
+
+    /// Buckets of metadata other than nodes: nothing else is in them.
+    fn claim_metadata(&self, seen: &mut Seen) {
+        seen.metadata = self.journal.bucket_numbers().into_iter().map(BucketNr).collect();
+        for nr in &self.alloc.prio.borrow().buckets {
+            seen.claim(*nr, "prio set");
+        }
+        if let Some(ptr) = self.uuids.borrow().key.ptr() {
+            seen.claim(self.cache.geometry.ptr_bucket(ptr), "uuid table");
+        }
+    }
+
+    /// A leaf's extents lie in it, in order, and it is dirty when it has keys to write.
+    fn audit_leaf(&self, node: &Node, min: Pos, seen: &mut Seen) {
+        let state = node.state();
+        let Body::Leaf { map, pending, .. } = &state.body else { return };
+        if pending.is_empty() != (state.write.since == 0) || (pending.is_empty() && state.write.pin.is_some())
+        {
+            seen.wrong.push(format!(
+                "leaf {} has {} keys to write since {}, pinned: {}",
+                node.ptr,
+                pending.len(),
+                state.write.since,
+                state.write.pin.is_some()
+            ));
+        }
+        let mut from = min;
+        for extent in map.iter() {
+            if extent.start_pos() < from || extent.pos() > node.max {
+                seen.wrong
+                    .push(format!("{extent:?} overlaps others or leaves its node {}..{}", min, node.max));
+            }
+            from = extent.pos();
+            if self.counts_as_dirty(extent) {
+                *seen.dirty.entry(extent.inode()).or_default() += extent.size().0 as i64;
+            }
+            let buckets = self.alloc.buckets.borrow();
+            if buckets.staleness(extent.ptr()) == 0 {
+                let bucket = self.cache.geometry.ptr_bucket(extent.ptr());
+                *seen.data.entry(bucket).or_default() |= extent.dirty();
+            } else if extent.dirty() {
+                seen.wrong.push(format!("{extent:?} is stale and dirty"));
+            }
+        }
+    }
+
+    /// What is counted as dirty is what the tree has.
+    fn audit_dirty(&self, mut dirty: BTreeMap<u32, i64>, wrong: &mut Vec<String>) {
         for (inode, sectors) in self.dirty_inodes() {
             if dirty.remove(&inode) != Some(sectors as i64) {
                 wrong
@@ -116,7 +114,6 @@ impl CacheSet {
         for (inode, sectors) in dirty {
             wrong.push(format!("inode {inode}: {sectors} dirty sectors are not counted"));
         }
-        Ok(wrong)
     }
 
     fn audit_buckets(
@@ -146,5 +143,40 @@ impl CacheSet {
         if let Some(nr) = metadata.iter().find(|nr| free.contains(nr)) {
             wrong.push(format!("bucket {nr} holds metadata and is free"));
         }
+    }
+}
+
+/// What a walk over the tree saw.
+#[derive(Default)]
+struct Seen {
+    metadata: BTreeSet<BucketNr>,
+    /// Buckets with data, and whether any of it is dirty.
+    data: BTreeMap<BucketNr, bool>,
+    /// Dirty sectors of each inode.
+    dirty: BTreeMap<u32, i64>,
+    wrong: Vec<String>,
+}
+
+impl Seen {
+    fn claim(&mut self, nr: BucketNr, what: &str) {
+        if !self.metadata.insert(nr) {
+            self.wrong.push(format!("bucket {nr} is used twice, now as {what}"));
+        }
+    }
+}
+
+/// The children of a node share its range, in order and without gaps.
+fn audit_interior(node: &Node, min: Pos, todo: &mut Vec<(NodeRef, Pos)>, wrong: &mut Vec<String>) {
+    let mut from = min;
+    for child in children_of(node) {
+        if child.max <= from {
+            wrong
+                .push(format!("child {} of {} ends at {}, before it begins", child.ptr, node.ptr, child.max));
+        }
+        todo.push((NodeRef { ptr: child.ptr, level: node.level - 1, max: child.max }, from));
+        from = child.max;
+    }
+    if from != node.max {
+        wrong.push(format!("node {} ends at {}, its last child at {from}", node.ptr, node.max));
     }
 }

@@ -7,6 +7,7 @@
 //! | file | methods |
 //! |---|---|
 //! | `recover.rs` | starting: `start`, `start_outliving`, and what they do in order |
+//! | `recover/known.rs` | what a start reads and marks: `read_root`, `walk_tree`, `mark_journal`, `mark_roots` |
 //! | `stop.rs` | stopping: `stop`, `checkpoint`, `mark_clean` |
 //! | `tasks.rs` | what runs and when it ends: `task`, `at_work`, `is_closing`, `closed`, `accounting_task` |
 //! | `attach.rs` | devices and volumes that come and go: `attach`, `detach`, `drain`, `create_volume`, `resize_volume`, `remove_volume` |
