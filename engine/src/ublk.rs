@@ -50,6 +50,10 @@ pub struct Params {
     pub rotational: bool,
 }
 
+/// What a device was made for, in a number that its maker chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(pub u64);
+
 /// UblkState of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UblkState {
@@ -75,7 +79,7 @@ pub struct Info {
     /// Features in use.
     pub flags: u64,
     /// The server's own number, which the driver keeps and does not look at.
-    pub mark: u64,
+    pub mark: Mark,
     /// Process that serves it, or served it last.
     pub pid: i32,
 }
@@ -126,14 +130,14 @@ impl Control {
 
     /// Adds a device with one queue of `depth` tags; it needs [`set_params`](Self::set_params), its queue served and
     /// [`start`](Self::start). `mark` is found again in [`Info`].
-    pub fn add(&self, depth: u16, max_bytes: u32, mark: u64) -> io::Result<Info> {
+    pub fn add(&self, depth: u16, max_bytes: u32, mark: Mark) -> io::Result<Info> {
         let mut info = vec![0; INFO];
         info[0..2].copy_from_slice(&1u16.to_ne_bytes());
         info[2..4].copy_from_slice(&depth.to_ne_bytes());
         info[8..12].copy_from_slice(&max_bytes.to_ne_bytes());
         info[12..16].copy_from_slice(&u32::MAX.to_ne_bytes());
         info[24..32].copy_from_slice(&(feature::NEEDED | feature::IOCTL_ENCODE).to_ne_bytes());
-        info[32..40].copy_from_slice(&mark.to_ne_bytes());
+        info[32..40].copy_from_slice(&mark.0.to_ne_bytes());
         Ok(parse_info(&self.call(ADD_DEV, u32::MAX, 0, info)?))
     }
 
@@ -189,7 +193,7 @@ fn parse_info(bytes: &[u8]) -> Info {
             other => UblkState::Other(other),
         },
         flags: u64::from_ne_bytes(field(bytes, 24)),
-        mark: u64::from_ne_bytes(field(bytes, 32)),
+        mark: Mark(u64::from_ne_bytes(field(bytes, 32))),
         pid: i32::from_ne_bytes(field(bytes, 16)),
     }
 }

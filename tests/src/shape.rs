@@ -33,7 +33,6 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("engine/src/fsck/evidence.rs", "recover"),
     ("engine/src/fsck/lost.rs", "buckets"),
     ("engine/src/fsck/view/descend.rs", "descend"),
-    ("format/src/superblock/rules.rs", "cache"),
     // Steps of a program from its command line to its exit code.
     ("tools/src/cli/flush.rs", "run"),
     ("tools/src/cli/fsck.rs", "run"),

@@ -1,6 +1,7 @@
 //! A block device that does nothing: `ublk-null BYTES`. Reads are zeros, writes are dropped. It is the most that a device
 //! can do whose requests are answered by a process, for measuring what the engine adds to that.
 
+use bcache_engine::ublk::Mark;
 use std::rc::Rc;
 
 use anyhow::Context;
@@ -58,7 +59,7 @@ fn main() -> anyhow::Result<()> {
     let signals = Signals::termination(&env)?;
     runtime.block_on(async {
         let volume = Rc::new(Null { bytes, zeros: Buf::zeroed(LARGEST).freeze() });
-        let device = ublk::Device::create(&env, volume, DEPTH, 0, 1).await?;
+        let device = ublk::Device::create(&env, volume, DEPTH, 0, Mark(1)).await?;
         println!("/dev/ublkb{}", device.id());
         signals.next().await?;
         device.remove().await?;

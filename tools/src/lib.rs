@@ -22,6 +22,7 @@ pub mod log;
 pub mod make;
 pub mod module;
 pub mod names;
+pub mod process;
 pub mod queue;
 mod raw;
 pub mod register;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Out, Outcome};
 use crate::control::client::{Client, ask, one_set, status};
 use crate::control::{Request, paths};
-use crate::register::{self, Successor};
+use crate::process::{self, Successor};
 
 /// How long the new engine has until it serves everything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -40,17 +40,17 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
     let _one = paths::lock_registration(set)?;
     let before = ask(set, &Request::Status)?;
     // The root file system may be on the set: nothing that is needed from here on may have to be read from it.
-    register::read_ahead(set);
-    register::check_program(set).context("not upgraded, the engine that runs goes on")?;
+    process::read_ahead(set);
+    process::check_program(set).context("not upgraded, the engine that runs goes on")?;
     let start = Instant::now();
     let pid = before["pid"].as_u64().unwrap_or_default();
     let mut successor = None;
-    if register::is_systemds(set) {
+    if process::is_systemds(set) {
         // systemd starts the next process when it sees how this one ended.
         if ask(set, &Request::Restart).is_err_and(|error| error.to_string().contains("not a request")) {
             hand_over(set)?;
         }
-    } else if register::systemd_starts() {
+    } else if process::systemd_starts() {
         hand_over(set)?;
     } else {
         successor = Some(Successor::start(set, pid)?);
@@ -62,10 +62,10 @@ pub fn run(args: Args, out: &mut Out) -> Outcome {
 
 /// As programs before this one did it.
 fn hand_over(set: Uuid) -> Result<()> {
-    let Some(mut engine) = Client::connect(set)? else { return register::start_engine(set) };
+    let Some(mut engine) = Client::connect(set)? else { return process::start_engine(set) };
     engine.ask(&Request::HandOver)?;
     engine.wait_for_end();
-    register::start_engine(set)
+    process::start_engine(set)
 }
 
 /// Waits until a process that is not the one before serves as many devices.

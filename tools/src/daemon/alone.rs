@@ -13,8 +13,8 @@ use bcache_engine::volume::Volume;
 use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
-use super::engine::{Engine, REMOVED, Standing};
-use super::exposed::{self, Alone, Exposed, Kept};
+use super::export::{self, Alone, Export, Kept};
+use super::host::{Host, REMOVED, Standing};
 use super::switch::Switch;
 use crate::expose::{self, Claim};
 use crate::hold;
@@ -26,7 +26,7 @@ const SOON: std::time::Duration = std::time::Duration::from_secs(5);
 /// Between two tries to let a name lead straight to its device.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
-impl Engine {
+impl Host {
     /// Puts a backing device that needs no cache under its name, straight from the device. What a process left behind is
     /// served meanwhile: requests that wait there must end before the name can lead elsewhere.
     pub(super) async fn go_alone(self: &Rc<Self>, part: &Part) -> Result<()> {
@@ -57,7 +57,7 @@ impl Engine {
             return Ok(());
         }
         if self.env.offload(move || expose::is_left_behind(uuid)).await.context("device-mapper")? {
-            let kept = exposed::take_over(&self.env, uuid, self.options.patience).await?;
+            let kept = export::take_over(&self.env, uuid, self.options.patience).await?;
             self.kept.borrow_mut().extend(kept.map(|kept| (uuid, kept)));
             self.list_devices();
         }
@@ -171,22 +171,22 @@ impl Engine {
                 _ => return,
             }
         }
-        let (engine, path) = (Rc::clone(self), path.to_owned());
+        let (host, path) = (Rc::clone(self), path.to_owned());
         let task = async move {
             loop {
                 {
                     // What is left to do is everybody's who wants to change the device, or all: it may take their place.
-                    let _one = engine.changing.one().await;
-                    let _turn = engine.turns.lock(uuid).await;
-                    let leaves = engine.kept.borrow().get(&uuid).is_some_and(|kept| kept.leaves);
-                    if !leaves || engine.ending.get() || engine.leaving.get() {
+                    let _one = host.changing.one().await;
+                    let _turn = host.turns.lock(uuid).await;
+                    let leaves = host.kept.borrow().get(&uuid).is_some_and(|kept| kept.leaves);
+                    if !leaves || host.ending.get() || host.leaving.get() {
                         return;
                     }
-                    match engine.lead_straight(uuid, &path).await {
+                    match host.lead_straight(uuid, &path).await {
                         Ok(()) => break,
                         Err(error) => {
                             let why = format!("{error:#}");
-                            if let Some(kept) = engine.kept.borrow_mut().get_mut(&uuid)
+                            if let Some(kept) = host.kept.borrow_mut().get_mut(&uuid)
                                 && kept.why != why
                             {
                                 tracing::error!(device = %uuid, "still served by this process: {why}");
@@ -195,9 +195,9 @@ impl Engine {
                         }
                     }
                 }
-                engine.env.sleep(AGAIN).await;
+                host.env.sleep(AGAIN).await;
             }
-            engine.tell();
+            host.tell();
         };
         self.env.spawn(task).detach();
     }
@@ -208,25 +208,25 @@ impl Engine {
         if part.role != Role::Backing(BackingState::Clean) {
             return;
         }
-        let (engine, path) = (Rc::clone(self), part.path.clone());
+        let (host, path) = (Rc::clone(self), part.path.clone());
         let task = async move {
-            engine.env.sleep(patience).await;
-            let waits = || engine.parts.borrow().get(&path) == Some(&Standing::Waiting);
-            if !waits() || engine.runs() || engine.ending.get() {
+            host.env.sleep(patience).await;
+            let waits = || host.parts.borrow().get(&path) == Some(&Standing::Waiting);
+            if !waits() || host.runs() || host.ending.get() {
                 return;
             }
-            let _one = engine.looking.lock(path.clone()).await;
-            if !waits() || engine.runs() || engine.ending.get() {
+            let _one = host.looking.lock(path.clone()).await;
+            if !waits() || host.runs() || host.ending.get() {
                 return;
             }
-            match engine.leave_missing_cache(&path).await {
+            match host.leave_missing_cache(&path).await {
                 Ok(()) => {
-                    let mut parts = engine.parts.borrow_mut();
+                    let mut parts = host.parts.borrow_mut();
                     parts.insert(path, Standing::Alone);
                 }
                 Err(error) => tracing::error!(device = %path.display(), "without its cache: {error:#}"),
             }
-            engine.tell();
+            host.tell();
         };
         self.env.spawn(task).detach();
     }
@@ -253,16 +253,16 @@ impl Engine {
         let volume = Rc::new(AloneVolume::of(Rc::clone(device)).context("it is of the set still")?);
         // A disk that is gone has none any more.
         let number = expose::number_of(path).unwrap_or_default();
-        let (mut exposed, mut kept) = (self.exposed.borrow_mut(), self.kept.borrow_mut());
-        let place = exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
-        let Exposed { name, front, switch, claim, .. } = exposed.remove(place.context(REMOVED)?);
+        let (mut exports, mut kept) = (self.exports.borrow_mut(), self.kept.borrow_mut());
+        let place = exports.iter().position(|one| Rc::ptr_eq(&one.device, device));
+        let Export { name, front, switch, claim, .. } = exports.remove(place.context(REMOVED)?);
         switch.put(Rc::clone(&volume) as Rc<dyn Volume>);
         let alone = Some(Alone { volume, number });
         kept.insert(
             device.uuid,
             Kept { name, front, switch, claim, alone, leaves: false, why: String::new() },
         );
-        drop((exposed, kept));
+        drop((exports, kept));
         self.parts.borrow_mut().insert(path.to_owned(), Standing::Alone);
         self.list_devices();
         self.lead_straight_later(device.uuid, path);
@@ -270,13 +270,13 @@ impl Engine {
     }
 
     /// Requests that fail because the set has failed are carried out without the cache, where that is possible.
-    pub(super) fn rescue_from_failure(self: &Rc<Self>, exposed: &Exposed) {
-        let (engine, uuid) = (Rc::downgrade(self), exposed.device.uuid);
-        exposed.switch.rescue_with(Box::new(move || {
-            let engine = engine.upgrade();
+    pub(super) fn rescue_from_failure(self: &Rc<Self>, export: &Export) {
+        let (host, uuid) = (Rc::downgrade(self), export.device.uuid);
+        export.switch.rescue_with(Box::new(move || {
+            let host = host.upgrade();
             Box::pin(async move {
-                match engine {
-                    Some(engine) => engine.rescue(uuid).await,
+                match host {
+                    Some(host) => host.rescue(uuid).await,
                     None => false,
                 }
             })
@@ -296,8 +296,8 @@ impl Engine {
         let Ok(_turn) = turn else { return false };
         let (Some(set), false) = (self.set.borrow().clone(), self.ending.get()) else { return false };
         let found = {
-            let exposed = self.exposed.borrow();
-            let one = exposed.iter().find(|one| one.device.uuid == uuid);
+            let exports = self.exports.borrow();
+            let one = exports.iter().find(|one| one.device.uuid == uuid);
             one.map(|one| (Rc::clone(&one.device), Rc::clone(&one.switch)))
         };
         // Somebody was faster.

@@ -8,14 +8,14 @@ use bcache_engine::settings::{Clamped, Shown, Value as SettingValue};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::engine::{Engine, Standing};
-use super::exposed::{Exposed, Kept};
+use super::export::{Export, Kept};
+use super::host::{Host, Standing};
 use crate::config::{self, Config, Kind};
 use crate::control::{Reply, Request, server};
 use crate::serve::{told, too_short};
 use crate::{dm, expose};
 
-impl server::Service for Engine {
+impl server::Service for Host {
     async fn answer(self: Rc<Self>, request: Request) -> Reply {
         match self.carry_out(request).await {
             Ok(value) => Reply::Ok(value),
@@ -24,7 +24,7 @@ impl server::Service for Engine {
     }
 }
 
-impl Engine {
+impl Host {
     async fn carry_out(self: &Rc<Self>, request: Request) -> Result<Value> {
         match request {
             Request::Register { .. } if self.stays_down.get() => bail!("the set is being stopped"),
@@ -128,7 +128,7 @@ impl Engine {
         let _turn = self.turns.lock(device.uuid).await;
         let label = device.label.get().to_text();
         let now = self
-            .exposed
+            .exports
             .borrow()
             .iter()
             .find(|one| Rc::ptr_eq(&one.device, device))
@@ -140,7 +140,7 @@ impl Engine {
         let renamed = self.env.offload(move || expose::rename(&old, &new)).await;
         if renamed.with_context(|| format!("/dev/mapper/{now}"))? {
             if let Some(one) =
-                self.exposed.borrow_mut().iter_mut().find(|one| Rc::ptr_eq(&one.device, device))
+                self.exports.borrow_mut().iter_mut().find(|one| Rc::ptr_eq(&one.device, device))
             {
                 one.name = wanted;
             }
@@ -157,7 +157,7 @@ impl Engine {
             "pid": std::process::id(),
             "state": if set.is_some() { "running" } else { "waiting" },
             "parts": self.parts_told(),
-            "devices": self.exposed.borrow().iter().map(|one| self.device_told(one)).collect::<Value>(),
+            "devices": self.exports.borrow().iter().map(|one| self.device_told(one)).collect::<Value>(),
             "kept": self.kept.borrow().iter().map(|(uuid, kept)| self.kept_told(*uuid, kept)).collect::<Value>(),
         });
         let faults: Vec<String> = self.config.borrow().faults.iter().map(ToString::to_string).collect();
@@ -230,7 +230,7 @@ impl Engine {
         json!({"path": path, "uuid": uuid, "backing": backing, "standing": told})
     }
 
-    fn device_told(&self, one: &Exposed) -> Value {
+    fn device_told(&self, one: &Export) -> Value {
         let device = &one.device;
         let dirty = match (device.inode.get(), self.set.borrow().as_ref()) {
             (Some(inode), Some(set)) => set.dirty_sectors(inode),
@@ -256,7 +256,7 @@ impl Engine {
     }
 }
 
-impl Engine {
+impl Host {
     fn too_short(&self, device: &Device) -> Option<String> {
         self.set.borrow().as_ref().and_then(|set| too_short(set, device))
     }

@@ -15,8 +15,8 @@ use bcache_format::uuid_entry::UuidEntry;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::engine::{Engine, REMOVED, Standing, WRITING};
-use super::exposed::{self, Exposed};
+use super::export::{self, Export};
+use super::host::{Host, REMOVED, Standing, WRITING};
 use crate::expose::{self, Claim};
 use crate::hold;
 use crate::identify::{Part, Role};
@@ -25,13 +25,13 @@ use crate::serve::told;
 /// Bytes of a volume at most: more than any disk has, and less than what any layer above or below would overflow at.
 pub(super) const MOST: u64 = 1 << 52;
 
-impl Engine {
+impl Host {
     /// Attaches a backing device to the running set, and serves it.
     pub(super) async fn attach(self: &Rc<Self>, part: &Part) -> Result<()> {
         let set = self.set.borrow().clone().context("the set does not run")?;
         let uuid = part.uuid;
         self.take_over_unlisted(uuid).await?;
-        let there = self.env.offload(move || exposed::tidy(uuid)).await.context("device-mapper")?;
+        let there = self.env.offload(move || export::tidy(uuid)).await.context("device-mapper")?;
         let same = part.clone();
         self.env.offload(move || expose::refuse_copy(&same)).await?;
         let block = part.block;
@@ -98,20 +98,19 @@ impl Engine {
     }
 
     pub(super) fn is_exposed(&self, uuid: Uuid) -> bool {
-        self.exposed.borrow().iter().any(|one| one.device.uuid == uuid)
+        self.exports.borrow().iter().any(|one| one.device.uuid == uuid)
     }
 
     /// Claims the backing device if its name led straight to it until now.
     async fn reclaim(&self, part: &Part, device: &Rc<Device>) {
-        let unclaimed = |exposed: &Exposed| Rc::ptr_eq(&exposed.device, device) && exposed.claim.is_none();
-        if !self.exposed.borrow().iter().any(unclaimed) {
+        let unclaimed = |export: &Export| Rc::ptr_eq(&export.device, device) && export.claim.is_none();
+        if !self.exports.borrow().iter().any(unclaimed) {
             return;
         }
         match self.claim_of(&part.path).await {
             Ok(claim) => {
-                if let Some(exposed) = self.exposed.borrow_mut().iter_mut().find(|exposed| unclaimed(exposed))
-                {
-                    exposed.claim = Some(claim);
+                if let Some(export) = self.exports.borrow_mut().iter_mut().find(|export| unclaimed(export)) {
+                    export.claim = Some(claim);
                 }
             }
             Err(error) => tracing::warn!("not protected from others: {error:#}"),
@@ -152,14 +151,14 @@ impl Engine {
     pub(super) fn find(&self, wanted: &str) -> Result<Rc<Device>> {
         let name = wanted.strip_prefix("/dev/mapper/").unwrap_or(wanted);
         let uuid = wanted.parse::<Uuid>().ok();
-        let matches = |one: &&Exposed| {
+        let matches = |one: &&Export| {
             one.name == name
                 || Some(one.device.uuid) == uuid
                 || one.device.label.get().to_text() == wanted
                 || one.device.backing().is_some_and(|backing| backing.dev.dev.name() == wanted)
         };
-        let exposed = self.exposed.borrow();
-        let found: Vec<&Exposed> = exposed.iter().filter(matches).collect();
+        let exports = self.exports.borrow();
+        let found: Vec<&Export> = exports.iter().filter(matches).collect();
         match found[..] {
             [one] => Ok(Rc::clone(&one.device)),
             [] => bail!("{wanted}: the set serves no such device"),
@@ -204,11 +203,11 @@ impl Engine {
         let path = PathBuf::from(backing.dev.dev.name());
         let part = self.identify_soon(&path).await?;
         self.refuse_other_blocks(&part).await?;
-        let place = |exposed: &[Exposed]| exposed.iter().position(|one| Rc::ptr_eq(&one.device, device));
+        let place = |exports: &[Export]| exports.iter().position(|one| Rc::ptr_eq(&one.device, device));
         let (name, claim) = {
-            let mut exposed = self.exposed.borrow_mut();
-            let index = place(&exposed).context(REMOVED)?;
-            let one = exposed.get_mut(index).context(REMOVED)?;
+            let mut exports = self.exports.borrow_mut();
+            let index = place(&exports).context(REMOVED)?;
+            let one = exports.get_mut(index).context(REMOVED)?;
             (one.name.clone(), one.claim.take())
         };
         // The new table claims the backing device, so ours ends here.
@@ -250,8 +249,8 @@ impl Engine {
             );
         }
         let gone = {
-            let mut exposed = self.exposed.borrow_mut();
-            place(&exposed).map(|index| exposed.remove(index))
+            let mut exports = self.exports.borrow_mut();
+            place(&exports).map(|index| exports.remove(index))
         };
         if let Some(gone) = gone
             && let Err(error) = gone.front.remove().await
@@ -300,8 +299,8 @@ impl Engine {
             return Err(error);
         }
         self.tell();
-        let exposed = self.exposed.borrow();
-        let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
+        let exports = self.exports.borrow();
+        let one = exports.iter().find(|one| Rc::ptr_eq(&one.device, &device));
         let mut answer = json!({"name": one.map(|one| one.name.clone()).unwrap_or_default()});
         let beyond = set.overcommitted_sectors() * SECTOR_SIZE;
         if beyond > 0 {
@@ -325,13 +324,13 @@ impl Engine {
             bail!("{wanted}: a backing device; it can be detached");
         }
         let one = {
-            let mut exposed = self.exposed.borrow_mut();
-            let index = exposed.iter().position(|one| Rc::ptr_eq(&one.device, &device));
-            exposed.remove(index.context(REMOVED)?)
+            let mut exports = self.exports.borrow_mut();
+            let index = exports.iter().position(|one| Rc::ptr_eq(&one.device, &device));
+            exports.remove(index.context(REMOVED)?)
         };
         let name = one.name.clone();
         if let Err((back, error)) = one.remove(&self.env).await {
-            self.exposed.borrow_mut().push(*back);
+            self.exports.borrow_mut().push(*back);
             return Err(error).with_context(|| format!("/dev/mapper/{name}"));
         }
         set.remove_volume(&device).await.map_err(told)?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use bcache_engine::set::Absent;
 use uuid::Uuid;
 
-use super::engine::Engine;
+use super::host::Host;
 use crate::control::paths;
 use crate::dm::{self, Target};
 use crate::serve::told;
@@ -26,7 +26,7 @@ const STOP: Duration = Duration::from_secs(60);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-impl Engine {
+impl Host {
     /// Stops everything. Refused, with nothing changed, while somebody has a device open.
     pub(super) async fn stop(self: &Rc<Self>) -> Result<()> {
         let all = self.env.timeout(PATIENCE, self.changing.all()).await;
@@ -58,9 +58,9 @@ impl Engine {
             tracing::warn!(%error, "udev may start the set again");
         }
         self.notify.stopping();
-        let exposed = std::mem::take(&mut *self.exposed.borrow_mut());
+        let exports = std::mem::take(&mut *self.exports.borrow_mut());
         let kept = std::mem::take(&mut *self.kept.borrow_mut());
-        let fronts = exposed.into_iter().map(|one| (one.name, one.front));
+        let fronts = exports.into_iter().map(|one| (one.name, one.front));
         for (name, front) in fronts.chain(kept.into_values().map(|one| (one.name, one.front))) {
             // Somebody may have the block device itself open, and keep it for as long as that takes.
             match self.env.timeout(PATIENCE, front.remove()).await {
@@ -100,8 +100,8 @@ impl Engine {
 
     /// Names in service, with the UUIDs of their devices.
     fn names(&self) -> Vec<(String, Uuid)> {
-        let (exposed, kept) = (self.exposed.borrow(), self.kept.borrow());
-        let names = exposed.iter().map(|one| (one.name.clone(), one.device.uuid));
+        let (exports, kept) = (self.exports.borrow(), self.kept.borrow());
+        let names = exports.iter().map(|one| (one.name.clone(), one.device.uuid));
         names.chain(kept.iter().map(|(uuid, one)| (one.name.clone(), *uuid))).collect()
     }
 
@@ -143,9 +143,9 @@ impl Engine {
         }
         self.restarts.set(restart);
         self.notify.status("handing over");
-        let exposed = std::mem::take(&mut *self.exposed.borrow_mut());
+        let exports = std::mem::take(&mut *self.exports.borrow_mut());
         let kept = std::mem::take(&mut *self.kept.borrow_mut());
-        let fronts = exposed.iter().map(|one| &one.front).chain(kept.values().map(|one| &one.front));
+        let fronts = exports.iter().map(|one| &one.front).chain(kept.values().map(|one| &one.front));
         let freezing = all(fronts.map(|front| Box::pin(front.freeze()) as Pin<Box<dyn Future<Output = ()>>>));
         if self.env.timeout(PATIENCE, freezing).await.is_err() {
             tracing::warn!("requests that hang are left to the successor");
@@ -215,8 +215,8 @@ impl Engine {
         }
         loop {
             let next = {
-                let exposed = self.exposed.borrow();
-                exposed.iter().find(|one| one.device.backing().is_some()).map(|one| one.device.uuid)
+                let exports = self.exports.borrow();
+                exports.iter().find(|one| one.device.backing().is_some()).map(|one| one.device.uuid)
             };
             let Some(uuid) = next else { break };
             let path = self.detach(&uuid.to_string()).await?;

@@ -12,12 +12,12 @@ use bcache_engine::set::Device;
 use bcache_engine::volume::Volume;
 use uuid::Uuid;
 
-use super::engine::{Engine, REMOVED};
-use super::exposed::Exposed;
+use super::export::Export;
+use super::host::{Host, REMOVED};
 use super::switch::Switch;
 use crate::hold;
 
-impl Engine {
+impl Host {
     /// Looks how long the backing device of one of ours is now, and lets that grow. Its length in bytes.
     ///
     /// # Errors
@@ -27,8 +27,8 @@ impl Engine {
         let _turn = self.turns.lock(uuid).await;
         let set = self.running()?;
         let found = {
-            let exposed = self.exposed.borrow();
-            let one = exposed.iter().find(|one| one.device.uuid == uuid);
+            let exports = self.exports.borrow();
+            let one = exports.iter().find(|one| one.device.uuid == uuid);
             one.map(|one| (Rc::clone(&one.device), one.name.clone(), one.switch.shape()))
         };
         let (device, name, before) = found.context(REMOVED)?;
@@ -47,11 +47,11 @@ impl Engine {
     /// The same for a part, if it is one of ours that is in use: udev says that it has changed.
     pub(super) async fn grow_part(self: &Rc<Self>, path: &Path) {
         let uuid = {
-            let exposed = self.exposed.borrow();
-            let is_it = |one: &&Exposed| {
+            let exports = self.exports.borrow();
+            let is_it = |one: &&Export| {
                 one.device.backing().is_some_and(|backing| Path::new(backing.dev.dev.name()) == path)
             };
-            exposed.iter().find(is_it).map(|one| one.device.uuid)
+            exports.iter().find(is_it).map(|one| one.device.uuid)
         };
         let Some(uuid) = uuid else { return };
         if let Err(error) = self.grow(uuid).await {
@@ -72,16 +72,16 @@ impl Engine {
         check: impl FnOnce() -> std::io::Result<()> + Send + 'static,
     ) -> Result<u64> {
         let (uuid, bytes) = (device.uuid, switch.shape().bytes);
-        let (front, table) = Exposed::another_front(&self.env, self.options.front, &switch, device).await?;
+        let (front, table) = Export::another_front(&self.env, self.options.front, &switch, device).await?;
         let loaded = name.to_owned();
         let swap = move || hold::swap(&loaded, uuid, &table, check);
         if let Err(error) = self.env.offload(swap).await {
             let error = anyhow::Error::from(error).context(format!("/dev/mapper/{name}"));
-            return Err(super::exposed::undone(front, error).await);
+            return Err(super::export::undone(front, error).await);
         }
         let old = {
-            let mut exposed = self.exposed.borrow_mut();
-            let one = exposed.iter_mut().find(|one| Rc::ptr_eq(&one.device, device));
+            let mut exports = self.exports.borrow_mut();
+            let one = exports.iter_mut().find(|one| Rc::ptr_eq(&one.device, device));
             let one = one.context(REMOVED)?;
             one.switch = switch;
             let old = std::mem::replace(&mut one.front, front);

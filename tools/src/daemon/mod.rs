@@ -3,16 +3,28 @@
 //! One process serves one set, on one thread. Parts come in any order and at any time; the set starts when its cache is
 //! there, and each backing device is served as soon as it is there, too. What must survive the process is in the
 //! devices, in the kernel (ublk and device-mapper devices) and in the list of parts ([`crate::control::paths`]).
+//!
+//! # Pieces, and who meets whom
+//!
+//! - A *part* ([`crate::identify::Part`]) is a device of a set, as its superblock has it. `crate::register` names parts to
+//!   the process over the control socket, where `answers` takes them, and `host` and `attach` open them.
+//! - `host::Host` is the process: its parts, the `CacheSet` that runs when there is a cache, and what it shows.
+//! - An *export* (`export::Export`) is one device that is shown: the set's device, its front, its switch, its claim.
+//! - A *front* (`front::Front`) is the block device below a name: one of the two drivers of [`crate::frontend`].
+//! - A *switch* (`switch::Switch`) is the volume that a front serves: it leads requests to whatever answers them now, the
+//!   set's volume, the backing device alone (`alone`), or nobody yet.
+//! - The name in `/dev/mapper` is `crate::dm`'s, led to a front or straight to a disk by `crate::expose`.
+//! - `end` and `succession` are how a process ends and the next one comes; `start`, `initramfs`, `confine` how it begins.
 
 mod alone;
 mod answers;
 mod attach;
 mod confine;
 mod end;
-mod engine;
-mod exposed;
+mod export;
 mod front;
 mod grow;
+mod host;
 mod initramfs;
 mod locks;
 mod notify;
@@ -33,7 +45,7 @@ use crate::config::{self, Config};
 use crate::control::{paths, server};
 use crate::frontend::Driver;
 pub use confine::try_forbidden;
-use engine::{Engine, Options};
+use host::{Host, Options};
 use notify::Notify;
 pub use succession::check;
 
@@ -121,8 +133,8 @@ async fn serve(
     crate::log::start().context("a thread for the log")?;
     let Settings { set, queue_depth, patience, missing_cache } = *settings;
     let options = Options { set, patience, missing_cache, front: (driver, queue_depth) };
-    let engine = Engine::new(env, options, config, Rc::clone(&notify));
-    env.spawn(server::serve(env.clone(), listener, Rc::clone(&engine))).detach();
+    let host = Host::new(env, options, config, Rc::clone(&notify));
+    env.spawn(server::serve(env.clone(), listener, Rc::clone(&host))).detach();
     notify.ready();
     if let Some(interval) = notify.interval() {
         let (env, notify) = (env.clone(), Rc::clone(&notify));
@@ -136,8 +148,8 @@ async fn serve(
         .detach();
     }
     let parts = paths::parts(settings.set).context("the list of parts")?;
-    engine.begin(paths::devices(settings.set), parts);
-    let asked = Rc::clone(&engine);
+    host.begin(paths::devices(settings.set), parts);
+    let asked = Rc::clone(&host);
     env.spawn(async move {
         while let Ok(signal) = signals.next().await {
             tracing::info!(%signal, "asked to end");
@@ -145,10 +157,10 @@ async fn serve(
         }
     })
     .detach();
-    engine.ended().await;
+    host.ended().await;
     let _ = std::fs::remove_file(&socket);
-    if engine.stays_down.get() {
+    if host.stays_down.get() {
         paths::clear_engine(set);
     }
-    Ok(if engine.restarts.get() { End::Restart } else { End::Done })
+    Ok(if host.restarts.get() { End::Restart } else { End::Done })
 }

@@ -8,12 +8,12 @@ use bcache_engine::request::DeviceVolume;
 use uuid::Uuid;
 
 use super::attach::MOST;
-use super::engine::{Engine, REMOVED};
+use super::host::{Host, REMOVED};
 use super::switch::Switch;
 use crate::dm;
 use crate::serve::told;
 
-impl Engine {
+impl Host {
     /// Gives a flash-only volume another size. The kernel's drivers cannot change that of a block device in use: the name
     /// gets another one below.
     ///
@@ -46,8 +46,8 @@ impl Engine {
         let volume = Rc::new(DeviceVolume::new(Rc::clone(&set), Rc::clone(&device), label));
         let switch = Switch::of_size(&self.env, volume, bytes);
         let name = {
-            let exposed = self.exposed.borrow();
-            let one = exposed.iter().find(|one| Rc::ptr_eq(&one.device, &device));
+            let exports = self.exports.borrow();
+            let one = exports.iter().find(|one| Rc::ptr_eq(&one.device, &device));
             one.map(|one| one.name.clone()).context(REMOVED)?
         };
         let check = move || if bytes < before { refuse_in_use(uuid) } else { Ok(()) };

@@ -1,4 +1,15 @@
 //! Ways for clients to reach the engine's volumes.
+//!
+//! # Pieces, and who meets whom
+//!
+//! A *volume* ([`bcache_engine::volume::Volume`]) is all that a front end knows of what it serves. Whoever serves makes the
+//! volume and gives it to a front end; a front end takes requests from its clients, checks them, and asks the volume.
+//!
+//! - [`nbd`] is a server for clients on sockets: `serve` gives it volumes under their names, [`nbd_device`] one of its own.
+//! - [`ublk`] puts one volume before the kernel as a block device, over the driver's queue on the runtime's ring.
+//! - [`nbd_device`] does the same with the kernel's NBD client, joined to our server by a pair of sockets.
+//! - [`Driver`] is which of these two; [`mark`] leads from a device in the kernel back to the volume it was made for.
+//! - [`ram`] is a volume for trying them out. Nothing here knows sets, parts, or names in `/dev/mapper`.
 
 pub mod nbd;
 pub mod nbd_device;
@@ -8,6 +19,7 @@ pub mod ublk;
 use std::io;
 use std::path::Path;
 
+use bcache_engine::ublk::Mark;
 use uuid::Uuid;
 
 /// What puts a volume before the kernel.
@@ -21,8 +33,8 @@ pub enum Driver {
 
 /// A number that leads from a ublk device back to the volume it was made for.
 #[must_use]
-pub fn mark(uuid: Uuid) -> u64 {
-    uuid.as_u64_pair().0
+pub fn mark(uuid: Uuid) -> Mark {
+    Mark(uuid.as_u64_pair().0)
 }
 
 /// Which device of a driver of ours sysfs calls `name`, if it was made for the volume `uuid`. Others have devices that

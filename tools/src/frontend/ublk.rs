@@ -13,7 +13,7 @@ use std::time::Duration;
 use bcache_engine::dev::Buf;
 use bcache_engine::env::{Backend, Env};
 use bcache_engine::sync::WaitQueue;
-use bcache_engine::ublk::{Control, Info, Params, Queue, Request, UblkState, Verb, feature};
+use bcache_engine::ublk::{Control, Info, Mark, Params, Queue, Request, UblkState, Verb, feature};
 use bcache_engine::volume::{Volume, VolumeError};
 
 /// Largest request in bytes.
@@ -94,7 +94,7 @@ pub fn devices() -> io::Result<Vec<Info>> {
 ///
 /// # Errors
 /// The driver does not answer.
-pub fn mark_of(id: u32) -> io::Result<Option<u64>> {
+pub fn mark_of(id: u32) -> io::Result<Option<Mark>> {
     match Control::open()?.info(id) {
         Ok(info) => Ok(Some(info.mark)),
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
@@ -122,7 +122,7 @@ impl Device {
         volume: Rc<dyn Volume>,
         depth: u16,
         optimal: u64,
-        mark: u64,
+        mark: Mark,
     ) -> io::Result<Device> {
         let params = params(&*volume, optimal);
         let info = env

@@ -24,7 +24,7 @@ use crate::hold;
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// A device in service.
-pub(super) struct Exposed {
+pub(super) struct Export {
     /// Name below `/dev/mapper`.
     pub name: String,
     /// The device of the set.
@@ -134,7 +134,7 @@ fn look(uuid: Uuid) -> Result<FrontFound> {
     Ok(FrontFound::Elsewhere { name })
 }
 
-impl Exposed {
+impl Export {
     /// Serves `volume`: under the name that it had if it was there before, else under a new one.
     ///
     /// # Errors
@@ -145,16 +145,16 @@ impl Exposed {
         volume: Rc<dyn Volume>,
         (driver, depth): (Driver, u16),
         claim: Option<Claim>,
-    ) -> Result<Exposed> {
+    ) -> Result<Export> {
         let uuid = device.uuid;
         // One that could not be taken over at the start of this process may be able to now.
         let found = env.offload(move || look(uuid)).await?;
         let block = volume.block_size();
         let switch = Switch::of(env, volume);
         let below = Rc::clone(&switch) as Rc<dyn Volume>;
-        let optimal = Exposed::optimal(env, &device).await;
+        let optimal = Export::optimal(env, &device).await;
         let front = Front::create(env, driver, below, uuid, depth, optimal).await?;
-        let (front, table) = Exposed::table(env, front, switch.shape()).await?;
+        let (front, table) = Export::table(env, front, switch.shape()).await?;
         let label = device.label.get().to_text();
         let named = env.offload(move || match found {
             FrontFound::Elsewhere { name } => {
@@ -171,21 +171,16 @@ impl Exposed {
             FrontFound::Waiting { name, .. } => bail!("/dev/mapper/{name}: made by somebody else meanwhile"),
         });
         match named.await {
-            Ok(name) => Ok(Exposed { name, device, front, switch, claim }),
+            Ok(name) => Ok(Export { name, device, front, switch, claim }),
             Err(error) => Err(undone(front, error).await),
         }
     }
 
     /// Lets `volume` answer what a process left behind.
-    pub(super) fn of(
-        kept: Kept,
-        device: Rc<Device>,
-        volume: Rc<dyn Volume>,
-        claim: Option<Claim>,
-    ) -> Exposed {
+    pub(super) fn of(kept: Kept, device: Rc<Device>, volume: Rc<dyn Volume>, claim: Option<Claim>) -> Export {
         let Kept { name, front, switch, .. } = kept;
         switch.put(volume);
-        Exposed { name, device, front, switch, claim }
+        Export { name, device, front, switch, claim }
     }
 
     /// A front end that can take the place of the one that a name leads to, and the table that leads to it.
@@ -199,9 +194,9 @@ impl Exposed {
         device: &Device,
     ) -> Result<(Front, Vec<Target>)> {
         let below = Rc::clone(switch) as Rc<dyn Volume>;
-        let optimal = Exposed::optimal(env, device).await;
+        let optimal = Export::optimal(env, device).await;
         let front = Front::another(env, driver, below, device.uuid, depth, optimal).await?;
-        Exposed::table(env, front, switch.shape()).await
+        Export::table(env, front, switch.shape()).await
     }
 
     /// Bytes of the requests that the disk below likes best.
@@ -227,7 +222,7 @@ impl Exposed {
     ///
     /// # Errors
     /// Somebody has it open (`EBUSY`): it stays as it is, and is given back.
-    pub(super) async fn remove(self, env: &Env) -> Result<(), (Box<Exposed>, io::Error)> {
+    pub(super) async fn remove(self, env: &Env) -> Result<(), (Box<Export>, io::Error)> {
         let (name, uuid) = (self.name.clone(), self.device.uuid);
         let removed = env.offload(move || {
             if let Some(device) = dm::find(&dm::uuid_of(uuid))? {

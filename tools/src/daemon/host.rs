@@ -18,7 +18,7 @@ use bcache_engine::sync::WaitQueue;
 use bcache_format::superblock::BackingState;
 use uuid::Uuid;
 
-use super::exposed::{self, Exposed, Kept};
+use super::export::{self, Export, Kept};
 use super::locks::{Locks, Shares};
 use super::notify::Notify;
 use crate::config::Config;
@@ -73,7 +73,7 @@ pub(super) enum Standing {
 }
 
 /// Everything of the process.
-pub(super) struct Engine {
+pub(super) struct Host {
     pub(super) env: Env,
     pub(super) options: Options,
     /// What the configuration file says.
@@ -83,7 +83,7 @@ pub(super) struct Engine {
     pub(super) set: RefCell<Option<Rc<CacheSet>>>,
     /// Keeps others away from the cache device.
     claim: RefCell<Option<Claim>>,
-    pub(super) exposed: RefCell<Vec<Exposed>>,
+    pub(super) exports: RefCell<Vec<Export>>,
     /// What a process left behind and whose parts are not there yet.
     pub(super) kept: RefCell<BTreeMap<Uuid, Kept>>,
     /// Devices that are about to be among them.
@@ -107,10 +107,10 @@ pub(super) struct Engine {
     pub(super) changed: WaitQueue,
 }
 
-impl Engine {
+impl Host {
     /// An engine without any part.
-    pub(super) fn new(env: &Env, options: Options, config: Config, notify: Rc<Notify>) -> Rc<Engine> {
-        Rc::new(Engine {
+    pub(super) fn new(env: &Env, options: Options, config: Config, notify: Rc<Notify>) -> Rc<Host> {
+        Rc::new(Host {
             env: env.clone(),
             options,
             config: RefCell::new(config),
@@ -118,7 +118,7 @@ impl Engine {
             parts: RefCell::default(),
             set: RefCell::default(),
             claim: RefCell::default(),
-            exposed: RefCell::default(),
+            exports: RefCell::default(),
             kept: RefCell::default(),
             taking: RefCell::default(),
             changing: Shares::new(),
@@ -145,8 +145,8 @@ impl Engine {
         if !self.is_settled(path) && self.parts.borrow().get(path) != Some(&Standing::Alone) {
             self.parts.borrow_mut().insert(path.to_owned(), Standing::New);
         }
-        let (engine, path) = (Rc::clone(self), path.to_owned());
-        self.env.spawn(async move { engine.take(path).await }).detach();
+        let (host, path) = (Rc::clone(self), path.to_owned());
+        self.env.spawn(async move { host.take(path).await }).detach();
     }
 
     /// Takes over what a process left behind, then takes the parts: requests are answered, with errors at worst, before
@@ -156,15 +156,15 @@ impl Engine {
         // Those, too, that are of another set, or of none any more.
         self.env.spawn(self.env.offload(hold::settle_all)).detach();
         for uuid in devices {
-            let engine = Rc::clone(self);
+            let host = Rc::clone(self);
             self.env
                 .spawn(async move {
-                    match exposed::take_over(&engine.env, uuid, engine.options.patience).await {
-                        Ok(kept) => engine.kept.borrow_mut().extend(kept.map(|kept| (uuid, kept))),
+                    match export::take_over(&host.env, uuid, host.options.patience).await {
+                        Ok(kept) => host.kept.borrow_mut().extend(kept.map(|kept| (uuid, kept))),
                         Err(error) => tracing::error!(device = %uuid, "{error:#}"),
                     }
-                    engine.taking.borrow_mut().remove(&uuid);
-                    engine.changed.wake_all();
+                    host.taking.borrow_mut().remove(&uuid);
+                    host.changed.wake_all();
                 })
                 .detach();
         }
@@ -209,7 +209,7 @@ impl Engine {
         if set.failure().is_none() {
             bail!("{name}: the set has a cache device already, {}", set.cache.dev.name());
         }
-        if let Some(one) = self.exposed.borrow().first() {
+        if let Some(one) = self.exports.borrow().first() {
             bail!("{name}: {} waits for the set, which has failed; bcache upgrade starts it anew", one.name);
         }
         // What it has under way may reach the device yet: nobody else writes to that before it has ended.
@@ -363,17 +363,17 @@ impl Engine {
             None => None,
         };
         let kept = self.kept.borrow_mut().remove(&uuid);
-        let exposed = match kept {
-            Some(kept) => Exposed::of(kept, device, volume, claim),
-            None => Exposed::new(&self.env, device, volume, self.options.front, claim).await?,
+        let export = match kept {
+            Some(kept) => Export::of(kept, device, volume, claim),
+            None => Export::new(&self.env, device, volume, self.options.front, claim).await?,
         };
         drop(held);
-        tracing::info!(name = exposed.name, below = exposed.front.kernel_name(), "in service");
-        if exposed.device.backing().is_some() {
-            self.rescue_from_failure(&exposed);
+        tracing::info!(name = export.name, below = export.front.kernel_name(), "in service");
+        if export.device.backing().is_some() {
+            self.rescue_from_failure(&export);
         }
-        let device = Rc::clone(&exposed.device);
-        self.exposed.borrow_mut().push(exposed);
+        let device = Rc::clone(&export.device);
+        self.exports.borrow_mut().push(export);
         self.list_devices();
         self.configure_device(set, &device).await;
         Ok(())
@@ -386,8 +386,8 @@ impl Engine {
 
     /// Writes down what a successor has to take over.
     pub(super) fn list_devices(&self) {
-        let exposed = self.exposed.borrow();
-        let mut uuids: Vec<Uuid> = exposed.iter().map(|one| one.device.uuid).collect();
+        let exports = self.exports.borrow();
+        let mut uuids: Vec<Uuid> = exports.iter().map(|one| one.device.uuid).collect();
         uuids.extend(self.kept.borrow().keys());
         if let Err(error) = paths::write_devices(self.options.set, &uuids) {
             tracing::warn!(%error, "after a crash, requests may wait until all parts are there");
@@ -432,7 +432,7 @@ impl Engine {
         let parts = self.parts.borrow();
         let of = |wanted: fn(&Standing) -> bool| parts.values().filter(|standing| wanted(standing)).count();
         let failed = of(|standing| matches!(standing, Standing::Failed(_)));
-        let names: Vec<String> = self.exposed.borrow().iter().map(|one| one.name.clone()).collect();
+        let names: Vec<String> = self.exports.borrow().iter().map(|one| one.name.clone()).collect();
         let mut text = match (self.set.borrow().is_some(), names.is_empty()) {
             (false, _) => format!("{} parts wait for the cache", of(|s| *s == Standing::Waiting)),
             (true, true) => "runs; no backing device yet".to_owned(),
