@@ -1,4 +1,6 @@
 //! The journal, and the set it leads to.
+//!
+//! Long because what the journal lacks, and what memory has of it, are judged by the same entries.
 
 use super::super::evidence::{Evidence, is_same};
 use super::super::finding::{Finding, narrowed};
