@@ -237,13 +237,17 @@ fn bad(what: String) -> anyhow::Error {
 /// Refuses one device under two names, also a file beside the loop device that shows it.
 pub fn each_once<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Result<()> {
     let mut seen: Vec<(Vec<(u64, u64)>, &PathBuf)> = Vec::new();
-    for path in paths {
-        let meta = std::fs::metadata(path).map_err(|error| bad(format!("{}: {error}", path.display())))?;
+    let meta =
+        |path: &PathBuf| std::fs::metadata(path).map_err(|error| bad(format!("{}: {error}", path.display())));
+    let metas: Vec<_> = paths.into_iter().map(|path| Ok((path, meta(path)?))).collect::<Result<_>>()?;
+    let any_device = metas.iter().any(|(_, meta)| meta.file_type().is_block_device());
+    for (path, meta) in metas {
         let identity = |meta: &Metadata| match meta.file_type().is_block_device() {
             true => (u64::MAX, meta.rdev()),
             false => (meta.dev(), meta.ino()),
         };
-        let shown = loop_of(&meta).and_then(|device| std::fs::metadata(device).ok());
+        let shown = if any_device { loop_of(&meta) } else { None };
+        let shown = shown.and_then(|device| std::fs::metadata(device).ok());
         let here: Vec<_> = std::iter::once(&meta).chain(&shown).map(identity).collect();
         if let Some((_, other)) = seen.iter().find(|(there, _)| there.iter().any(|one| here.contains(one))) {
             return Err(bad(format!("{} and {} are the same device", other.display(), path.display())));

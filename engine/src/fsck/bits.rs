@@ -113,6 +113,7 @@ fn journal(checked: &Checked, cache: &Cache, fixes: &mut Vec<Fix>) {
         Kind::JournalUnreadable,
         Kind::JournalHole,
         Kind::JournalTailTorn,
+        Kind::JournalTailKept,
         Kind::JournalHidden,
         Kind::JournalOrder,
     ];

@@ -126,6 +126,9 @@ kinds! {
     JournalTailTorn "journal-tail-torn" Harmless
         "The newest entry was cut off by a crash. It was never acknowledged: nothing is lost."
         "The torn entry is cleared.";
+    JournalTailKept "journal-tail-in-leaves" Lossless
+        "The newest entry is not whole, and leaves have all of its keys, so that nothing is lost: Linux writes full leaves before the entry, which a crash then tore; or it was damaged later."
+        "The metadata is written anew with what the leaves have.";
     JournalKept "journal-kept" Harmless
         "The set's engine died, and memory has keys of acknowledged writes that no journal entry has yet: whoever starts the set next takes them over. They are in what was checked."
         "They become part of the set.";

@@ -52,11 +52,11 @@ refused 'journal-kept (harmless)' bcache fsck -n /dev/vda /dev/vdb
 content > /tmp/content
 for ((i = 0; i < 2; i++)); do
   bcache fsck -y --undo /tmp/undo.$i /dev/vda /dev/vdb || (($? == 1))
-  content | diff /tmp/content -
   [[ ! -e $(echo /run/bcache/*.keys) && -e $(echo /run/bcache/*.keys.laid) ]]
   bcache fsck -n /dev/vda /dev/vdb
   ((i > 0)) || bcache undo /tmp/undo.0
 done
+content | diff /tmp/content -
 bcache-register /dev/vdb
 echo 1 > /proc/sys/vm/drop_caches
 sha256sum -c --quiet /tmp/late

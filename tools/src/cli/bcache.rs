@@ -43,8 +43,16 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
 /// Width of help. Who calls it knows the terminal's, and this text stands before that.
 const WIDTH: usize = 90;
 
-/// What `bcache --help` says: clap lists commands in one group only.
+/// What `bcache --help` says: clap lists commands in one group only. Nothing where the command line names a command at once:
+/// all commands would be described once more, which takes longer than the check of a small set.
 fn help() -> String {
+    let mut words = std::env::args_os();
+    let is_it =
+        words.next().is_some_and(|path| std::path::Path::new(&path).file_name() == Some("bcache".as_ref()));
+    let is_command = |word: std::ffi::OsString| word != "help" && !word.as_encoded_bytes().starts_with(b"-");
+    if is_it && words.next().is_some_and(is_command) {
+        return String::new();
+    }
     let header = clap::builder::Styles::styled().get_header().to_owned();
     let mut text = "{about-with-newline}\n{usage-heading} {usage}\n".to_owned();
     let commands = Command::augment_subcommands(clap::Command::new("bcache"));

@@ -14,6 +14,7 @@ use super::super::view::{Cache, Fault, SetView, What};
 use super::{Checked, Options};
 use crate::journal::{Behind, EntryId};
 use bcache_format::bset::{self, Keys};
+use bcache_format::jset::JSET_MAX_BYTES;
 use bcache_format::jset::{HEADER_BYTES, JsetHeader};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::UuidEntry;
@@ -68,7 +69,8 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     let kept = Kept::of(&cache, newest, torn, rotted.as_ref(), options);
     full.replay_also(&kept.behind.keys);
     let mut faults = Vec::new();
-    let mut view = SetView::above_leaves(cache.clone(), full.clone(), &mut |fault| faults.push(fault));
+    let given = if torn.is_some() { full.clone() } else { std::mem::take(&mut full) };
+    let mut view = SetView::above_leaves(cache.clone(), given, &mut |fault| faults.push(fault));
     // What leaves have of an entry that cannot be read would be hidden by what older entries say.
     let mut forget = |view: &mut SetView, mut full: Journal| {
         faults.clear();
@@ -100,8 +102,14 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
                 checked.found(Finding::new(Kind::JournalTailTorn, &name, torn.end, detail));
             }
             Some(whole) => {
-                let detail = format!("entry {next} is damaged, and was whole before: {}", whole.by);
-                checked.found(Finding::new(Kind::JournalMissing, &name, torn.end, detail));
+                let (kind, detail) = match whole.lossless {
+                    true => (Kind::JournalTailKept, format!("entry {next} is not whole, but {}", whole.by)),
+                    false => {
+                        let detail = format!("entry {next} is damaged, and was whole before: {}", whole.by);
+                        (Kind::JournalMissing, detail)
+                    }
+                };
+                checked.found(Finding::new(kind, &name, torn.end, detail));
                 full.replay_also(&whole.keys);
                 forget(&mut view, full);
             }
@@ -227,7 +235,44 @@ struct Whole {
     by: String,
     /// Keys of it that leaves have.
     keys: Vec<Bkey>,
+    /// Nothing that it said is lost, whether it was whole or not.
+    lossless: bool,
 }
+
+/// The keys of an entry that is not whole, if leaves, or older entries, have them all, and it names what the newest one names.
+/// Linux writes leaves before the entry that their keys are of, if they are full: a crash that tears it leaves the same as rot.
+fn all_of(cache: &Cache, view: &SetView, torn: &Scan, header: &JsetHeader) -> Option<Vec<Bkey>> {
+    let newest = view.journal.newest()?;
+    let len = (HEADER_BYTES as u64).saturating_add(u64::from(header.keys.get()).saturating_mul(8));
+    if len > JSET_MAX_BYTES {
+        return None;
+    }
+    let read = |byte, len| cache.read(Structure::Jset, byte, len).unwrap_or_default();
+    let (bytes, before) = (read(torn.end, len), read(newest.byte, HEADER_BYTES as u64));
+    let named = NAMED_AT..HEADER_BYTES;
+    if bytes.get(named.clone()).is_none() || bytes.get(named.clone()) != before.get(named) {
+        return None;
+    }
+    let keys = Keys::new(bytes.get(HEADER_BYTES..).unwrap_or_default(), HEADER_BYTES as u64, Structure::Jset);
+    let mut all = SeenMap::default();
+    for key in keys {
+        let sound = key.ok().filter(|key| key.dirty() && key.size() > 0 && key.size() <= key.offset());
+        all.insert(sound.filter(|key| cache.geometry.ptr_problem(key).is_none())?);
+    }
+    let all = all.into_keys();
+    let had = |key: &Bkey| {
+        let of_tree = view.tree_extents(key.start_pos(), key.pos()).flatten();
+        let of_journal =
+            view.sure.journal.from(key.start_pos()).take_while(|other| other.start_pos() < key.pos());
+        let same = of_tree.chain(of_journal).filter(|other| is_same(other, key));
+        let same: Ranges = same.map(|other| (other.start_pos(), other.pos())).collect();
+        same.cover((key.start_pos(), key.pos()))
+    };
+    all.iter().all(had).then_some(all)
+}
+
+/// Where an entry names uuid table, root and prio sets.
+const NAMED_AT: usize = 40;
 
 /// What followed from an entry that is not whole: then no crash tore it. Leaves have its keys, or there is a chain of prio
 /// sets that is two after the one that is named, and written only once an entry names the one between. Of the entry only the
@@ -255,15 +300,20 @@ fn whole_before(cache: &Cache, view: &SetView, torn: &Scan) -> Option<Whole> {
     let keys: Vec<Bkey> =
         keys.map_while(Result::ok).filter(sound).filter(|key| !known(key) && in_leaf(key)).collect();
     if !keys.is_empty() {
-        let by = format!("leaves have {} of its keys", keys.len());
-        return Some(Whole { by, keys });
+        let all = all_of(cache, view, torn, &header);
+        let (lossless, keys) = (all.is_some(), all.unwrap_or(keys));
+        let by = format!(
+            "leaves have {} of its keys",
+            if lossless { "all".to_owned() } else { keys.len().to_string() }
+        );
+        return Some(Whole { by, keys, lossless });
     }
     let (_, named) = view.prios.buckets.first()?;
     let number = cache.sb.cache().map_or(0, |cache| usize::from(cache.nr_this_dev));
     let bucket = BucketNr(header.prio_bucket.get(number)?.get());
     let newer = PrioChain::read(cache, bucket, torn.end).buckets.first().map(|(_, seq)| *seq)?;
     let by = format!("prio sets {newer} are there, and an entry must have named those before them");
-    (newer > named.saturating_add(1)).then_some(Whole { by, keys })
+    (newer > named.saturating_add(1)).then_some(Whole { by, keys, lossless: false })
 }
 
 /// The newest head of an entry that is newer than the torn one, of which nothing is valid.

@@ -266,11 +266,11 @@ impl SetView {
                     None => {
                         key.ptrs().iter().for_each(|ptr| self.gens.raise(*ptr));
                         self.replayed.insert(*key);
-                        self.sure.journal.insert(*key);
                     }
                 }
             }
         }
+        self.sure.journal.clone_from(&self.replayed);
     }
 
     /// Raises generations by what the journal's keys point at.
