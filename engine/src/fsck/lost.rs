@@ -173,6 +173,11 @@ fn devices_of(device: &Device, sb: &Superblock) -> usize {
     if uuids.is_empty() { 1 } else { uuids.iter().filter(of_device).count() }
 }
 
+/// How many journal buckets a cache has, as Linux lays them out.
+fn journal_buckets(nbuckets: u64) -> u64 {
+    (nbuckets / 128).clamp(2, 256)
+}
+
 /// Most buckets of a cache that has so many journal buckets, as Linux lays them out.
 fn most_buckets(journal: u64, all: u64) -> u64 {
     match journal {
@@ -260,8 +265,9 @@ fn buckets(device: &Device, set_uuid: Uuid, bucket_sectors: u32) -> Option<(u64,
             format!("its journal, which ends before bucket {lowest}, where data is: the device was smaller"),
         ));
     }
-    // What is used behind that says that the end of the chain was none.
-    Some(if highest < by_size.0 { by_size } else { (all, "the device's size".to_owned()) })
+    // What is used behind that says that the end of the chain was none; so do entries where its journal would not reach.
+    let reaches = begun.last().is_none_or(|last| *last < journal_buckets(by_size.0));
+    Some(if highest < by_size.0 && reaches { by_size } else { (all, "the device's size".to_owned()) })
 }
 
 /// How many buckets a chain of prio sets is for.
@@ -319,7 +325,7 @@ fn superblock(set_uuid: Uuid, bucket_sectors: u32, block: u16, nbuckets: u64) ->
         nr_in_set: 1,
         nr_this_dev: 0,
         first_bucket: u16::try_from(RESERVED_SECTORS / bucket_sectors + 1).ok()?,
-        njournal_buckets: u16::try_from((nbuckets / 128).clamp(2, 256)).ok()?,
+        njournal_buckets: u16::try_from(journal_buckets(nbuckets)).ok()?,
     };
     let version = if large { Version::CacheWithFeatures } else { Version::CacheWithUuid };
     // Nothing else has the device's own: as good as any.
@@ -369,7 +375,7 @@ fn by_journal(device: &Device) -> Option<(SetMagic, u32, &'static str)> {
     for bucket_sectors in bucket_sizes(device, BUCKETS_LEFT) {
         let first = u64::from(RESERVED_SECTORS / bucket_sectors + 1);
         let all = Sectors::from_bytes(device.size()).0 / u64::from(bucket_sectors);
-        let count = (all / 128).clamp(2, 256);
+        let count = journal_buckets(all);
         let entries = (first..first + count).filter_map(|bucket| {
             let byte = bucket * u64::from(bucket_sectors) * SECTOR_SIZE;
             entry_at(device, byte)
