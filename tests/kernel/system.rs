@@ -63,7 +63,7 @@ pub fn job(script: &str, argument: u32) -> String {
 #[test]
 #[ignore = "boots a kernel"]
 fn a_killed_engine_comes_back_under_a_mounted_file_system() {
-    Job::new("killed.sh", 2).run();
+    Job::new("killed.sh", 2).seconds(600).run();
 }
 
 #[test]

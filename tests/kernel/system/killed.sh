@@ -49,14 +49,17 @@ refused 'in the journal yet' bcache-register --engine kernel /dev/vda
 content() { bcache export -o - /dev/vda /dev/vdb | sha256sum; }
 # Whoever reads the set has those keys, too; a repair makes them part of it, and is undone with them.
 refused 'journal-kept (harmless)' bcache fsck -n /dev/vda /dev/vdb
-content > /tmp/content
-for ((i = 0; i < 2; i++)); do
-  bcache fsck -y --undo /tmp/undo.$i /dev/vda /dev/vdb || (($? == 1))
-  [[ ! -e $(echo /run/bcache/*.keys) && -e $(echo /run/bcache/*.keys.laid) ]]
-  bcache fsck -n /dev/vda /dev/vdb
-  ((i > 0)) || bcache undo /tmp/undo.0
-done
-content | diff /tmp/content -
+# That takes minutes here; without the emulated machine it is tried each time.
+if ((kills > 2)); then
+  content > /tmp/content
+  for ((i = 0; i < 2; i++)); do
+    bcache fsck -y --undo /tmp/undo.$i /dev/vda /dev/vdb || (($? == 1))
+    [[ ! -e $(echo /run/bcache/*.keys) && -e $(echo /run/bcache/*.keys.laid) ]]
+    bcache fsck -n /dev/vda /dev/vdb
+    ((i > 0)) || bcache undo /tmp/undo.0
+  done
+  content | diff /tmp/content -
+fi
 bcache-register /dev/vdb
 echo 1 > /proc/sys/vm/drop_caches
 sha256sum -c --quiet /tmp/late
