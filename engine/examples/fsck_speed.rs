@@ -10,7 +10,7 @@ use bcache_engine::fsck::made::{DATA_OFFSET, Shape, make};
 use bcache_engine::fsck::view::{Device, FileDevice, ReadAt};
 use bcache_engine::fsck::{Options, check};
 use bcache_format::superblock::{SB_BYTES, SB_OFFSET};
-use bcache_format::{Bkey, Ptr};
+use bcache_format::{Bkey, Ptr, Sectors};
 use nix::time::ClockId;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -44,7 +44,7 @@ fn make_scattered(path: &Path, extents: u64) -> io::Result<()> {
     file.sync_all()?;
     let mut backing = path.as_os_str().to_owned();
     backing.push(".backing");
-    make_backing(Path::new(&backing), shape, (DATA_OFFSET + (extents + 1) * 2 * EXTENT) * 512)?;
+    make_backing(Path::new(&backing), shape, Sectors(DATA_OFFSET + (extents + 1) * 2 * EXTENT).bytes())?;
     Ok(())
 }
 

@@ -1,9 +1,12 @@
 """What every group of measurements uses: running programs, and pairs of what was measured."""
 
+import pathlib
 import statistics
 import subprocess
 import sys
 import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # The least ratio that is wanted, by group, load, and what it is measured against.
 GOALS = {

@@ -11,18 +11,27 @@ modprobe -a dm_mod ublk_drv sd_mod dm_writecache dm_cache dm_cache_smq
 modprobe brd rd_nr=11 rd_size=$((192 << 10))
 load_bcache
 
+# A set of ours, and of the kernel's: nothing goes past the cache, and nothing is written back.
+start_ours() {
+  bcache-register --wait "$@" > /dev/null
+  bcache set sequential_cutoff=0 writeback_running=0 congested_read_threshold_us=0 congested_write_threshold_us=0
+}
+start_kernels() {
+  local file
+  register "$@"
+  await test -e /dev/bcache0
+  echo 0 > /sys/block/bcache0/bcache/sequential_cutoff
+  echo 0 > /sys/block/bcache0/bcache/writeback_running
+  for file in /sys/fs/bcache/*-*/congested_*; do echo 0 > "$file"; done
+}
+
 declare -A at=([raw]=/dev/ram4)
 make-bcache --writeback -b 256k -l ours -C /dev/ram0 -B /dev/ram1 > /dev/null
-bcache-register --wait /dev/ram0 /dev/ram1 > /dev/null
+start_ours /dev/ram0 /dev/ram1
 await test -e /dev/mapper/ours
-bcache set sequential_cutoff=0 writeback_running=0 congested_read_threshold_us=0 congested_write_threshold_us=0
 at[ours]=/dev/mapper/ours
 make-bcache --writeback -b 256k -C /dev/ram2 -B /dev/ram3 > /dev/null
-register /dev/ram2 /dev/ram3
-await test -e /dev/bcache0
-echo 0 > /sys/block/bcache0/bcache/sequential_cutoff
-echo 0 > /sys/block/bcache0/bcache/writeback_running
-for file in /sys/fs/bcache/*-*/congested_*; do echo 0 > "$file"; done
+start_kernels /dev/ram2 /dev/ram3
 at[kernel]=/dev/bcache0
 sectors=$(blockdev --getsz /dev/ram6)
 if dmsetup create writecache --table "0 $sectors writecache s /dev/ram5 /dev/ram6 4096 0"; then
@@ -96,16 +105,11 @@ for system in ours kernel; do
   wipefs -aq /dev/ram10 "/dev/$disk"
   make-bcache --writeback -l asked -C "/dev/$disk" -B /dev/ram10 -b 64k -w 4k > /dev/null
   if [[ $system == ours ]]; then
-    bcache-register --wait "/dev/$disk" /dev/ram10 > /dev/null
-    bcache set sequential_cutoff=0 writeback_running=0 congested_write_threshold_us=0
+    start_ours "/dev/$disk" /dev/ram10
     device=/dev/mapper/asked
   else
-    register "/dev/$disk" /dev/ram10
+    start_kernels "/dev/$disk" /dev/ram10
     device=/dev/bcache0
-    await test -e $device
-    echo 0 > /sys/block/bcache0/bcache/sequential_cutoff
-    echo 0 > /sys/block/bcache0/bcache/writeback_running
-    for file in /sys/fs/bcache/*-*/congested_*; do echo 0 > "$file"; done
   fi
   sleep 1
   count() { awk -v field="$1" '{print $field}' "/sys/block/$disk/stat"; }

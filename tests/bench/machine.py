@@ -5,10 +5,9 @@ import statistics
 import subprocess
 import tempfile
 
-from common import run, say
+from common import ROOT, run, say
 from native import COUNTS
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOADS = [(rw, "4k", depth, 0) for rw in ("randread", "randwrite") for depth in (1, 16, 64)]
 LOADS += [("randwrite", "4k", 1, 1), ("randwrite", "4k", 16, 8), ("randread", "256k", 8, 0), ("randwrite", "256k", 8, 0)]
 

@@ -12,9 +12,8 @@ import sys
 import tempfile
 import time
 
-from common import cold, run, say, seconds
+from common import ROOT, cold, run, say, seconds
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVED = ["cache_mode=writeback", "sequential_cutoff=0", "writeback_percent=40", "congested_read_threshold_us=0",
           "congested_write_threshold_us=0"]
 

@@ -176,8 +176,7 @@ fn of_cache(left: &Left, cache: &Cache) -> Option<Ahead> {
     let newest = Journal::read(cache).newest()?.clone();
     let mut header = [0; HEADER_BYTES];
     cache.device.read_at(newest.byte, &mut header).ok()?;
-    let csum = JsetHeader::read(&header)?.csum.get();
-    let found = match left.behind(EntryId { seq: newest.jset.seq, csum }) {
+    let found = match left.behind(EntryId::of(&JsetHeader::read(&header)?)) {
         Ok(behind) => Ahead::Keys(behind.keys.len() as u64 + behind.damaged),
         Err(TailFault::Doubtful { keys }) => Ahead::Doubtful(keys),
         Err(_) => return None,

@@ -74,7 +74,7 @@ pub fn narrowed(sure: &Sure, mut finding: Finding) -> Finding {
     let mut pieces = Vec::new();
     for (from, to) in &left {
         let mut at = *from;
-        for key in sure.journal.from(*from).take_while(|key| key.start_pos() < *to) {
+        for key in sure.journal.between(*from, *to) {
             if at < key.start_pos() {
                 pieces.push((at, key.start_pos()));
             }

@@ -5,8 +5,7 @@ use crate::error::{Error, Result};
 use crate::set::CacheDev;
 use bcache_format::Seq;
 use bcache_format::bkey::Bkey;
-use bcache_format::jset::JSET_MAX_BYTES;
-use bcache_format::jset::{Jset, JsetHeader};
+use bcache_format::jset::{JSET_MAX_BYTES, Jset, JsetHeader};
 use bcache_format::{BucketNr, Problem};
 use std::collections::BTreeMap;
 

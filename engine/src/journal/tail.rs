@@ -28,6 +28,7 @@
 
 use bcache_format::bkey::Bkey;
 use bcache_format::csum::{SEED_ONES, crc64};
+use bcache_format::jset::JsetHeader;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -104,6 +105,14 @@ pub struct EntryId {
     pub seq: u64,
     /// Its checksum.
     pub csum: u64,
+}
+
+impl EntryId {
+    /// What the entry with this header is.
+    #[must_use]
+    pub const fn of(header: &JsetHeader) -> Self {
+        Self { seq: header.seq.get(), csum: header.csum.get() }
+    }
 }
 
 /// Why the keys of a tail are not to be had.

@@ -101,7 +101,7 @@ impl CacheSet {
         }
         self.check()?;
         if let (Some(tail), Some(header)) = (journal.tail.get(), JsetHeader::read(&image)) {
-            tail.note(EntryId { seq: seq.0, csum: header.csum.get() }).map_err(|error| {
+            tail.note(EntryId::of(&header)).map_err(|error| {
                 let what = format!(
                     "the journal's tail in memory cannot be written ({error}), and must be before the journal"
                 );

@@ -37,7 +37,7 @@ again() {
   umount /mnt/x
 }
 forget() { settle; wipefs -qa "$@"; settle; }
-# Takes the set away and back: by the kernel's bcache if `kernel`, else by ours.
+# Takes the set away from whoever has it; the kernel's bcache takes it, or ours.
 stop_all() {
   settle
   bcache stop --all > /dev/null

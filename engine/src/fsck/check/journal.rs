@@ -14,8 +14,7 @@ use super::super::view::{Cache, Fault, SetView, What};
 use super::{Checked, Options};
 use crate::journal::{Behind, EntryId};
 use bcache_format::bset::{self, Keys};
-use bcache_format::jset::JSET_MAX_BYTES;
-use bcache_format::jset::{HEADER_BYTES, JsetHeader};
+use bcache_format::jset::{HEADER_BYTES, JSET_MAX_BYTES, JsetHeader};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::uuid_entry::UuidEntry;
 use bcache_format::{Bkey, BucketNr, Pos, SECTOR_SIZE, Sectors, Structure};
@@ -146,11 +145,14 @@ pub(super) fn pass(checked: &mut Checked, options: Options<'_>) -> bool {
     true
 }
 
+/// Whether a key can be of an extent of the cache.
+fn is_sound(cache: &Cache, key: &Bkey) -> bool {
+    key.size() > 0 && key.size() <= key.offset() && cache.geometry.ptr_problem(key).is_none()
+}
+
 /// Forgets the keys that leaves have, under others perhaps: those are newer then, and of an entry that cannot be read.
 fn forget_replayed(view: &SetView, journal: &mut Journal) {
-    let geometry = &view.cache.geometry;
-    let sound =
-        |key: &Bkey| key.size() > 0 && key.size() <= key.offset() && geometry.ptr_problem(key).is_none();
+    let sound = |key: &Bkey| is_sound(&view.cache, key);
     journal.replace(sound, |keys| {
         let mut all = SeenMap::default();
         keys.into_iter().for_each(|key| all.insert(key));
@@ -165,8 +167,8 @@ fn forget_replayed(view: &SetView, journal: &mut Journal) {
                 };
                 let keys = bytes.get(bset::HEADER_BYTES..).unwrap_or_default();
                 for key in Keys::new(keys, bset::HEADER_BYTES as u64, Structure::Bset).map_while(Result::ok) {
-                    let near = all.from(key.start_pos()).take_while(|other| other.start_pos() < key.pos());
-                    for other in near.filter(|other| is_same(other, &key)) {
+                    for other in all.between(key.start_pos(), key.pos()).filter(|other| is_same(other, &key))
+                    {
                         had.add((key.start_pos().max(other.start_pos()), key.pos().min(other.pos())));
                     }
                 }
@@ -204,13 +206,12 @@ impl Kept {
             return Self::default();
         };
         let head = |byte| JsetHeader::read(&cache.read(Structure::Jset, byte, SECTOR_SIZE).ok()?);
-        let id = |header: &JsetHeader| EntryId { seq: header.seq.get(), csum: header.csum.get() };
-        if let Some(Ok(behind)) = head(newest.byte).map(|header: JsetHeader| left.behind(id(&header))) {
+        if let Some(Ok(behind)) = head(newest.byte).map(|header| left.behind(EntryId::of(&header))) {
             return Self { behind, instead_of_lost: false };
         }
         let continued = || {
             let lost = rotted.copied().or_else(|| head(torn?.end))?;
-            let behind = left.behind_lost(id(&lost), newest.jset.seq)?;
+            let behind = left.behind_lost(EntryId::of(&lost), newest.jset.seq)?;
             Some(Self { behind, instead_of_lost: true })
         };
         continued().unwrap_or_default()
@@ -256,14 +257,12 @@ fn all_of(cache: &Cache, view: &SetView, torn: &Scan, header: &JsetHeader) -> Op
     let keys = Keys::new(bytes.get(HEADER_BYTES..).unwrap_or_default(), HEADER_BYTES as u64, Structure::Jset);
     let mut all = SeenMap::default();
     for key in keys {
-        let sound = key.ok().filter(|key| key.dirty() && key.size() > 0 && key.size() <= key.offset());
-        all.insert(sound.filter(|key| cache.geometry.ptr_problem(key).is_none())?);
+        all.insert(key.ok().filter(|key| key.dirty() && is_sound(cache, key))?);
     }
     let all = all.into_keys();
     let had = |key: &Bkey| {
         let of_tree = view.tree_extents(key.start_pos(), key.pos()).flatten();
-        let of_journal =
-            view.sure.journal.from(key.start_pos()).take_while(|other| other.start_pos() < key.pos());
+        let of_journal = view.sure.journal.between(key.start_pos(), key.pos());
         let same = of_tree.chain(of_journal).filter(|other| is_same(other, key));
         let same: Ranges = same.map(|other| (other.start_pos(), other.pos())).collect();
         same.cover((key.start_pos(), key.pos()))
@@ -283,22 +282,17 @@ fn whole_before(cache: &Cache, view: &SetView, torn: &Scan) -> Option<Whole> {
     let words = usize::try_from(header.keys.get()).ok()?.saturating_mul(8);
     let keys = bytes.get(HEADER_BYTES..)?;
     let keys = Keys::new(keys.get(..words.min(keys.len()))?, HEADER_BYTES as u64, Structure::Jset);
-    let sound = |key: &Bkey| {
-        key.size() > 0 && key.size() <= key.offset() && cache.geometry.ptr_problem(key).is_none()
-    };
     // Older entries have it, too, where it was written to the cache before, and only then moved or made clean.
-    let known = |key: &Bkey| {
-        view.sure
-            .journal
-            .from(key.start_pos())
-            .take_while(|other| other.start_pos() < key.pos())
-            .any(|other| is_same(&other, key))
-    };
+    let known =
+        |key: &Bkey| view.sure.journal.between(key.start_pos(), key.pos()).any(|other| is_same(&other, key));
     let in_leaf = |key: &Bkey| {
         view.tree_extents(key.start_pos(), key.pos()).flatten().any(|other| is_same(&other, key))
     };
-    let keys: Vec<Bkey> =
-        keys.map_while(Result::ok).filter(sound).filter(|key| !known(key) && in_leaf(key)).collect();
+    let keys: Vec<Bkey> = keys
+        .map_while(Result::ok)
+        .filter(|key| is_sound(cache, key))
+        .filter(|key| !known(key) && in_leaf(key))
+        .collect();
     if !keys.is_empty() {
         let all = all_of(cache, view, torn, &header);
         let (lossless, keys) = (all.is_some(), all.unwrap_or(keys));

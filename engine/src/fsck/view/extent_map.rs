@@ -40,10 +40,14 @@ impl SeenMap {
     pub fn from(&self, from: Pos) -> impl Iterator<Item = Bkey> + '_ {
         self.extents.range((Bound::Excluded(from), Bound::Unbounded)).map(|(_, key)| *key)
     }
+    /// Extents that are at least in part between two positions, in order.
+    pub fn between(&self, from: Pos, to: Pos) -> impl Iterator<Item = Bkey> + '_ {
+        self.from(from).take_while(move |key| key.start_pos() < to)
+    }
     /// Whether there is any between two positions.
     #[must_use]
     pub fn overlaps(&self, from: Pos, to: Pos) -> bool {
-        self.from(from).next().is_some_and(|key| key.start_pos() < to)
+        self.between(from, to).next().is_some()
     }
     /// All extents, in order.
     #[must_use]

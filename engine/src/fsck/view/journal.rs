@@ -5,8 +5,7 @@
 
 use super::devices::Cache;
 use super::fault::{Fault, What};
-use bcache_format::jset::JSET_MAX_BYTES;
-use bcache_format::jset::{Jset, JsetHeader};
+use bcache_format::jset::{JSET_MAX_BYTES, Jset, JsetHeader};
 use bcache_format::superblock::SB_OFFSET;
 use bcache_format::{Bkey, BucketNr, Error, Problem, Structure};
 use std::collections::BTreeMap;

@@ -321,7 +321,7 @@ impl<P: Pass> Sweep<'_, P> {
         if node.usable && alone {
             node.keys.into_iter().for_each(|key| self.pass.extent(key, worker, &mut swept.out));
         } else if node.usable {
-            let newer = self.journal.from(at.lower).take_while(|key| key.start_pos() < at.key.pos());
+            let newer = self.journal.between(at.lower, at.key.pos());
             let older = node.keys.into_iter().map(Ok::<_, Infallible>);
             for (key, layer) in Overlay::new(older, newer).flatten() {
                 if layer == Layer::Older {
